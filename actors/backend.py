@@ -1,0 +1,61 @@
+"""The one interface behind which every model stands, and what it tells about itself."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from protocols.message import Ask, Reply
+
+
+class AdapterRef(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of one agent's adapter. ``name`` never names two sets of weights: ``<agent>@<run>-v<version>``."""
+
+    name: str
+    agent: str
+    path: str  # folder in PEFT layout
+
+
+class BackendInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a started backend is. ``max_concurrency``: asks it can usefully hold at once."""
+
+    model: str
+    context_tokens: int
+    max_concurrency: int
+    takes_images: bool = False
+    takes_adapters: bool = False
+
+
+class Backend(Protocol):
+    """A model that answers asks. One backend serves any number of agents; their adapters differ, the base does not.
+
+    A backend holds no retry, limit or queue of its own beyond what its engine needs: the agent actor owns those.
+    """
+
+    async def start(self) -> BackendInfo:
+        """Load or connect. Raises: AgentError: it cannot, with the reason and the way out."""
+        ...
+
+    async def generate(self, ask: Ask, adapter: AdapterRef | None) -> Reply:
+        """One reply. Cancelling the caller must free what the ask holds.
+
+        Raises: ReplyError: with the kind that says whether another try can help.
+        """
+        ...
+
+    async def load_adapter(self, adapter: AdapterRef) -> None:
+        """Make an adapter servable; returns once it is. Raises: AgentError: it is not for this model, or not there."""
+        ...
+
+    async def unload_adapter(self, adapter: AdapterRef) -> None:
+        """Free an adapter that no ask will use again."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Figures of the engine since its start, by name."""
+        ...
+
+    async def close(self) -> None:
+        """Stop and free everything; safe to call twice."""
+        ...

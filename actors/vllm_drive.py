@@ -1,0 +1,274 @@
+"""How a vLLM engine is turned: by one thread of this process, or by vLLM's own engine process.
+
+A drive owns the engine and the requests in it, and knows nothing of asks, replies or chats. ``ThreadDrive`` is for
+CPUs: one process, half the start time of a second one, and no copying between them. ``ProcessDrive`` is for GPUs,
+where the engine's loop must not share an interpreter lock with the actor's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from protocols.errors import AgentError, ReplyError
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+    from vllm.outputs import RequestOutput
+    from vllm.sampling_params import SamplingParams
+
+CLOSE_TIMEOUT_S = 30.0  # a step of the largest batch on a busy laptop takes a few seconds
+
+EngineArguments = dict[str, Any]  # keyword arguments of vllm.EngineArgs
+
+
+class Drive(Protocol):
+    """One engine: started once, asked many times at once, closed once."""
+
+    async def start(self) -> int:
+        """Load the engine; returns the length of its context in tokens."""
+        ...
+
+    async def complete(
+        self, request_id: str, prompt_ids: list[int], params: SamplingParams, lora: LoRARequest | None
+    ) -> RequestOutput:
+        """One finished request. Cancelling the caller removes it from the engine. Raises: ReplyError: engine down."""
+        ...
+
+    async def add_lora(self, request: LoRARequest) -> None:
+        """Load the adapter's weights; whatever the engine raises comes through."""
+        ...
+
+    async def remove_lora(self, lora_id: int) -> None: ...
+
+    def gauges(self) -> dict[str, float]:
+        """Requests ``running`` and ``waiting``, and ``kv_usage``, the share of the cache in use."""
+        ...
+
+    @property
+    def failure(self) -> str:
+        """Why the engine answers nothing any more; empty while it does."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class ThreadDrive:
+    """An in-process ``LLMEngine`` that one thread loads, feeds and steps; the engine is not thread-safe.
+
+    The event loop talks to the thread through ``_inbox`` only, the thread to the loop through ``call_soon_threadsafe``
+    only. ``_pending`` belongs to the loop: whoever waits is in there, and is failed from there when the engine breaks.
+    """
+
+    def __init__(self, arguments: EngineArguments) -> None:
+        self._arguments = arguments
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # None: stop
+        self._pending: dict[str, asyncio.Future[Any]] = {}
+        self._call_ids = itertools.count()
+        self._gauges = {"running": 0.0, "waiting": 0.0, "kv_usage": 0.0}
+        self._failure = ""
+        self._loop: asyncio.AbstractEventLoop
+        self._thread: threading.Thread | None = None
+        self._engine: Any = None
+
+    @property
+    def failure(self) -> str:
+        return self._failure
+
+    def gauges(self) -> dict[str, float]:
+        return self._gauges
+
+    async def start(self) -> int:
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="vllm-engine", daemon=True)
+        ready = self._expect("start")
+        self._thread.start()
+        return int(await ready)
+
+    async def complete(
+        self, request_id: str, prompt_ids: list[int], params: SamplingParams, lora: LoRARequest | None
+    ) -> RequestOutput:
+        answered = self._expect(request_id)
+        prompt = {"prompt_token_ids": prompt_ids}
+        self._inbox.put(lambda: self._submit(request_id, prompt, params, lora))
+        try:
+            output: RequestOutput = await answered
+            return output
+        finally:
+            self._pending.pop(request_id, None)
+            if answered.cancelled():
+                self._inbox.put(lambda: self._engine.abort_request([request_id]))
+
+    async def add_lora(self, request: LoRARequest) -> None:
+        await self._call(lambda: self._engine.add_lora(request))
+
+    async def remove_lora(self, lora_id: int) -> None:
+        await self._call(lambda: self._engine.remove_lora(lora_id))
+
+    async def close(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._inbox.put(None)
+        await asyncio.to_thread(thread.join, CLOSE_TIMEOUT_S)
+        self._fail("it was closed")
+
+    # -- the loop's side ---------------------------------------------------------------------------------------------
+
+    def _expect(self, key: str) -> asyncio.Future[Any]:
+        if self._failure:
+            raise ReplyError(f"the vLLM engine cannot answer: {self._failure}")
+        return self._pending.setdefault(key, self._loop.create_future())
+
+    async def _call(self, work: Callable[[], object]) -> None:
+        key = f"call-{next(self._call_ids)}"
+        done = self._expect(key)
+        self._inbox.put(lambda: self._attempt(key, work))
+        await done
+
+    def _settle(self, results: list[tuple[str, Any]]) -> None:
+        for key, result in results:
+            waiting = self._pending.pop(key, None)
+            if waiting is None or waiting.done():
+                continue  # the caller was cancelled while its answer was on the way
+            if isinstance(result, BaseException):
+                waiting.set_exception(result)
+            else:
+                waiting.set_result(result)
+
+    def _fail(self, reason: str) -> None:
+        self._failure = self._failure or reason
+        error = ReplyError(f"the vLLM engine cannot answer: {self._failure}")
+        self._settle([(key, error) for key in self._pending])
+
+    # -- the thread's side -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # that there is no Triton on a CPU
+        try:
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
+
+            self._engine = LLMEngine.from_engine_args(EngineArgs(**self._arguments))
+        except BaseException as err:
+            self._post(self._settle, [("start", err)])
+            return
+        self._post(self._settle, [("start", self._engine.model_config.max_model_len)])
+        try:
+            while self._take_in():
+                self._step()
+        except Exception as err:
+            self._post(self._fail, f"it stopped with {err!r}; start the agent again")
+        finally:
+            self._engine.engine_core.shutdown()
+
+    def _take_in(self) -> bool:
+        """Do what the loop sent, waiting for it only when there is nothing else to do; False to stop."""
+        idle = not self._engine.has_unfinished_requests()
+        while True:
+            try:
+                work = self._inbox.get(block=idle)
+            except queue.Empty:
+                return True
+            if work is None:
+                return False
+            work()
+            idle = False
+
+    def _step(self) -> None:
+        if self._engine.has_unfinished_requests():
+            finished = [(output.request_id, output) for output in self._engine.step() if output.finished]
+            if finished:
+                self._post(self._settle, finished)
+        scheduler = self._engine.engine_core.engine_core.scheduler
+        running, waiting = scheduler.get_request_counts()
+        usage = float(scheduler.kv_cache_manager.usage)
+        self._gauges = {"running": float(running), "waiting": float(waiting), "kv_usage": usage}
+
+    def _submit(self, request_id: str, prompt: Any, params: SamplingParams, lora: LoRARequest | None) -> None:
+        try:
+            self._engine.add_request(request_id, prompt, params, lora_request=lora)
+        except Exception as err:
+            self._post(self._settle, [(request_id, err)])
+
+    def _attempt(self, key: str, work: Callable[[], object]) -> None:
+        try:
+            result = work()
+        except Exception as err:
+            self._post(self._settle, [(key, err)])
+        else:
+            self._post(self._settle, [(key, result)])
+
+    def _post(self, deliver: Callable[[Any], None], what: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(deliver, what)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            self._inbox.put(None)
+
+
+class ProcessDrive:
+    """``AsyncLLM``: the engine runs in a process of its own, and vLLM carries requests to it and answers back."""
+
+    def __init__(self, arguments: EngineArguments) -> None:
+        self._arguments = arguments | {"disable_log_stats": False}  # the other process tells its gauges that way
+        self._engine: Any = None
+        self._failure = ""
+
+    @property
+    def failure(self) -> str:
+        return self._failure
+
+    async def start(self) -> int:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        arguments = AsyncEngineArgs(**self._arguments)
+        self._engine = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
+        return int(self._engine.model_config.max_model_len)
+
+    async def complete(
+        self, request_id: str, prompt_ids: list[int], params: SamplingParams, lora: LoRARequest | None
+    ) -> RequestOutput:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        prompt = {"prompt_token_ids": prompt_ids}
+        try:
+            output: RequestOutput
+            async for output in self._living().generate(prompt, params, request_id, lora_request=lora):
+                if output.finished:
+                    return output
+        except EngineDeadError as err:
+            self._failure = f"its process died with {err!r}; start the agent again"
+        raise ReplyError(f"the vLLM engine cannot answer: {self._failure or 'it ended a request without an output'}")
+
+    async def add_lora(self, request: LoRARequest) -> None:
+        await self._living().add_lora(request)
+
+    async def remove_lora(self, lora_id: int) -> None:
+        await self._living().remove_lora(lora_id)
+
+    def gauges(self) -> dict[str, float]:
+        from vllm.v1.metrics.reader import Gauge, get_metrics_snapshot
+
+        found = {metric.name: metric.value for metric in get_metrics_snapshot() if isinstance(metric, Gauge)}
+        names = {
+            "running": "num_requests_running",
+            "waiting": "num_requests_waiting",
+            "kv_usage": "kv_cache_usage_perc",
+        }
+        return {ours: float(found.get(f"vllm:{theirs}", 0.0)) for ours, theirs in names.items()}
+
+    async def close(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown)
+
+    def _living(self) -> Any:
+        if self._engine is None:
+            raise AgentError("the vLLM engine was asked before it was started or after it was closed")
+        return self._engine

@@ -1,0 +1,209 @@
+"""A local model served by vLLM: on CPUs in this process, on GPUs in vLLM's own.
+
+Owns the translation between asks and vLLM requests, and which adapter version is which. How the engine is turned is in
+``vllm_drive``. The process must have been started with the environment of ``required_env``: Ray's
+``runtime_env={"env_vars": required_env(settings)}`` sees to that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from actors.backend import AdapterRef, BackendInfo
+from actors.embedded import EMBEDDED_NAME, embedded_model_path
+from actors.vllm_adapters import AdapterTable
+from actors.vllm_drive import Drive, ProcessDrive, ThreadDrive
+from actors.vllm_settings import VLLMSettings, engine_arguments, required_env, runs_on_cpu
+from protocols.errors import AgentError, ReplyError
+from protocols.message import Ask, FinishReason, Reply, Sampling, Usage
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+    from vllm.outputs import RequestOutput
+    from vllm.sampling_params import SamplingParams
+
+__all__ = ["VLLMBackend", "VLLMSettings", "required_env"]
+
+FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+class VLLMBackend:
+    """The ``Backend`` of a vLLM engine; one engine serves a base model and any number of adapter versions."""
+
+    def __init__(self, settings: VLLMSettings) -> None:
+        self._settings = settings
+        self._drive: Drive | None = None
+        self._model_path = ""
+        self._context_tokens = 0
+        self._tokenizer: Any = None
+        self._request_ids = itertools.count()
+        self._adapters = AdapterTable()
+        self._counts = Counter[str]()
+
+    @property
+    def name(self) -> str:
+        """The name replies carry."""
+        settings = self._settings
+        if settings.served_name:
+            return settings.served_name
+        return EMBEDDED_NAME if settings.model == "embedded" else settings.model
+
+    async def start(self) -> BackendInfo:
+        settings, on_cpu = self._settings, runs_on_cpu()
+        in_process = on_cpu if settings.in_process is None else settings.in_process
+        if on_cpu and settings.max_adapters:
+            await asyncio.to_thread(_use_fast_cpu_lora, in_process)
+        self._model_path = settings.model
+        if settings.model == "embedded":
+            self._model_path = str(await asyncio.to_thread(embedded_model_path))
+        arguments = engine_arguments(settings, self._model_path, on_cpu)
+        drive: Drive = ThreadDrive(arguments) if in_process else ProcessDrive(arguments)
+        try:
+            self._tokenizer = await asyncio.to_thread(_load_tokenizer, self._model_path)
+            self._context_tokens = await drive.start()
+        except AgentError:
+            raise
+        except Exception as err:
+            raise AgentError(f"vLLM could not load model={settings.model!r}: {err}") from err
+        self._drive = drive
+        return BackendInfo(
+            model=self.name,
+            context_tokens=self._context_tokens,
+            max_concurrency=settings.max_concurrency,
+            takes_adapters=settings.max_adapters > 0,
+        )
+
+    async def generate(self, ask: Ask, adapter: AdapterRef | None) -> Reply:
+        started = time.monotonic()
+        drive = self._running()
+        prompt_ids = self._prompt_ids(ask)
+        request_id = f"{next(self._request_ids)}:{ask.id}"
+        self._counts["requests"] += 1
+        try:
+            lora = None if adapter is None else await self._loaded(adapter)  # a restarted actor has forgotten it
+            output = await drive.complete(request_id, prompt_ids, self._params(ask.sampling), lora)
+        except ReplyError:
+            raise
+        except AgentError as err:
+            raise ReplyError(str(err), "malformed") from err
+        except Exception as err:
+            raise ReplyError(f"vLLM refused ask {ask.id}: {err}", "malformed") from err
+        return self._reply(ask, adapter, output, time.monotonic() - started)
+
+    async def load_adapter(self, adapter: AdapterRef) -> None:
+        await self._loaded(adapter)
+
+    async def unload_adapter(self, adapter: AdapterRef) -> None:
+        request = await self._adapters.forget(adapter)
+        if request is not None:
+            await self._running().remove_lora(request.lora_int_id)
+
+    def metrics(self) -> dict[str, float]:
+        """``tokens_generated``, ``requests``, ``replies``; ``prefix_cache_queries`` and ``prefix_cache_hits`` in
+        tokens; ``running`` and ``waiting`` requests; ``kv_usage`` from 0 to 1; ``adapters``; ``broken`` 0 or 1."""
+        names = ("requests", "replies", "tokens_generated", "prefix_cache_queries", "prefix_cache_hits")
+        figures = {name: float(self._counts[name]) for name in names}
+        if self._drive is not None:
+            figures |= self._drive.gauges() | {"broken": float(bool(self._drive.failure))}
+        return figures | {"adapters": float(len(self._adapters))}
+
+    async def close(self) -> None:
+        drive, self._drive = self._drive, None
+        if drive is not None:
+            await drive.close()
+
+    def _running(self) -> Drive:
+        if self._drive is None:
+            raise ReplyError(f"the backend of {self.name} is not started, or closed already")
+        return self._drive
+
+    async def _loaded(self, adapter: AdapterRef) -> LoRARequest:
+        if self._settings.max_adapters == 0:
+            raise AgentError(f"adapter {adapter.name!r} cannot be served with max_adapters=0; set max_adapters")
+        drive = self._running()
+        return await self._adapters.load(adapter, drive, self._settings, self._model_path)
+
+    def _prompt_ids(self, ask: Ask) -> list[int]:
+        chat = []
+        for message in ask.messages:
+            if message.images:
+                raise ReplyError(f"ask {ask.id} carries an image, but {self.name} reads only text", "malformed")
+            chat.append({"role": message.role, "content": message.text})
+        try:
+            ids = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        except Exception as err:  # the template is the model's own program and may raise anything
+            raise ReplyError(f"the chat template of {self.name} refused ask {ask.id}: {err}", "malformed") from err
+        room = self._context_tokens - len(ids)
+        if ask.sampling.max_tokens > room:
+            raise ReplyError(
+                f"ask {ask.id} has {len(ids)} prompt tokens and max_tokens={ask.sampling.max_tokens}, but {self.name} "
+                f"holds {self._context_tokens} in all; shorten the prompt or set max_tokens <= {max(room, 0)}",
+                "context_too_long",
+            )
+        return list(ids)
+
+    def _params(self, sampling: Sampling) -> SamplingParams:
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            stop=list(sampling.stop) or None,
+            seed=sampling.seed if self._settings.per_request_seed else None,
+            logprobs=0 if self._settings.keep_logprobs else None,  # 0: the sampled token's own and no others
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )
+
+    def _reply(self, ask: Ask, adapter: AdapterRef | None, output: RequestOutput, latency_s: float) -> Reply:
+        said = output.outputs[0]
+        if said.finish_reason not in FINISH and not said.token_ids:
+            raise ReplyError(f"vLLM ended ask {ask.id} with finish_reason={said.finish_reason!r} and no text")
+        usage = Usage(
+            prompt_tokens=len(output.prompt_token_ids or ()),
+            completion_tokens=len(said.token_ids),
+            cached_tokens=output.num_cached_tokens or 0,
+        )
+        self._counts["replies"] += 1
+        self._counts["tokens_generated"] += usage.completion_tokens
+        self._counts["prefix_cache_queries"] += usage.prompt_tokens
+        self._counts["prefix_cache_hits"] += usage.cached_tokens
+        return Reply(
+            ask_id=ask.id,
+            text=said.text,
+            model=self.name,
+            adapter=adapter.name if adapter else "",
+            finish_reason=FINISH.get(said.finish_reason, "other"),
+            usage=usage,
+            token_ids=tuple(said.token_ids),
+            logprobs=_own_logprobs(said.logprobs),
+            latency_s=latency_s,
+        )
+
+
+def _use_fast_cpu_lora(in_process: bool) -> None:
+    if not in_process:
+        raise AgentError("in_process=false cannot serve adapters on CPU; set in_process=true or max_adapters=0")
+    from actors.vllm_cpu_lora import install
+
+    install()
+
+
+def _load_tokenizer(model_path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    if not tokenizer.chat_template:
+        raise AgentError(f"model={model_path!r} has no chat template; use an instruction-tuned model")
+    return tokenizer
+
+
+def _own_logprobs(flat: Any) -> tuple[float, ...]:
+    """[T], from vLLM's flat layout, in which the sampled token comes first at its position."""
+    return () if flat is None else tuple(flat.logprobs[start] for start in flat.start_indices)

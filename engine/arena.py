@@ -1,0 +1,402 @@
+"""An arena: a shard of the debates in flight, with its own journal.
+
+Outcomes come in batches; one pump commits everything that has arrived, then lets the machines see it. While a commit
+is under way the next batch gathers, so the busier the arena, the more debates share one write to disk. A debate never
+waits for another. Ray is added outside, in ``engine.cluster``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from actors.mailbox import Outbox
+from engine.journal import CloseEntry, Entry, EventEntry, Journal, NoteEntry, Sync, read_journal
+from protocols.errors import GraphError, IllegalEventError, JournalError
+from protocols.graph import Debate, decode_debate, encode_debate
+from protocols.machine import (
+    AgentFailed,
+    Close,
+    Command,
+    DeadlinePassed,
+    Event,
+    Machine,
+    Opened,
+    Record,
+    Replied,
+    Request,
+)
+from protocols.message import Ask, Outcome, Reply, Usage
+from protocols.task import Task
+
+log = logging.getLogger("moot.arena")
+
+_OUTCOMES = msgspec.msgpack.Decoder(list[Outcome])
+_ENCODER = msgspec.msgpack.Encoder()
+
+Build = Callable[[], Machine]
+Tell = Callable[[bytes], Awaitable[None]]
+"""Delivers one packed batch of asks to a host; returns when the host has taken it."""
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
+    """A debate to hold: which task, under which id and seed."""
+
+    debate_id: str
+    task: Task
+    seed: int
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
+    """A debate that left the arena. ``graph`` is its encoded ``Debate``; ``set_aside`` says why it came to nothing."""
+
+    debate_id: str
+    closed_at: float
+    graph: bytes
+    set_aside: str = ""
+
+
+class ArenaStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Running totals of one arena since it started. ``open`` counts debates taken on and not yet ready to collect."""
+
+    open: int = 0
+    closed: int = 0
+    replies: int = 0
+    failures: int = 0
+    late: int = 0
+    usage: Usage = Usage()
+    error: str = ""
+
+
+class _Open(msgspec.Struct):
+    """A debate in flight."""
+
+    debate: Debate
+    machine: Machine
+    seq: int = 0  # next event's number
+    decided: set[str] = msgspec.field(default_factory=set)  # asks answered in this batch, not yet applied
+    timer: asyncio.TimerHandle | None = None
+    timed_phase: int = -1
+
+
+class Arena:
+    """See the module.
+
+    Args:
+        name: unique in the run.
+        journal: the file that is this arena's alone.
+        fingerprint: identity of the run; see ``Journal``.
+        build: makes a fresh machine; called once a debate.
+        protocol, cast: recorded on every graph.
+        deadline_s: of each phase.
+        hosts: agent name -> how to tell the host it lives in. Agents of one host share one function.
+    Raises: JournalError: see ``Journal``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        journal: Path,
+        *,
+        fingerprint: str,
+        build: Build,
+        protocol: str,
+        cast: Mapping[str, tuple[str, ...]],
+        deadline_s: float,
+        hosts: Mapping[str, Tell],
+        sync: Sync = "full",
+        max_journal_mb: int = 0,
+        lock_wait_s: float = 0.0,
+    ) -> None:
+        self.name = name
+        self._journal = Journal(
+            journal, fingerprint=fingerprint, sync=sync, max_size_mb=max_journal_mb, lock_wait_s=lock_wait_s
+        )
+        self._build, self._protocol, self._cast, self._deadline_s = build, protocol, dict(cast), deadline_s
+        self._outboxes = self._make_outboxes(hosts)
+        self._open: dict[str, _Open] = {}
+        self._inbound: list[tuple[str, Event]] = []  # arrived, not yet committed
+        self._writes: list[Entry] = []  # goes with the next commit
+        self._leaving: list[Finished] = []  # closed, and written with the next commit
+        self._unreported = 0  # closed, their graphs not yet on record
+        self._finished: list[Finished] = []  # closed for good, not yet collected
+        self._wake, self._news = asyncio.Event(), asyncio.Event()
+        self._pump: asyncio.Task[None] | None = None
+        self._stats = ArenaStats()
+        self._error = ""
+
+    def _make_outboxes(self, hosts: Mapping[str, Tell]) -> dict[str, Outbox[Ask]]:
+        by_host: dict[Tell, Outbox[Ask]] = {}
+
+        def lost(err: Exception) -> None:
+            self._fail(f"an agent host is gone: {type(err).__name__}; `moot resume` asks again what it held")
+
+        for tell in hosts.values():
+            if tell not in by_host:
+
+                async def send(batch: list[Ask], tell: Tell = tell) -> None:
+                    await tell(_ENCODER.encode(batch))
+
+                by_host[tell] = Outbox(send, lost)
+        return {agent: by_host[tell] for agent, tell in hosts.items()}
+
+    async def recover(self) -> tuple[list[Finished], list[str]]:
+        """Start, from what the journal holds: open debates go on from where they stood.
+
+        Returns: the closed ones, and the ids of all others: they are still open, or ended while they were replayed and
+        are collected like any that close. Raises: JournalError: damaged.
+        """
+        closed = []
+        for recorded in await asyncio.to_thread(lambda: list(read_journal(self._journal.path))):
+            if recorded.graph is not None:
+                closed.append(_finished(decode_debate(recorded.graph), recorded.closed_at or 0.0))
+            elif recorded.events:
+                self._replay([event for _, event in recorded.events])
+        self._pump = asyncio.get_running_loop().create_task(self._run())
+        self._wake.set()
+        return closed, [*self._open, *(done.debate_id for done in self._leaving)]
+
+    def _replay(self, events: list[Event]) -> None:
+        opened = events[0]
+        assert isinstance(opened, Opened)  # the first event of a debate is what puts it on record
+        held = self._hold(opened)
+        for event in events:
+            held.seq += 1
+            self._obey(opened.debate_id, self._step(held, event), ask=False)
+            if opened.debate_id not in self._open:
+                return  # over; what is left was committed together with the event that ended it
+        self._post(held.machine.outstanding.values())
+
+    def open(self, assignments: Iterable[Assignment]) -> None:
+        """Take debates on; each is asked about as soon as its opening is on record."""
+        for given in assignments:
+            self._inbound.append((given.debate_id, Opened(debate_id=given.debate_id, task=given.task, seed=given.seed)))
+        self._wake.set()
+
+    def deliver(self, packed: bytes) -> None:
+        """Take a batch of outcomes from a host."""
+        for outcome in _OUTCOMES.decode(packed):
+            debate_id = outcome.ask_id.rpartition("#")[0]
+            self._inbound.append((debate_id, Replied(outcome) if isinstance(outcome, Reply) else AgentFailed(outcome)))
+        self._wake.set()
+
+    async def collect(self, wait_s: float) -> tuple[list[Finished], ArenaStats]:
+        """What has closed since the last call, waiting up to ``wait_s`` for something to close."""
+        if not self._finished and not self._error:
+            with suppress(TimeoutError):  # nothing closed: the stats alone are news enough
+                async with asyncio.timeout(wait_s):
+                    await self._news.wait()
+        self._news.clear()
+        finished, self._finished = self._finished, []
+        opening = sum(isinstance(event, Opened) for _, event in self._inbound)
+        return finished, msgspec.structs.replace(
+            self._stats, open=len(self._open) + opening + self._unreported, error=self._error
+        )
+
+    async def close(self) -> None:
+        """Stop and let go of the journal; what is on record stays there."""
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.wait([self._pump])
+        for held in self._open.values():
+            if held.timer is not None:
+                held.timer.cancel()
+        for outbox in set(self._outboxes.values()):
+            await outbox.close()
+        self._journal.close()
+
+    async def _run(self) -> None:
+        """The pump: commit what has arrived, apply it, again."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                accepted, entries = self._admit()
+                leaving, self._leaving = self._leaving, []
+                if entries:
+                    await asyncio.to_thread(self._journal.commit, entries)
+                self._finish(leaving)
+                for debate_id, event in accepted:
+                    self._apply(debate_id, event)
+                if self._writes or self._inbound:
+                    self._wake.set()
+        except JournalError as err:
+            self._fail(str(err))
+        except Exception as err:
+            log.exception("arena %s stopped", self.name)
+            self._fail(f"arena {self.name} stopped on a bug: {type(err).__name__}: {err}")
+
+    def _admit(self) -> tuple[list[tuple[str, Event]], list[Entry]]:
+        """Which of the arrived events count, and the entries to commit before they do.
+
+        A deadline is alone in its debate's share of a batch: whether it still counts after a reply, and what still
+        counts after it, is known once they are applied.
+        """
+        inbound, self._inbound = self._inbound, []
+        entries, self._writes = self._writes, []
+        accepted: list[tuple[str, Event]] = []
+        sealed: set[str] = set()
+        now = time.time()
+        for debate_id, event in inbound:
+            if isinstance(event, Opened):
+                if debate_id in self._open or self._journal.holds(debate_id):
+                    continue  # handed out twice: the first counts
+                self._hold(event)
+            held = self._open.get(debate_id)
+            if held is not None and (debate_id in sealed or (isinstance(event, DeadlinePassed) and held.decided)):
+                self._inbound.append((debate_id, event))
+                continue
+            if held is None or not _expected(held, event):
+                if isinstance(event, Replied):
+                    entries.append(NoteEntry(debate_id, now, "late", _ENCODER.encode(event).hex()))
+                    self._stats = msgspec.structs.replace(self._stats, late=self._stats.late + 1)
+                continue
+            if isinstance(event, DeadlinePassed):
+                sealed.add(debate_id)
+            elif isinstance(event, Replied | AgentFailed):
+                held.decided.add(_ask_id(event))
+            entries.append(EventEntry(debate_id, held.seq, now, event))
+            held.seq += 1
+            accepted.append((debate_id, event))
+        return accepted, entries
+
+    def _hold(self, opened: Opened) -> _Open:
+        debate = Debate(
+            id=opened.debate_id, task=opened.task, protocol=self._protocol, seed=opened.seed, cast=self._cast
+        )
+        held = self._open[opened.debate_id] = _Open(debate, self._build())
+        return held
+
+    def _apply(self, debate_id: str, event: Event) -> None:
+        held = self._open.get(debate_id)
+        if held is None:
+            return  # set aside by an event before this one
+        held.decided.clear()
+        self._count(event)
+        self._obey(debate_id, self._step(held, event))
+
+    def _step(self, held: _Open, event: Event) -> list[Command]:
+        """Let the machine see an event; a machine that fails is set aside and harms no other debate."""
+        if isinstance(event, AgentFailed):
+            failure = event.failure
+            held.debate.failures.append(f"{failure.ask_id.rpartition('#')[2]}: {failure.kind}: {failure.reason}")
+        try:
+            return held.machine.receive(event)
+        except IllegalEventError as err:
+            self._set_aside(held, f"the protocol refused an event: {err}")
+        except Exception as err:
+            self._protocol_failed(held, err)
+        return []
+
+    def _protocol_failed(self, held: _Open, err: Exception) -> None:
+        log.error("debate %s", held.debate.id, exc_info=err)
+        if held.debate.id in self._open:
+            self._set_aside(held, f"the protocol failed: {type(err).__name__}: {err}")
+
+    def _obey(self, debate_id: str, commands: list[Command], *, ask: bool = True) -> None:
+        held = self._open.get(debate_id)
+        if held is None:
+            return
+        asks = []
+        try:
+            for command in commands:
+                if isinstance(command, Record):
+                    held.debate.add(command.utterance, command.edges)
+                elif isinstance(command, Request):
+                    if command.ask.agent not in self._outboxes:
+                        raise GraphError(f"it asks {command.ask.agent!r}, who is not in the cast")
+                    asks.append(command.ask)
+                elif isinstance(command, Close):
+                    held.debate.close(command.verdict)
+                    self._leave(held)
+        except Exception as err:  # commands that cannot be carried out harm no other debate either
+            self._protocol_failed(held, err)
+            return
+        if ask:
+            self._post(asks)
+        if debate_id in self._open:
+            self._set_timer(debate_id, held)
+
+    def _post(self, asks: Iterable[Ask]) -> None:
+        for ask in asks:
+            self._outboxes[ask.agent].put([ask])
+
+    def _set_timer(self, debate_id: str, held: _Open) -> None:
+        index = held.machine.phase_index
+        if index == held.timed_phase:
+            return
+        if held.timer is not None:
+            held.timer.cancel()
+        held.timed_phase = index
+        held.timer = asyncio.get_running_loop().call_later(self._deadline_s, self._expire, debate_id, index)
+
+    def _expire(self, debate_id: str, index: int) -> None:
+        self._inbound.append((debate_id, DeadlinePassed(index)))
+        self._wake.set()
+
+    def _set_aside(self, held: _Open, reason: str) -> None:
+        self._writes.append(NoteEntry(held.debate.id, time.time(), "set_aside", reason))
+        held.debate.failures.append(reason)
+        self._leave(held)
+
+    def _leave(self, held: _Open) -> None:
+        """Out of the arena; reported once its graph is on record."""
+        del self._open[held.debate.id]
+        if held.timer is not None:
+            held.timer.cancel()
+        now = time.time()
+        done = _finished(held.debate, now)
+        self._writes.append(CloseEntry(held.debate.id, now, done.graph))
+        self._leaving.append(done)
+        self._unreported += 1
+
+    def _finish(self, leaving: list[Finished]) -> None:
+        if leaving:
+            self._finished += leaving
+            self._unreported -= len(leaving)
+            self._stats = msgspec.structs.replace(self._stats, closed=self._stats.closed + len(leaving))
+            self._news.set()
+
+    def _count(self, event: Event) -> None:
+        stats = self._stats
+        if isinstance(event, Replied):
+            usage = stats.usage + event.reply.usage
+            self._stats = msgspec.structs.replace(stats, replies=stats.replies + 1, usage=usage)
+        elif isinstance(event, AgentFailed):
+            self._stats = msgspec.structs.replace(stats, failures=stats.failures + 1)
+
+    def _fail(self, reason: str) -> None:
+        self._error = self._error or reason
+        self._news.set()
+
+
+def _ask_id(event: Replied | AgentFailed) -> str:
+    return event.reply.ask_id if isinstance(event, Replied) else event.failure.ask_id
+
+
+def _expected(held: _Open, event: Event) -> bool:
+    """Whether the machine still waits for this event; what it does not wait for is late, or came twice."""
+    if isinstance(event, Replied | AgentFailed):
+        return _ask_id(event) in held.machine.outstanding and _ask_id(event) not in held.decided
+    if isinstance(event, DeadlinePassed):
+        return event.phase_index == held.machine.phase_index
+    return True
+
+
+def failure_summary(debate: Debate) -> str:
+    """Why a debate came to nothing; "" for one that did not."""
+    if debate.verdict is not None and debate.verdict.stop_reason != "no_replies":
+        return ""
+    return "; ".join(debate.failures[-3:]) or "no agent replied"
+
+
+def _finished(debate: Debate, closed_at: float) -> Finished:
+    return Finished(
+        debate_id=debate.id, closed_at=closed_at, graph=encode_debate(debate), set_aside=failure_summary(debate)
+    )

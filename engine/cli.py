@@ -1,0 +1,222 @@
+"""The command line. Nothing heavy is imported before a command needs it: ``moot --help`` must answer at once."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from engine.progress import Progress
+
+EXIT_SET_ASIDE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+DEMO = RECIPES / "demo.yaml"
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; all else on stderr.")
+dir_option = click.option(
+    "--run-dir", type=click.Path(path_type=Path), help="Folder for this run. Default: runs/NAME-TIME."
+)
+limit_option = click.option("--limit", type=click.IntRange(min=1), help="At most so many tasks of each side.")
+recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
+overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+run_argument = click.argument("run", type=click.Path(path_type=Path))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="moot")
+def main() -> None:
+    """Turns debates between language models into better models.
+
+    A recipe is one YAML file; any of its keys can be set on the command line as KEY=VALUE, e.g. loop.iterations=2.
+    Exit codes: 0 done, 1 done with tasks set aside, 2 bad input, 130 interrupted (go on with `moot resume`).
+    """
+
+
+@main.command()
+@dir_option
+@json_option
+@overrides_argument
+def demo(run_dir: Path | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """Debate, train and evaluate the embedded model on this machine, with a report at the end."""
+    _start("loop", DEMO, overrides, run_dir, None, as_json)
+
+
+@main.command()
+@recipe_argument
+@overrides_argument
+@limit_option
+@dir_option
+@json_option
+def run(recipe: Path, overrides: tuple[str, ...], limit: int | None, run_dir: Path | None, as_json: bool) -> None:
+    """Run a recipe's debates, without training."""
+    _start("run", recipe, overrides, run_dir, limit, as_json)
+
+
+@main.command()
+@recipe_argument
+@overrides_argument
+@limit_option
+@dir_option
+@json_option
+def loop(recipe: Path, overrides: tuple[str, ...], limit: int | None, run_dir: Path | None, as_json: bool) -> None:
+    """Run a recipe's whole loop: debate, train, swap the adapters in, evaluate, again."""
+    _start("loop", recipe, overrides, run_dir, limit, as_json)
+
+
+@main.command(name="eval")
+@click.argument("target", type=click.Path(path_type=Path))
+@overrides_argument
+@limit_option
+@dir_option
+@json_option
+def evaluate(target: Path, overrides: tuple[str, ...], limit: int | None, run_dir: Path | None, as_json: bool) -> None:
+    """Evaluate on held-out tasks: a RECIPE's agents as they are, or a RUN's with its newest adapters."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine.run import evaluate_run, start
+        from protocols.errors import ConfigError
+
+        if not target.is_dir():
+            return start("eval", target, overrides, run_dir=run_dir, limit=limit, progress=progress)
+        if overrides or run_dir or limit:
+            raise ConfigError(
+                f"{target} is a run: it is evaluated as it was run, without overrides, --limit or --run-dir"
+            )
+        return evaluate_run(target, progress=progress)
+
+    _command(work, as_json)
+
+
+@main.command()
+@run_argument
+@json_option
+def resume(run: Path, as_json: bool) -> None:
+    """Go on with a run that was interrupted; nothing that is on record is asked again."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine.run import resume as resume_run
+
+        return _with_report(resume_run(run, progress=progress), progress)
+
+    _command(work, as_json)
+
+
+@main.command()
+@recipe_argument
+@overrides_argument
+@limit_option
+@json_option
+def check(recipe: Path, overrides: tuple[str, ...], limit: int | None, as_json: bool) -> None:
+    """Check a recipe and its tasks without starting anything."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine.check import check_recipe
+
+        return check_recipe(recipe, overrides, limit)
+
+    _command(work, as_json)
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from engine.check import recipe_schema
+
+    click.echo(json.dumps(recipe_schema(), indent=2))
+
+
+@main.command()
+@run_argument
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: report.html in the run's folder.")
+@json_option
+def report(run: Path, output: Path | None, as_json: bool) -> None:
+    """Write a run's report: one HTML page that needs nothing else."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine.collect import write_run_report
+
+        path, text = write_run_report(run, output)
+        progress.note(text)
+        return {"run": str(run), "report": str(path)}
+
+    _command(work, as_json)
+
+
+@main.command(name="list")
+@json_option
+@click.option("--runs-dir", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+def list_runs(as_json: bool, runs_dir: Path) -> None:
+    """List the recipes that moot ships, and the runs in a folder."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine.collect import list_all
+
+        return list_all(RECIPES, runs_dir)
+
+    _command(work, as_json)
+
+
+def _start(
+    kind: str, recipe: Path, overrides: tuple[str, ...], run_dir: Path | None, limit: int | None, as_json: bool
+) -> NoReturn:
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine.run import start
+
+        outcome = start(kind, recipe, overrides, run_dir=run_dir, limit=limit, progress=progress)
+        return _with_report(outcome, progress)
+
+    _command(work, as_json)
+
+
+def _with_report(outcome: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    from engine.collect import write_run_report
+
+    path, text = write_run_report(Path(outcome["run"]), None)
+    progress.note(text)
+    return outcome | {"report": str(path)}
+
+
+def _command(work: Callable[[Progress], dict[str, Any]], as_json: bool) -> NoReturn:
+    """Run a command's work; errors become one sentence and an exit code, never a traceback."""
+    from engine.progress import Progress
+    from protocols.errors import MootError
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    progress = Progress()
+    try:
+        with progress:
+            outcome = work(progress)
+    except KeyboardInterrupt:
+        click.echo("interrupted; what is on record stays: go on with `moot resume RUN`", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except MootError as err:
+        click.echo("moot: " + " ".join(str(err).split("\n")), err=True)  # what is quoted may hold lines
+        sys.exit(EXIT_BAD_INPUT)
+    if as_json:
+        click.echo(json.dumps(outcome))
+    else:
+        _show(outcome)
+    sys.exit(EXIT_SET_ASIDE if outcome.get("set_aside") else 0)
+
+
+def _show(outcome: dict[str, Any]) -> None:
+    for key, value in outcome.items():
+        if isinstance(value, list) and value and isinstance(value[0], str):
+            click.echo(f"{key}:")
+            for item in value:
+                click.echo(f"  {item}")
+        elif isinstance(value, dict):
+            click.echo(f"{key}: " + ", ".join(f"{name} {shown}" for name, shown in value.items()))
+        elif value not in ([], None, ""):
+            click.echo(f"{key}: {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""The iterated loop: debate, train every agent while the debates run, swap the adapters in, evaluate, again.
+
+Every arrow is a stage with a name; a stage that is done is written into the run's manifest and passed by on resume, one
+that is not goes on from its journal, its feed and its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from actors.backend import AdapterRef
+from actors.catalogue import BACKENDS
+from engine.cluster import Cluster, of_actor
+from engine.evaluate import SINGLE_AGENT, Evaluation, evaluate
+from engine.folder import RunFolder, write_atomically
+from engine.progress import Progress
+from engine.recipe import Recipe
+from engine.stage import Closed, StageResult, run_stage
+from engine.tasks import Split
+from protocols.errors import ConfigError, TrainerError
+from protocols.message import Usage
+from trainers.feed import Addition, make_feed_actor
+from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
+from trainers.select import select
+from trainers.worker import SFTJob, TrainedAdapter, fit_lanes, is_trained, read_trained
+
+R = TypeVar("R")
+
+
+class Loop:
+    """One run of the loop on a started cluster; ``run`` does, or finishes, all of it."""
+
+    def __init__(self, recipe: Recipe, cluster: Cluster, folder: RunFolder, tasks: Split, progress: Progress) -> None:
+        self._recipe, self._cluster, self._folder = recipe, cluster, folder
+        self._tasks, self._progress = tasks, progress
+        self._base = base_model_of(recipe)
+        self._registry = Registry(folder.path / "adapters")
+        self._serving: dict[str, AdapterRecord] = {}  # agent -> the version that answers now
+        self.warnings: list[str] = []
+        self.set_aside = 0
+
+    async def run(self) -> list[tuple[str, Evaluation]]:
+        """Returns: the evaluations, the one before the first iteration first."""
+        evaluations = await self._evaluated(0)
+        for iteration in range(1, self._recipe.loop.iterations + 1):
+            if not self._done(f"train-{iteration}"):
+                await self._debate_and_train(iteration)
+            await self._publish(iteration)
+            evaluations += await self._evaluated(iteration)
+        return evaluations
+
+    async def _evaluated(self, iteration: int) -> list[tuple[str, Evaluation]]:
+        """The held-out tasks, debated by the agents as they are."""
+        if not self._recipe.loop.evaluate:
+            return []
+        label = "before training" if iteration == 0 else f"after iteration {iteration}"
+        return [
+            (label, await evaluate_stage(self._cluster, self._folder, f"eval-{iteration}", self._tasks, self._progress))
+        ]
+
+    async def _debate_and_train(self, iteration: int) -> None:
+        """Debates stream their rows into the trainings, which start with the first of them."""
+        jobs = self._jobs(iteration)
+        workplace = self._folder.path / "train" / f"iteration-{iteration}"
+        workplace.mkdir(parents=True, exist_ok=True)
+        feed = make_feed_actor(workplace / "feed")
+        training = _in_thread(lambda: self._fit(jobs, feed, workplace))
+        num_closed = 0
+
+        async def learn(closed: list[Closed]) -> None:
+            nonlocal num_closed
+            rule, support = self._recipe.train.rule, self._recipe.train.min_support
+            additions = []
+            for item in closed:
+                num_closed += 1
+                chosen = {} if item.set_aside else select(rule, item.debate, min_support=support)
+                rows = {agent: examples for agent, examples in chosen.items() if agent in self._recipe.learners}
+                share = num_closed / len(self._tasks.train)
+                additions.append(Addition(debate_id=item.debate.id, examples=rows, progress=min(1.0, share)))
+            await of_actor(feed.add_many.remote(additions))
+
+        stage = f"debate-{iteration}"
+        result = await run_stage(
+            self._cluster, self._folder, stage, self._tasks.train, on_closed=learn, progress=self._progress
+        )
+        self._folder.mark_done(stage, summary(result))
+        await of_actor(feed.finish.remote())
+        counts = await of_actor(feed.counts.remote())
+        shown = ", ".join(f"{agent} {counts.get(agent, 0)}" for agent in self._recipe.learners)
+        self._progress.note(f"train-{iteration}: rows {shown}; training until all are used")
+        await training
+        trained = self._register(jobs, iteration)
+        self._folder.mark_done(f"train-{iteration}", {"adapters": [item.name for item in trained]})
+
+    def _jobs(self, iteration: int) -> list[SFTJob]:
+        """One adapter for every learner, named by the iteration: resuming names the same."""
+        jobs = []
+        for agent in self._recipe.learners:
+            parent = self._serving.get(agent) if self._recipe.loop.init_from == "previous" else None
+            name = adapter_name(agent, self._folder.manifest.id, iteration)
+            output = self._folder.path / "adapters" / agent / f"v{iteration}"
+            before = str(self._registry.folder_of(parent)) if parent else None
+            jobs.append(SFTJob(agent=agent, name=name, output=str(output), parent=before))
+        return jobs
+
+    def _fit(self, jobs: list[SFTJob], feed: Any, workplace: Path) -> None:
+        """Train; an agent that cannot be trained keeps the adapter it has, the others go on."""
+        train = self._recipe.train
+        try:
+            fit_lanes(
+                jobs,
+                settings=self._recipe.sft,
+                base_model=self._base,
+                feed=feed,
+                storage_path=workplace / "checkpoints",
+                name=self._folder.manifest.id,
+                num_lanes=train.num_lanes,
+                cpus_per_worker=train.cpus_per_lane,
+                use_gpu=train.gpus_per_lane > 0,
+                env_vars={"OMP_NUM_THREADS": str(train.threads)} if train.threads else None,
+                checkpoint_every=train.checkpoint_every,
+            )
+        except TrainerError as err:
+            if not any(is_trained(job) for job in jobs):
+                raise
+            self.warnings.append(str(err))
+            self._progress.note(f"warning: {err}")
+
+    def _register(self, jobs: list[SFTJob], iteration: int) -> list[TrainedAdapter]:
+        trained = [read_trained(job) for job in jobs if is_trained(job)]
+        base_hash = weights_hash(Path(self._base))
+        known = {record.name for record in self._registry.list()}
+        for item in trained:
+            if item.name in known:
+                continue  # entered before the run was interrupted
+            parent = self._serving.get(item.agent) if item.parent else None
+            self._registry.add(
+                item.name,
+                Path(item.path),
+                base_model=self._base_name(item.agent),
+                base_hash=base_hash,
+                data_hash=item.result.data_hash,
+                rule=self._recipe.train.rule,
+                rows=item.result.rows,
+                recipe_hash=self._recipe.fingerprint,
+                created_at=time.time(),
+                parent=parent.name if parent else None,
+                metrics={"iteration": iteration, "steps": item.result.steps, "final_loss": item.result.losses[-1]},
+            )
+        return trained
+
+    async def _publish(self, iteration: int) -> None:
+        """The agents answer with their new versions from here on."""
+        for agent in self._recipe.learners:
+            name = adapter_name(agent, self._folder.manifest.id, iteration)
+            if name not in {record.name for record in self._registry.list()}:
+                continue  # it could not be trained in this iteration: a warning says so
+            record = self._registry.get(name)
+            await publish(self._cluster, self._recipe, record, self._registry)
+            self._serving[agent] = record
+        shown = ", ".join(record.name for record in self._serving.values()) or "none"
+        self._progress.note(f"serving: {shown}")
+
+    def _base_name(self, agent: str) -> str:
+        return str(getattr(self._recipe.models[self._recipe.agents[agent].model].settings, "model", self._base))
+
+    def _done(self, stage: str) -> bool:
+        return stage in self._folder.manifest.done
+
+
+async def publish(cluster: Cluster, recipe: Recipe, record: AdapterRecord, registry: Registry) -> None:
+    """Put one adapter into its agent's model; asks from the return on are answered by it."""
+    ref = AdapterRef(name=record.name, agent=record.agent, path=str(registry.folder_of(record)))
+    await of_actor(cluster.hosts[recipe.agents[record.agent].model].publish.remote(ref))
+
+
+async def evaluate_stage(
+    cluster: Cluster, folder: RunFolder, stage: str, tasks: Split, progress: Progress
+) -> Evaluation:
+    """Debate the held-out tasks with the agents as they are, and grade; kept in ``results/<stage>.json``."""
+    file = folder.path / "results" / f"{stage}.json"
+    if stage in folder.manifest.done and file.exists():
+        return msgspec.json.decode(file.read_bytes(), type=Evaluation)
+    result = await run_stage(cluster, folder, stage, tasks.test, progress=progress)
+    found = evaluate(result.debates, tie_break=cluster.recipe.settings.tie_break)
+    file.parent.mkdir(exist_ok=True)
+    write_atomically(file, msgspec.json.format(msgspec.json.encode(found), indent=2))
+    folder.mark_done(stage, summary(result))
+    single = found.figure(SINGLE_AGENT)
+    if single is not None and single.accuracy is not None:
+        progress.note(
+            f"{stage}: single agent {single.accuracy:.1%} [{single.low or 0:.1%}, {single.high or 0:.1%}] "
+            f"on {single.num_tasks} held-out tasks"
+        )
+    return found
+
+
+def summary(result: StageResult) -> dict[str, Any]:
+    """What the manifest keeps of a stage; totals are over all its debates, whenever they were held."""
+    usage = sum((debate.usage() for debate in result.debates), Usage())
+    return {
+        "debates": len(result.closed),
+        "set_aside": [[item.debate.id, item.set_aside] for item in result.set_aside],
+        "wall_s": round(result.wall_s, 3),
+        "replies": sum(len(debate.utterances) for debate in result.debates),
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "new": {  # since the stage was last taken up: what wall_s was spent on
+            "debates": result.num_new,
+            "replies": result.replies,
+            "completion_tokens": result.usage.completion_tokens,
+        },
+    }
+
+
+def base_model_of(recipe: Recipe, tell: Callable[[str], None] | None = None) -> str:
+    """The folder of the model that the learners speak through, which is the one to train.
+
+    Raises: ConfigError: they speak through several, or through one that cannot be trained here.
+    """
+    if recipe.train.base_model:
+        return recipe.train.base_model
+    models = {recipe.agents[agent].model for agent in recipe.learners}
+    bases = {str(getattr(recipe.models[name].settings, "model", "")) for name in models}
+    if len(bases) != 1 or "" in bases:
+        backends = ", ".join(sorted({recipe.models[name].backend for name in models}))
+        trainable = ", ".join(name for name, spec in BACKENDS.items() if "model" in spec.settings.__struct_fields__)
+        raise ConfigError(
+            f"train.agents speak through {', '.join(sorted(models))} ({backends}); learners must share one model of a "
+            f"backend that can be trained ({trainable}), or train.base_model must name a model folder"
+        )
+    base = bases.pop()
+    if base != "embedded":
+        return base
+    from actors.embedded import embedded_model_path
+
+    return str(embedded_model_path(tell))
+
+
+async def _in_daemon(work: Callable[[], R]) -> R:
+    """Run in a daemon thread, so that an interrupted driver can leave: its work is resumable, waiting for it is not."""
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[R] = loop.create_future()
+
+    def settle(result: R | None, err: BaseException | None) -> None:
+        if outcome.cancelled():
+            return
+        if err is not None:
+            outcome.set_exception(err)
+        else:
+            outcome.set_result(result)  # type: ignore[arg-type]  # work returned it
+
+    def body() -> None:
+        try:
+            result = work()
+        except BaseException as err:
+            _tell(loop, settle, None, err)
+        else:
+            _tell(loop, settle, result, None)
+
+    threading.Thread(target=body, name="moot-train", daemon=True).start()
+    return await outcome
+
+
+def _tell(loop: asyncio.AbstractEventLoop, settle: Callable[..., None], *outcome: Any) -> None:
+    if not loop.is_closed():  # the driver has left: nobody waits any more
+        loop.call_soon_threadsafe(settle, *outcome)
+
+
+def _in_thread(work: Callable[[], R]) -> asyncio.Task[R]:
+    return asyncio.get_running_loop().create_task(_in_daemon(work))

@@ -1,0 +1,239 @@
+"""What a user starts: debates alone, the whole loop, an evaluation; and taking any of them up again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.cluster import Cluster
+from engine.evaluate import FINAL_VOTE, SINGLE_AGENT, Evaluation, evaluate
+from engine.folder import Manifest, RunFolder, machine_description, new_run_path, versions, write_atomically
+from engine.loop import Loop, base_model_of, evaluate_stage, publish, summary
+from engine.progress import Progress
+from engine.recipe import Recipe, build_recipe, load_recipe
+from engine.stage import run_stage
+from engine.tasks import Split, load_split
+from protocols.errors import ConfigError
+from trainers.registry import Registry
+
+Outcome = dict[str, Any]
+"""What a command reports: one flat, JSON-able mapping."""
+
+
+def start(
+    kind: str,
+    recipe_path: Path,
+    overrides: tuple[str, ...],
+    *,
+    run_dir: Path | None,
+    limit: int | None,
+    progress: Progress,
+) -> Outcome:
+    """Check a recipe, make its folder and do it. ``kind``: ``run``, ``loop`` or ``eval``.
+
+    Raises: ConfigError: the recipe or the folder is wrong; nothing was started. MootError: see the stages.
+    """
+    recipe = load_recipe(recipe_path, overrides)
+    tasks = limited(load_split(recipe.tasks), limit)
+    check_tasks(kind, recipe, tasks, progress)
+    run_id, path = new_run_path(Path(recipe.run.runs_dir), recipe.name)
+    if run_dir is not None:
+        run_id, path = _folder_id(recipe.name, run_dir), run_dir
+    manifest = _manifest(run_id, kind, recipe, recipe_path.absolute(), limit)
+    return _do(_create(path, manifest), recipe, tasks, progress)
+
+
+def evaluate_run(path: Path, *, progress: Progress) -> Outcome:
+    """Evaluate a loop's agents, with the newest adapter of each, once more; results go into a folder of their own.
+
+    Raises: ConfigError: not a run. MootError: see the stages.
+    """
+    source = RunFolder.open(path).manifest
+    recipe = _recipe_of(source)
+    tasks = limited(load_split(recipe.tasks), source.limit)
+    check_tasks("eval", recipe, tasks, progress)
+    run_id, target = new_run_path(Path(recipe.run.runs_dir), f"{recipe.name}-eval")
+    manifest = _manifest(run_id, "eval", recipe, Path(source.recipe_path), source.limit)
+    manifest.adapters_from = str((path / "adapters").absolute())
+    return _do(_create(target, manifest), recipe, tasks, progress)
+
+
+def _manifest(run_id: str, kind: str, recipe: Recipe, recipe_path: Path, limit: int | None) -> Manifest:
+    return Manifest(
+        id=run_id,
+        kind=kind,
+        name=recipe.name,
+        fingerprint=recipe.fingerprint,
+        num_arenas=recipe.run.num_arenas,
+        recipe=recipe.source,
+        recipe_path=str(recipe_path),
+        limit=limit,
+        started_at=time.time(),
+        machine=machine_description(),
+        versions=versions(),
+    )
+
+
+def _create(path: Path, manifest: Manifest) -> RunFolder:
+    import yaml
+
+    folder = RunFolder.create(path, manifest)
+    text = yaml.safe_dump(manifest.recipe, sort_keys=False, allow_unicode=True)
+    write_atomically(path / "recipe.yaml", text.encode())
+    return folder
+
+
+def _recipe_of(manifest: Manifest) -> Recipe:
+    """The recipe that a run was started with. Raises: ConfigError: a file it names has gone."""
+    path = Path(manifest.recipe_path)
+    return build_recipe(manifest.recipe, where=str(path), folder=path.parent)
+
+
+def resume(path: Path, *, progress: Progress) -> Outcome:
+    """Go on with a run where it stood; a run that is done is left as it is.
+
+    Raises: ConfigError: not a run, or its recipe does not read any more. MootError: see the stages.
+    """
+    folder = RunFolder.open(path)
+    folder.lock()
+    manifest = folder.manifest
+    recipe = _recipe_of(manifest)
+    if recipe.fingerprint != manifest.fingerprint:
+        raise ConfigError(
+            f"{path}: was started with fingerprint {manifest.fingerprint}, its recipe and prompts now give "
+            f"{recipe.fingerprint}: a file it names, or a prompt set of moot's, has changed; restore it, or start anew"
+        )
+    tasks = limited(load_split(recipe.tasks), manifest.limit)
+    if manifest.finished_at is not None:
+        progress.note(f"{path} is done already; nothing to resume")
+        return _outcome(folder)
+    return _do(folder, recipe, tasks, progress)
+
+
+def _do(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> Outcome:
+    import asyncio
+
+    works = {"run": _debate, "loop": _loop, "eval": _evaluate}
+    work = works[folder.manifest.kind]
+    began = time.monotonic()
+    progress.note(f"run {folder.path}")
+    try:
+        outcome = asyncio.run(_with_cluster(folder, recipe, tasks, progress, work))
+        outcome = {"run": str(folder.path)} | outcome | {"wall_s": round(time.monotonic() - began, 2)}
+        write_atomically(folder.path / "results.json", msgspec.json.format(msgspec.json.encode(outcome), indent=2))
+        folder.manifest.finished_at = time.time()  # last: what is finished has its results
+        folder.save()
+    finally:
+        folder.release()
+    return outcome
+
+
+Work = Callable[[RunFolder, Recipe, Split, Cluster, Progress], Awaitable[Outcome]]
+
+
+async def _with_cluster(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress, work: Work) -> Outcome:
+    progress.note(
+        "starting " + ", ".join(sorted({recipe.agents[a].model for names in recipe.cast.values() for a in names}))
+    )
+    cluster = await Cluster.start(recipe)
+    try:
+        return await work(folder, recipe, tasks, cluster, progress)
+    finally:
+        await cluster.stop()
+
+
+async def _debate(folder: RunFolder, recipe: Recipe, tasks: Split, cluster: Cluster, progress: Progress) -> Outcome:
+    result = await run_stage(cluster, folder, "debate", [*tasks.train, *tasks.test], progress=progress)
+    folder.mark_done("debate", summary(result))
+    found = evaluate(result.debates, tie_break=recipe.settings.tie_break)
+    (folder.path / "results").mkdir(exist_ok=True)
+    write_atomically(folder.path / "results" / "debate.json", msgspec.json.format(msgspec.json.encode(found), indent=2))
+    return _figures(found) | {
+        "debates": len(result.closed),
+        "closed": len(result.closed) - len(result.set_aside),
+        "set_aside": len(result.set_aside),
+        "replies": sum(len(debate.utterances) for debate in result.debates),
+        "new_replies": result.replies,
+    }
+
+
+async def _loop(folder: RunFolder, recipe: Recipe, tasks: Split, cluster: Cluster, progress: Progress) -> Outcome:
+    loop = Loop(recipe, cluster, folder, tasks, progress)
+    evaluations = await loop.run()
+    outcome: Outcome = _totals(folder) | {"warnings": loop.warnings}
+    if evaluations:
+        before, after = evaluations[0][1], evaluations[-1][1]
+        outcome |= {"before": _figures(before), "after": _figures(after)} | _figures(after)
+    return outcome
+
+
+async def _evaluate(folder: RunFolder, recipe: Recipe, tasks: Split, cluster: Cluster, progress: Progress) -> Outcome:
+    """The agents as they are, or with the newest adapters of the run that the manifest names."""
+    if folder.manifest.adapters_from:
+        registry = Registry(Path(folder.manifest.adapters_from))
+        for record in filter(None, map(registry.latest, recipe.learners)):
+            await publish(cluster, recipe, record, registry)
+            progress.note(f"serving: {record.name}")
+    found = await evaluate_stage(cluster, folder, "eval-0", tasks, progress)
+    return _totals(folder) | _figures(found)
+
+
+def check_tasks(kind: str, recipe: Recipe, tasks: Split, progress: Progress) -> None:
+    """Whether there is what this kind of run needs, and a base to train. Raises: ConfigError."""
+    if kind == "loop":
+        if not tasks.train:
+            raise ConfigError("tasks.train=0: the loop has nothing to learn from; set it above 0")
+        if recipe.loop.evaluate and not tasks.test:
+            raise ConfigError("tasks.test=0: there is nothing held out; set it above 0, or loop.evaluate=false")
+        base_model_of(recipe, progress.note)
+    elif kind == "eval" and not tasks.test:
+        raise ConfigError("tasks.test=0: there is nothing held out to evaluate on; set it above 0")
+
+
+def limited(tasks: Split, limit: int | None) -> Split:
+    """At most so many tasks of each side."""
+    return tasks if limit is None else Split(tasks.train[:limit], tasks.test[:limit])
+
+
+def _folder_id(name: str, run_dir: Path) -> str:
+    """A folder chosen by the user gives the run its name; adapters are named after it, so odd letters are dropped."""
+    word = "".join(letter for letter in run_dir.resolve().name if letter.isalnum() or letter in "-_.")
+    return word or name
+
+
+def _figures(found: Evaluation) -> Outcome:
+    """The headline figures, as shares."""
+    picked: Outcome = {}
+    for key, name in (("accuracy", FINAL_VOTE), ("single_accuracy", SINGLE_AGENT)):
+        figure = found.figure(name)
+        if figure is not None and figure.accuracy is not None:
+            picked[key] = round(figure.accuracy, 4)
+            if figure.low is not None and figure.high is not None:
+                picked[f"{key}_interval"] = [round(figure.low, 4), round(figure.high, 4)]
+    return picked
+
+
+def _totals(folder: RunFolder) -> Outcome:
+    """Sums over the stages that are done."""
+    stages = [stage for stage in folder.manifest.done.values() if "debates" in stage]
+    aside = sum(len(stage["set_aside"]) for stage in stages)
+    debates = sum(stage["debates"] for stage in stages)
+    return {
+        "debates": debates,
+        "closed": debates - aside,
+        "set_aside": aside,
+        "replies": sum(stage["replies"] for stage in stages),
+    }
+
+
+def _outcome(folder: RunFolder) -> Outcome:
+    """Of a run that is done, as it was reported."""
+    try:
+        found: Outcome = msgspec.json.decode((folder.path / "results.json").read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError) as err:
+        raise ConfigError(f"{folder.path / 'results.json'}: cannot be read: {err}") from err
+    return found

@@ -1,0 +1,192 @@
+"""One stage of debates: hand tasks out to arenas as they have room, and take in what closes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from engine.arena import ArenaStats, Assignment, Finished, failure_summary
+from engine.cluster import Cluster, of_actor
+from engine.folder import RunFolder
+from engine.journal import read_journal
+from engine.progress import Progress
+from protocols.errors import AgentError, JournalError, MootError
+from protocols.graph import Debate, decode_debate
+from protocols.machine import derive_seed
+from protocols.message import Usage
+from protocols.task import Task
+
+COLLECT_S = 1.0  # how long an arena may hold a call that has nothing to tell
+
+OnClosed = Callable[[list["Closed"]], Awaitable[None]]
+
+
+class Closed(msgspec.Struct, frozen=True):
+    """A debate that is over, and when."""
+
+    debate: Debate
+    at: float
+    set_aside: str
+
+
+class StageResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a stage; ``closed`` is in the order of the tasks."""
+
+    name: str
+    closed: list[Closed]
+    num_new: int  # closed now, not found on record
+    replies: int  # taken in now
+    usage: Usage
+    wall_s: float
+
+    @property
+    def set_aside(self) -> list[Closed]:
+        return [closed for closed in self.closed if closed.set_aside]
+
+    @property
+    def debates(self) -> list[Debate]:
+        return [closed.debate for closed in self.closed]
+
+
+def debate_id(stage: str, task: Task) -> str:
+    """The same task has another debate in every stage."""
+    return f"{stage}/{task.id}"
+
+
+def recorded(folder: RunFolder, stage: str) -> list[Closed]:
+    """The debates of a stage that the journals hold closed. Raises: JournalError: damaged."""
+    found = []
+    for path in folder.journals(stage):
+        if path.exists():
+            entries = read_journal(path)
+            found += [_closed_of(item.graph, item.closed_at or 0.0) for item in entries if item.graph is not None]
+    return found
+
+
+def _closed_of(graph: bytes, at: float) -> Closed:
+    debate = decode_debate(graph)
+    return Closed(debate, at, failure_summary(debate))
+
+
+async def run_stage(
+    cluster: Cluster,
+    folder: RunFolder,
+    stage: str,
+    tasks: Sequence[Task],
+    *,
+    on_closed: OnClosed | None = None,
+    progress: Progress,
+) -> StageResult:
+    """Debate every task once; what the journals hold already is not asked again.
+
+    Args:
+        on_closed: told of debates as they close, those on record first; it slows the stage down when it is slow itself.
+    Raises: JournalError, AgentError: the stage stopped; what is on record stays, and running it again goes on.
+    """
+    began = time.monotonic()
+    ids = {debate_id(stage, task): task for task in tasks}
+    done = {closed.debate.id: closed for closed in await asyncio.to_thread(recorded, folder, stage)}
+    done = {key: closed for key, closed in done.items() if key in ids}
+    num_recorded = len(done)
+    progress.stage(stage, total=len(tasks), closed=num_recorded)
+    if on_closed is not None and done:
+        await on_closed(list(done.values()))
+    stats: dict[str, ArenaStats] = {}
+    if num_recorded < len(ids):
+        waiting = deque(
+            Assignment(debate_id=key, task=task, seed=derive_seed(cluster.recipe.seed, key))
+            for key, task in ids.items()
+            if key not in done
+        )
+
+        async def take(arena: str, finished: list[Finished], latest: ArenaStats) -> None:
+            stats[arena] = latest
+            closed = [_closed_of(item.graph, item.closed_at) for item in finished]
+            done.update({item.debate.id: item for item in closed})
+            progress.update(closed=len(done), stats=stats.values())
+            if on_closed is not None and closed:
+                await on_closed(closed)
+
+        await _drive(cluster, folder, stage, waiting, take)
+    return StageResult(
+        name=stage,
+        closed=[done[key] for key in ids],
+        num_new=len(done) - num_recorded,
+        replies=sum(item.replies for item in stats.values()),
+        usage=sum((item.usage for item in stats.values()), Usage()),
+        wall_s=time.monotonic() - began,
+    )
+
+
+Take = Callable[[str, list[Finished], ArenaStats], Awaitable[None]]
+
+
+async def _drive(cluster: Cluster, folder: RunFolder, stage: str, waiting: deque[Assignment], take: Take) -> None:
+    """Start the stage's arenas, keep them filled until nothing is left, stop them."""
+    paths = folder.journals(stage)
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    arenas: dict[str, Any] = {}
+    try:
+        opened: set[str] = set()
+        for path in paths:
+            name = f"{stage}/{path.stem}"
+            arenas[name] = await of_actor(cluster.start_arena(name, path))
+        for arena in arenas.values():
+            _, still_open = await of_actor(arena.recover.remote())
+            opened.update(still_open)
+        for _ in range(len(waiting)):
+            if (given := waiting.popleft()).debate_id not in opened:
+                waiting.append(given)
+        async with asyncio.TaskGroup() as group:
+            for name, arena in arenas.items():
+                group.create_task(_feed_arena(name, arena, waiting, cluster.recipe.run.max_open, take))
+    except BaseExceptionGroup as errors:
+        ours = errors.subgroup(MootError)
+        if ours is None:
+            raise
+        raise _first(ours) from errors
+    finally:
+        for name, arena in arenas.items():
+            await _stop(cluster, name, arena)
+
+
+async def _feed_arena(name: str, arena: Any, waiting: deque[Assignment], max_open: int, take: Take) -> None:
+    """Tasks are handed out on demand: an arena with slow debates is simply given fewer."""
+    finished, stats = await of_actor(arena.collect.remote(0.0))
+    while True:
+        await take(name, finished, stats)
+        if stats.error:
+            raise (JournalError if stats.error.startswith("journal") else AgentError)(stats.error)
+        room = max_open - stats.open
+        given = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+        if given:
+            await of_actor(arena.open.remote(given))
+        elif stats.open == 0 and not finished:
+            return
+        finished, stats = await of_actor(arena.collect.remote(COLLECT_S))
+
+
+async def _stop(cluster: Cluster, name: str, arena: Any) -> None:
+    """Stopping must not hide why the stage ended: an arena that is dead already has stopped."""
+    import logging
+
+    import ray
+
+    try:
+        await cluster.stop_arena(name, arena)
+    except ray.exceptions.RayError as err:
+        logging.getLogger("moot.stage").info("arena %s was gone when it was stopped: %r", name, err)
+
+
+def _first(errors: BaseExceptionGroup[MootError]) -> MootError:
+    """The first error inside, however deep."""
+    found: BaseException = errors
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, MootError)
+    return found

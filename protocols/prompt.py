@@ -1,0 +1,114 @@
+"""Prompt sets: data files with named slots, one a protocol, answer format and language.
+
+A set is a TOML file of templates; ``${slot}`` marks a slot. Values are put in once and never read again for slots, so
+nothing that a model wrote can open one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from string import Template
+
+import msgspec
+
+from protocols.errors import ConfigError
+from protocols.message import Message, assistant, user
+
+
+class PromptSet:
+    """Checked templates of one protocol.
+
+    Args:
+        name: what a recipe calls it; also where errors point.
+        templates: part name -> text with slots.
+        slots: part name -> the slots its protocol fills; a part named here must be there, with no other slots.
+        examples: part name -> worked examples, shown as earlier chat turns.
+    Raises: ConfigError: a part is missing or unknown, or a slot is.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        templates: Mapping[str, str],
+        slots: Mapping[str, frozenset[str]],
+        examples: Mapping[str, tuple[Message, ...]] | None = None,
+    ) -> None:
+        self.name = name
+        self._examples = dict(examples or {})
+        for part in self._examples.keys() - slots.keys():
+            raise ConfigError(f"prompt set {name!r} has examples for an unknown part {part!r}; parts: {sorted(slots)}")
+        for part in slots.keys() - templates.keys():
+            raise ConfigError(f"prompt set {name!r} has no part {part!r}; it needs {sorted(slots)}")
+        for part, text in templates.items():
+            if part not in slots:
+                raise ConfigError(f"prompt set {name!r} has an unknown part {part!r}; it may have {sorted(slots)}")
+            if not Template(text).is_valid():
+                raise ConfigError(f"prompt set {name!r}, part {part!r}: a $ opens no slot; write $$ for a dollar sign")
+            if unknown := set(Template(text).get_identifiers()) - slots[part]:
+                raise ConfigError(
+                    f"prompt set {name!r}, part {part!r}: unknown slot {min(unknown)!r}; "
+                    f"it may use {sorted(slots[part])}, and $$ for a dollar sign"
+                )
+        self._templates = {part: Template(text.strip()) for part, text in templates.items()}
+        self._text = dict(templates)
+        told = msgspec.json.encode([self._text, self._examples], order="deterministic")
+        self.digest = hashlib.sha256(told).hexdigest()  # of all it says
+
+    def fill(self, part: str, **values: str) -> str:
+        """The part with its slots filled; "" for an empty part."""
+        return self._templates[part].substitute(values)
+
+    def examples(self, part: str) -> tuple[Message, ...]:
+        """Worked examples as chat turns, to go before the part; () where there are none."""
+        return self._examples.get(part, ())
+
+    def uses(self, part: str, slot: str) -> bool:
+        """Whether the part shows what is put into the slot."""
+        return slot in self._templates[part].get_identifiers()
+
+    def has(self, part: str) -> bool:
+        """Whether the part says anything."""
+        return bool(self._text[part].strip())
+
+
+def prompt_names() -> list[str]:
+    """The prompt sets that moot ships, by name."""
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in files("protocols.prompts").iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def load_prompts(name: str, slots: Mapping[str, frozenset[str]], *, text: str | None = None) -> PromptSet:
+    """The shipped set of this name, or the one that ``text`` (the content of a user's file) holds.
+
+    Raises: ConfigError: no such set, not TOML, or parts and slots that do not fit.
+    """
+    if text is None:
+        if name not in prompt_names():  # a name is never a path
+            raise ConfigError(f"no prompt set {name!r}; there are {prompt_names()}, or give the path of a .toml file")
+        text = (files("protocols.prompts") / f"{name}.toml").read_text(encoding="utf-8")
+    try:
+        templates = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as err:
+        raise ConfigError(f"prompt set {name!r} is not valid TOML: {err}") from err
+    examples = _read_examples(name, templates.pop("examples", {}))
+    for part, value in templates.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"prompt set {name!r}: part {part!r} must be text, not {type(value).__name__}")
+    return PromptSet(name, templates, slots, examples)
+
+
+def _read_examples(name: str, table: object) -> dict[str, tuple[Message, ...]]:
+    """Raises: ConfigError: not a table of pairs."""
+    try:
+        pairs = msgspec.convert(table, dict[str, list[tuple[str, str]]])
+    except msgspec.ValidationError as err:
+        raise ConfigError(
+            f"prompt set {name!r}: examples must be pairs of question and reply for a part: {err}"
+        ) from err
+    return {part: tuple(m for q, a in shown for m in (user(q), assistant(a))) for part, shown in pairs.items()}

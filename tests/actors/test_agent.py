@@ -1,0 +1,408 @@
+"""The agent host: one outcome for every ask, tries where they help, limits, and adapters that change in one step."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import pytest
+
+from actors.agent import AgentHost, Limits
+from actors.backend import AdapterRef, BackendInfo
+from actors.scripted import ScriptedBackend, ScriptedSettings
+from protocols.errors import RETRYABLE, AgentError, FailureKind, ReplyError
+from protocols.message import Ask, Failure, Outcome, Reply, Sampling, Usage, user
+
+pytestmark = pytest.mark.asyncio
+
+KINDS: tuple[FailureKind, ...] = (
+    "transient", "rate_limited", "quota", "authentication", "refused", "context_too_long", "malformed", "timeout",
+)  # fmt: skip
+_OUTCOMES = msgspec.msgpack.Decoder(list[Outcome])
+
+
+def make_ask(number: int = 0, agent: str = "ada") -> Ask:
+    return Ask(
+        id=f"d{number}#0.answer.0", debate_id=f"d{number}", agent=agent, role="generator", messages=(user("?"),),
+        sampling=Sampling(temperature=0.7, seed=number),
+    )  # fmt: skip
+
+
+Behave = Callable[[Ask, AdapterRef | None], Awaitable[str]]
+
+
+class Fake:
+    """A backend that does what a test says, and writes down what it was told."""
+
+    def __init__(self, behave: Behave, *, max_concurrency: int = 100) -> None:
+        self.behave, self.max_concurrency = behave, max_concurrency
+        self.tries: list[Ask] = []
+        self.log: list[str] = []
+        self.inside = self.most = 0
+
+    async def start(self) -> BackendInfo:
+        self.log.append("start")
+        return BackendInfo(model="fake", context_tokens=10, max_concurrency=self.max_concurrency)
+
+    async def generate(self, ask: Ask, adapter: AdapterRef | None) -> Reply:
+        self.tries.append(ask)
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        try:
+            text = await self.behave(ask, adapter)
+        finally:
+            self.inside -= 1
+        return Reply(
+            ask_id=ask.id, text=text, model="fake", adapter=adapter.name if adapter else "", usage=Usage(3, 2, 1)
+        )
+
+    async def load_adapter(self, adapter: AdapterRef) -> None:
+        await asyncio.sleep(0)
+        if adapter.path == "broken":
+            raise AgentError("it does not fit")
+        self.log.append(f"load {adapter.name}")
+
+    async def unload_adapter(self, adapter: AdapterRef) -> None:
+        await asyncio.sleep(0)
+        self.log.append(f"unload {adapter.name}")
+
+    def metrics(self) -> dict[str, float]:
+        return {"figure": 1.0}
+
+    async def close(self) -> None:
+        assert self.inside == 0, "the model is stopped under an ask"
+        self.log.append("close")
+
+
+class Arena:
+    """Takes outcomes; ``wait`` returns once so many have come."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        self._news = asyncio.Event()
+
+    async def send(self, packed: bytes) -> None:
+        self.outcomes += _OUTCOMES.decode(packed)
+        self._news.set()
+
+    async def wait(self, count: int) -> list[Outcome]:
+        async with asyncio.timeout(10):
+            while len(self.outcomes) < count:
+                self._news.clear()
+                await self._news.wait()
+        return self.outcomes
+
+
+async def started(backend: Fake, **limits: float) -> tuple[AgentHost, Arena]:
+    host, arena = AgentHost("h", backend, msgspec.convert({"backoff_s": 0.0, **limits}, Limits)), Arena()
+    await host.start()
+    host.connect("a", arena.send)
+    return host, arena
+
+
+def tell(host: AgentHost, *asks: Ask, arena: str = "a") -> None:
+    host.tell(arena, msgspec.msgpack.encode(asks))
+
+
+async def ok(ask: Ask, adapter: AdapterRef | None) -> str:
+    return "fine"
+
+
+async def test_every_ask_brings_one_outcome() -> None:
+    async def mixed(ask: Ask, adapter: AdapterRef | None) -> str:
+        match int(ask.debate_id[1:]) % 5:
+            case 1:
+                raise ReplyError("no", "refused")
+            case 2:
+                raise ReplyError("later", "transient")
+            case 3:
+                raise ZeroDivisionError("a bug")
+            case 4:
+                await asyncio.sleep(100)
+        return "fine"
+
+    host, arena = await started(Fake(mixed), timeout_s=0.01, max_tries=2)
+    logging.getLogger("moot.agent").disabled = True
+    try:
+        for start in range(0, 100, 10):
+            tell(host, *(make_ask(number) for number in range(start, start + 10)))
+        outcomes = await arena.wait(100)
+        await asyncio.sleep(0.02)
+    finally:
+        logging.getLogger("moot.agent").disabled = False
+    assert sorted(item.ask_id for item in outcomes) == sorted(make_ask(number).id for number in range(100))
+    kinds = [item.kind for item in outcomes if isinstance(item, Failure)]
+    assert {kind: kinds.count(kind) for kind in sorted(set(kinds))} == {
+        "malformed": 20, "refused": 20, "timeout": 20, "transient": 20,
+    }  # fmt: skip
+    stats = host.stats()
+    assert (stats.replies, stats.queued, stats.running, sum(stats.failures.values())) == (20, 0, 0, 80)
+    assert stats.usage == Usage(60, 40, 20)
+    assert stats.backend == {"figure": 1.0}
+    await host.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_only_what_another_try_can_mend_is_tried_again(kind: FailureKind) -> None:
+    async def fail(ask: Ask, adapter: AdapterRef | None) -> str:
+        raise ReplyError("said the model", kind)
+
+    backend = Fake(fail)
+    host, arena = await started(backend, max_tries=3)
+    tell(host, make_ask())
+    (outcome,) = await arena.wait(1)
+    tries = 3 if kind in RETRYABLE else 1
+    assert isinstance(outcome, Failure)
+    assert (outcome.kind, outcome.tries, outcome.reason) == (kind, tries, "said the model")
+    assert backend.tries == [make_ask()] * tries  # the very same ask, sampling and all
+    assert host.stats().retries == tries - 1
+    await host.close()
+
+
+async def test_a_try_that_succeeds_says_which_it_was() -> None:
+    async def third(ask: Ask, adapter: AdapterRef | None) -> str:
+        if len(backend.tries) < 3:
+            raise ReplyError("busy", "rate_limited")
+        return "fine"
+
+    backend = Fake(third)
+    host, arena = await started(backend)
+    tell(host, make_ask())
+    (outcome,) = await arena.wait(1)
+    assert isinstance(outcome, Reply) and outcome.tries == 3
+    await host.close()
+
+
+async def test_a_model_that_hangs_times_out_and_is_let_go() -> None:
+    async def hang(ask: Ask, adapter: AdapterRef | None) -> str:
+        await asyncio.sleep(100)
+        return "never"
+
+    backend = Fake(hang)
+    host, arena = await started(backend, timeout_s=0.01, max_tries=2)
+    tell(host, make_ask())
+    (outcome,) = await arena.wait(1)
+    assert isinstance(outcome, Failure)
+    assert (outcome.kind, outcome.reason, outcome.tries) == ("timeout", "no reply within 0.01 s", 2)
+    assert backend.inside == 0
+    await host.close()
+
+
+async def test_an_exception_that_nobody_expected_is_a_failure_on_record(caplog: pytest.LogCaptureFixture) -> None:
+    async def bug(ask: Ask, adapter: AdapterRef | None) -> str:
+        raise KeyError("choices" + "x" * 1000)
+
+    backend = Fake(bug)
+    host, arena = await started(backend)
+    tell(host, make_ask())
+    (outcome,) = await arena.wait(1)
+    assert isinstance(outcome, Failure)
+    assert outcome.kind == "malformed" and outcome.reason.startswith("unexpected KeyError: 'choices")
+    assert len(outcome.reason) == 500 and len(backend.tries) == 1
+    assert "d0#0.answer.0 failed" in caplog.text
+    await host.close()
+
+
+async def test_an_ask_that_the_engine_drops_is_tried_again() -> None:
+    async def dropped(ask: Ask, adapter: AdapterRef | None) -> str:
+        if len(backend.tries) == 1:
+            raise asyncio.CancelledError
+        return "fine"
+
+    backend = Fake(dropped)
+    host, arena = await started(backend)
+    tell(host, make_ask())
+    (outcome,) = await arena.wait(1)
+    assert isinstance(outcome, Reply) and outcome.tries == 2
+    await host.close()
+
+
+async def test_half_characters_do_not_stop_the_batch_they_are_in() -> None:
+    async def half(ask: Ask, adapter: AdapterRef | None) -> str:
+        if ask.id == make_ask(1).id:
+            raise ReplyError("said \udcff", "refused")
+        return "fine \ud83d" if ask.id == make_ask(2).id else "fine"
+
+    host, arena = await started(Fake(half))
+    tell(host, *(make_ask(number) for number in range(3)))
+    by_id = {item.ask_id: item for item in await arena.wait(3)}
+    first, second, third = (by_id[make_ask(number).id] for number in range(3))
+    assert isinstance(first, Reply) and first.text == "fine"
+    assert isinstance(second, Failure) and second.reason == "said ?"
+    assert isinstance(third, Reply) and third.text == "fine ?"
+    await host.close()
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(3, 3), (0, 7)])
+async def test_no_more_asks_are_in_the_model_than_may_be(limit: int, expected: int) -> None:
+    async def slow(ask: Ask, adapter: AdapterRef | None) -> str:
+        await asyncio.sleep(0.001)
+        return "fine"
+
+    backend = Fake(slow, max_concurrency=7)
+    host, arena = await started(backend, max_concurrency=limit)
+    tell(host, *(make_ask(number) for number in range(40)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert (host.stats().running, host.stats().queued) == (expected, 40 - expected)
+    await arena.wait(40)
+    assert backend.most == expected
+    await host.close()
+
+
+async def test_a_retry_that_waits_holds_no_slot() -> None:
+    async def busy(ask: Ask, adapter: AdapterRef | None) -> str:
+        if ask.id == make_ask(0).id:
+            raise ReplyError("busy", "rate_limited")
+        return "fine"
+
+    host, arena = await started(Fake(busy), max_concurrency=1, backoff_s=60.0)
+    tell(host, make_ask(0), make_ask(1))
+    (outcome,) = await arena.wait(1)
+    assert outcome.ask_id == make_ask(1).id
+    await host.close()
+
+
+def version(number: int, path: str = "folder") -> AdapterRef:
+    return AdapterRef(name=f"ada@r-v{number}", agent="ada", path=path)
+
+
+async def spoken(host: AgentHost, arena: Arena, agent: str = "ada") -> str:
+    number = len(arena.outcomes)
+    tell(host, make_ask(number, agent))
+    reply = (await arena.wait(number + 1))[-1]
+    assert isinstance(reply, Reply)
+    return reply.adapter
+
+
+async def test_adapters_are_swapped_for_their_agent_alone() -> None:
+    backend = Fake(ok)
+    host, arena = await started(backend)
+    assert await spoken(host, arena) == ""
+    assert await host.publish(version(1)) == "ada@r-v1"
+    assert await spoken(host, arena) == "ada@r-v1"
+    assert await spoken(host, arena, "bo") == ""
+    await host.publish(version(2))
+    await host.publish(version(2))  # twice is once
+    assert await spoken(host, arena) == "ada@r-v2"
+    await host.retire("ada")
+    await host.retire("ada")
+    assert await spoken(host, arena) == ""
+    assert backend.log == [
+        "start", "load ada@r-v1", "load ada@r-v2", "unload ada@r-v1", "load ada@r-v2", "unload ada@r-v2",
+    ]  # fmt: skip
+    await host.close()
+
+
+async def test_an_adapter_that_cannot_be_loaded_leaves_the_old_one() -> None:
+    backend = Fake(ok)
+    host, arena = await started(backend)
+    await host.publish(version(1))
+    with pytest.raises(AgentError, match="does not fit"):
+        await host.publish(version(2, "broken"))
+    assert await spoken(host, arena) == "ada@r-v1"
+    assert "unload ada@r-v1" not in backend.log
+    await host.close()
+
+
+async def test_an_adapter_is_unloaded_once_nobody_speaks_through_it() -> None:
+    gate = asyncio.Event()
+
+    async def wait(ask: Ask, adapter: AdapterRef | None) -> str:
+        if adapter is not None and adapter.name == "ada@r-v1":
+            await gate.wait()
+        return "fine"
+
+    backend = Fake(wait)
+    host, arena = await started(backend)
+    await host.publish(version(1))
+    tell(host, make_ask(0), make_ask(1))
+    await asyncio.sleep(0.001)
+    await host.publish(version(2))
+    tell(host, make_ask(2))
+    (newer,) = await arena.wait(1)
+    assert isinstance(newer, Reply) and newer.adapter == "ada@r-v2"  # whoever asks from now on gets the new one
+    assert "unload ada@r-v1" not in backend.log
+    gate.set()
+    older = (await arena.wait(3))[1:]
+    assert [item.adapter for item in older if isinstance(item, Reply)] == ["ada@r-v1", "ada@r-v1"]
+    assert backend.log[-1] == "unload ada@r-v1"
+    await host.close()
+
+
+async def test_outcomes_go_to_the_arena_that_asked() -> None:
+    host, arena = await started(Fake(ok))
+    other = Arena()
+    host.connect("b", other.send)
+    tell(host, make_ask(1))
+    tell(host, make_ask(2), arena="b")
+    tell(host, make_ask(3), arena="unknown")
+    assert [item.ask_id for item in await arena.wait(1)] == [make_ask(1).id]
+    assert [item.ask_id for item in await other.wait(1)] == [make_ask(2).id]
+    await host.disconnect("b")
+    tell(host, make_ask(4), arena="b")
+    tell(host, make_ask(5))
+    await arena.wait(2)
+    assert len(other.outcomes) == 1
+    await host.close()
+
+
+async def test_a_dead_arena_does_not_stop_the_host() -> None:
+    host, arena = await started(Fake(ok))
+
+    async def dead(packed: bytes) -> None:
+        raise ConnectionError("gone")
+
+    host.connect("dead", dead)
+    tell(host, make_ask(1), arena="dead")
+    tell(host, make_ask(2))
+    await arena.wait(1)
+    await host.close()
+
+
+async def test_a_host_is_asked_only_once_it_is_started() -> None:
+    host = AgentHost("h", Fake(ok), Limits())
+    with pytest.raises(AgentError, match="asked before it was started"):
+        tell(host, make_ask())
+
+
+async def test_starting_twice_starts_once_and_closing_frees_everything() -> None:
+    async def hang(ask: Ask, adapter: AdapterRef | None) -> str:
+        await asyncio.sleep(100)
+        return "never"
+
+    backend = Fake(hang)
+    host, arena = await started(backend)
+    await host.start()
+    tell(host, make_ask(1), make_ask(2))
+    await asyncio.sleep(0.001)
+    await host.close()
+    assert backend.log == ["start", "close"]
+    assert arena.outcomes == []
+
+
+async def test_faults_of_a_simulated_model_end_in_replies_or_failures() -> None:
+    settings = ScriptedSettings(faults={"transient": 0.3, "refused": 0.1}, latency_s=0.0001)
+    host, arena = AgentHost("h", ScriptedBackend(settings), Limits(backoff_s=0.0)), Arena()
+    await host.start()
+    host.connect("a", arena.send)
+    tell(host, *(make_ask(number) for number in range(300)))
+    outcomes = await arena.wait(300)
+    assert len({item.ask_id for item in outcomes}) == 300
+    assert 20 < sum(isinstance(item, Failure) for item in outcomes) < 80
+    await host.close()
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"max_tries": 0}, "max_tries=0 must be at least 1"),
+        ({"timeout_s": 0.0}, "timeout_s must be above 0"),
+        ({"backoff_s": -1.0}, "backoff_s and max_concurrency not below"),
+    ],
+)
+async def test_limits_that_make_no_sense_are_refused(limits: dict[str, int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Limits(**limits)

@@ -1,0 +1,112 @@
+"""The outbox: what is ready leaves together, in order, one batch at a time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from actors.mailbox import MAX_BATCH, Outbox
+
+pytestmark = pytest.mark.asyncio
+
+
+class Receiver:
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.errors: list[Exception] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failing = False
+        self.inside = 0
+
+    async def send(self, batch: list[int]) -> None:
+        self.inside += 1
+        assert self.inside == 1, "two batches are under way at once"
+        self.batches.append(batch)
+        await self.gate.wait()
+        self.inside -= 1
+        if self.failing:
+            raise ConnectionError("gone")
+
+    def box(self) -> Outbox[int]:
+        return Outbox(self.send, self.errors.append)
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_what_is_put_in_one_tick_leaves_as_one_batch() -> None:
+    receiver = Receiver()
+    box = receiver.box()
+    box.put([1])
+    box.put([2, 3])
+    asyncio.get_running_loop().call_soon(box.put, [4])  # ready in the same tick
+    await settle()
+    assert receiver.batches == [[1, 2, 3, 4]]
+    assert len(box) == 0
+
+
+async def test_what_is_put_while_a_batch_is_under_way_leaves_with_the_next() -> None:
+    receiver = Receiver()
+    receiver.gate.clear()
+    box = receiver.box()
+    box.put([1])
+    await settle()
+    for number in range(2, 6):
+        box.put([number])
+        await settle()
+    assert receiver.batches == [[1]]
+    assert len(box) == 4
+    receiver.gate.set()
+    await settle()
+    assert receiver.batches == [[1], [2, 3, 4, 5]]
+    box.put([6])  # and it starts again by itself
+    await settle()
+    assert receiver.batches[2:] == [[6]]
+
+
+async def test_batches_are_bounded_and_keep_their_order() -> None:
+    receiver = Receiver()
+    receiver.box().put(range(2 * MAX_BATCH + 5))
+    await settle()
+    assert [len(batch) for batch in receiver.batches] == [MAX_BATCH, MAX_BATCH, 5]
+    assert [item for batch in receiver.batches for item in batch] == list(range(2 * MAX_BATCH + 5))
+
+
+async def test_nothing_put_is_nothing_sent() -> None:
+    receiver = Receiver()
+    receiver.box().put([])
+    await settle()
+    assert receiver.batches == []
+
+
+async def test_an_error_is_told_once_and_ends_sending() -> None:
+    receiver = Receiver()
+    receiver.failing = True
+    box = receiver.box()
+    box.put([1])
+    await settle()
+    box.put([2])
+    box.put([3])
+    await settle()
+    assert [str(err) for err in receiver.errors] == ["gone"]
+    assert receiver.batches == [[1]]
+    assert len(box) == 2
+
+
+async def test_closing_drops_what_is_queued() -> None:
+    receiver = Receiver()
+    receiver.gate.clear()
+    box = receiver.box()
+    box.put([1])
+    await settle()
+    box.put([2])
+    await box.close()
+    receiver.gate.set()
+    box.put([3])
+    await settle()
+    assert receiver.batches == [[1]]
+    assert receiver.errors == []

@@ -1,0 +1,87 @@
+"""What can be said about the vLLM backend without an engine; and the engine itself, in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from actors.backend import AdapterRef
+from actors.vllm_engine import VLLMBackend, VLLMSettings, required_env
+from actors.vllm_settings import engine_arguments
+from protocols.errors import AgentError, ReplyError
+from protocols.message import Ask, Sampling, user
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["max_concurrency = 0", "max_rank = 1024", "max_adapters = -1", "gpu_memory_utilization = 1.5", "mdoel = 'x'"],
+)
+def test_wrong_setting_is_named(setting: str) -> None:
+    name = setting.partition(" ")[0]
+    with pytest.raises(msgspec.ValidationError, match=name):
+        msgspec.toml.decode(setting, type=VLLMSettings)
+
+
+def test_importing_the_backend_does_not_import_vllm() -> None:
+    heavy = "{'vllm', 'torch', 'transformers'}"
+    code = f"import sys, actors.vllm_engine; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60
+    )
+
+
+def test_required_env_preloads_openmp_before_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.vllm_settings.runs_on_cpu", lambda: True)
+    monkeypatch.setattr("actors.vllm_settings._intel_openmp", lambda: Path("/venv/lib/libiomp5.so"))
+    monkeypatch.setenv("LD_PRELOAD", "/other.so:/venv/lib/libiomp5.so")
+    env = required_env(VLLMSettings(threads=3))
+    assert env["LD_PRELOAD"] == "/venv/lib/libiomp5.so:/other.so"
+    assert env["OMP_NUM_THREADS"] == "3"
+    assert env["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+
+
+def test_gpu_keeps_vllm_s_own_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.vllm_settings.runs_on_cpu", lambda: False)
+    assert {"LD_PRELOAD", "OMP_NUM_THREADS", "VLLM_ENABLE_V1_MULTIPROCESSING"}.isdisjoint(required_env(VLLMSettings()))
+
+
+def test_platform_fills_in_what_was_left_open() -> None:
+    settings = VLLMSettings(max_adapters=3, max_rank=10, dtype="bfloat16")
+    on_cpu, on_gpu = engine_arguments(settings, "/m", True), engine_arguments(settings, "/m", False)
+    assert (on_cpu["block_size"], on_cpu["kv_cache_memory_bytes"], on_cpu["enforce_eager"]) == (32, 512 << 20, True)
+    assert on_gpu["enforce_eager"] is False
+    assert "kv_cache_memory_bytes" not in on_gpu  # gpu_memory_utilization says it
+    assert (on_gpu["max_loras"], on_gpu["max_cpu_loras"], on_gpu["max_lora_rank"]) == (3, 6, 16)
+    assert "enable_lora" not in engine_arguments(VLLMSettings(dtype="float32"), "/m", True)
+
+
+def test_backend_that_is_not_started_says_so() -> None:
+    backend = VLLMBackend(VLLMSettings())
+    ask = Ask(id="a", debate_id="d", agent="ada", role="generator", messages=(user("?"),), sampling=Sampling())
+    with pytest.raises(ReplyError, match="not started"):
+        asyncio.run(backend.generate(ask, None))
+    asyncio.run(backend.close())
+
+
+def test_adapter_without_room_for_one_names_the_setting() -> None:
+    backend = VLLMBackend(VLLMSettings(max_adapters=0))
+    with pytest.raises(AgentError, match="set max_adapters"):
+        asyncio.run(backend.load_adapter(AdapterRef(name="ada@r1-1", agent="ada", path="/nowhere")))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_real_engine() -> None:
+    """``vllm_live.py``, started with the environment an engine needs."""
+    env = os.environ | required_env(VLLMSettings()) | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/actors/vllm_live.py"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=580, check=False)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

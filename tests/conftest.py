@@ -1,0 +1,59 @@
+"""What holds for all tests: their environment, fixed seeds, one local Ray, and the fast tests first."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+
+def _set_environment() -> None:
+    """Before anything imports Ray, transformers or matplotlib: they read these once. Ray's workers inherit them."""
+    folder = Path(tempfile.mkdtemp(prefix="moot-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    token = folder / "ray_token"  # Ray would otherwise write one into the home folder
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ |= {
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",  # a test that needs the network is no test
+        "MPLBACKEND": "Agg",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a killed worker is noticed soon
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
+        os.environ.pop(name, None)  # a developer's own cluster is none of ours
+
+
+_set_environment()
+settings.register_profile("moot", deadline=None)  # a busy machine is slow, not wrong
+settings.register_profile("ci", parent=settings.get_profile("moot"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "moot")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: what is plainly broken shows in seconds."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[Any]:
+    """Ray on this machine with two CPUs, shared by all tests that need one. Tests name their actors apart."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()

@@ -1,0 +1,76 @@
+"""The dry run, and a schema that agrees with what the recipe itself accepts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped]
+import pytest
+import yaml
+
+from engine.check import check_recipe, recipe_schema
+from engine.recipe import build_recipe
+from protocols.errors import ConfigError
+from tests.engine.test_recipe import GOOD
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def validator() -> Any:
+    schema = recipe_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(json.loads(json.dumps(schema)))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_the_schema_takes_every_recipe_that_we_ship(validator: Any, path: Path) -> None:
+    validator.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("", "colour", "red"),
+        ("", "seed", 1.5),
+        ("tasks", "trian", 5),
+        ("tasks", "source", "files"),
+        ("protocol", "rounds", "two"),
+        ("protocol", "name", "societies"),
+        ("loop", "init_from", "scratch"),
+        ("cast", "generator", "ada"),
+        ("sft", "schedule", "cosin"),
+        ("run", "sync", "never"),
+    ],
+)
+def test_the_schema_and_the_recipe_refuse_the_same(validator: Any, section: str, key: str, value: object) -> None:
+    data = json.loads(json.dumps(GOOD))
+    validator.validate(data)
+    (data.setdefault(section, {}) if section else data)[key] = value
+    assert not validator.is_valid(data)
+    with pytest.raises(ConfigError):
+        build_recipe(data, where="r")
+
+
+def test_a_check_says_what_a_run_would_do(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(GOOD), encoding="utf-8")
+    found = check_recipe(path, ["protocol.rounds=3", "loop.iterations=2"], limit=3)
+    assert (found["train"], found["test"], found["agents"], found["adapters"]) == (3, 3, 2, 4)
+    assert found["calls"] == {"debating": 2 * 3 * 3, "evaluating": 2 * 3 * 3}
+    summed = check_recipe(path, ["protocol.rounds=3", "protocol.summarize=true", "cast.summariser=[ada]"], limit=1)
+    assert summed["calls"]["debating"] == 2 * 3 + 2 * 2  # a summary for each agent before each later round
+
+
+def test_a_model_folder_that_is_not_there_is_found_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(GOOD | {"models": {"simulated": {"backend": "vllm", "model": "./none"}}}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(ConfigError, match=r"models.simulated.model='./none': there is no such folder"):
+        check_recipe(path, [], None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"models.simulated needs vLLM, which is not installed; install moot with"):
+        check_recipe(path, [], None)

@@ -1,0 +1,156 @@
+"""The command line: mistakes are one line and an exit code, and a script can read what comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from engine.cli import main
+from engine.folder import Manifest, RunFolder
+from tests.engine.test_recipe import GOOD
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTED = str(ROOT / "recipes" / "scripted.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _keep_signals() -> Iterator[None]:
+    """A command makes SIGTERM an interruption, as it is a process of its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def moot(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(GOOD), encoding="utf-8")
+    return path
+
+
+MISTAKES = {
+    "wrong key": ("protocol.round=3", "protocol.round=3 is not known; did you mean 'rounds'?"),
+    "unknown protocol": ("protocol.name=duel", "protocol.name='duel' is not known; there is: society"),
+    "missing model": ("models.simulated={backend: vllm, model: /nowhere/model}", "models.simulated"),
+    "broken task file": ("tasks={source: file, path: broken.jsonl}", "broken.jsonl, line 1: is not valid JSON"),
+    "missing task file": ("tasks={source: file, path: none.jsonl}", "cannot read none.jsonl: No such file"),
+    "exhausted level": ("tasks={source: arithmetic, level: add20, train: 900}", "level 'add20' has only about"),
+    "no override": ("rounds", "override 'rounds' must look like key=value"),
+    "a key of two lines": ('{"a\\nb": 1}=2', "is not known"),
+}
+
+
+def assert_one_line(result: Result, said: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("moot: ") and said in line
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line(recipe: Path, mistake: str) -> None:
+    (recipe.parent / "broken.jsonl").write_text("{")
+    override, said = MISTAKES[mistake]
+    assert_one_line(moot("check", recipe, override), said)
+    assert_one_line(moot("check", recipe, override, "--json"), said)
+
+
+@pytest.mark.parametrize("command", ["run", "loop", "eval"])
+def test_a_mistake_starts_nothing(recipe: Path, command: str) -> None:
+    target = recipe.parent / "run"
+    assert_one_line(moot(command, recipe, "loop.iterations=0", "--run-dir", target), "iterations=0")
+    assert not target.exists()
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
+def test_what_quotes_several_lines_is_still_one(recipe: Path) -> None:
+    recipe.write_text(yaml.safe_dump(GOOD | {"a\nb": 1}), encoding="utf-8")
+    assert_one_line(moot("check", recipe), "is not known")
+
+
+def test_a_missing_recipe_and_a_missing_run_are_one_line(tmp_path: Path) -> None:
+    assert_one_line(moot("check", tmp_path / "none.yaml"), "No such file or directory; `moot list` names")
+    assert_one_line(moot("resume", tmp_path / "none"), "is not a run's folder")
+    assert_one_line(moot("report", tmp_path / "none"), "is not a run's folder")
+    assert_one_line(moot("eval", tmp_path), "is not a run's folder")
+
+
+def test_check_says_what_a_run_would_do(recipe: Path) -> None:
+    result = moot("check", recipe, "--limit", "2", "seed=5")
+    assert result.exit_code == 0 and result.stderr == ""
+    assert "train: 2" in result.stdout and "protocol: society" in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [("check", SCRIPTED, "--json"), ("list", "--json"), ("schema",)])
+def test_json_is_one_object_on_stdout(arguments: tuple[str, ...]) -> None:
+    result = moot(*arguments)
+    assert result.exit_code == 0 and result.stderr == ""
+    assert isinstance(json.loads(result.stdout), dict)
+
+
+def test_list_shows_recipes_and_runs(tmp_path: Path) -> None:
+    manifest = Manifest(
+        id="r",
+        kind="run",
+        name="n",
+        fingerprint="f",
+        num_arenas=1,
+        recipe={},
+        recipe_path="r.yaml",
+        done={"debate": {}},
+    )
+    RunFolder.create(tmp_path / "good", manifest).release()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "run.json").write_text("{")
+    result = moot("list", "--json", "--runs-dir", tmp_path)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert SCRIPTED in found["recipes"]
+    assert found["runs"] == [
+        f"{tmp_path / 'bad'}  damaged: its run.json cannot be read",
+        f"{tmp_path / 'good'}  run  resumable after debate",
+    ]
+
+
+def test_click_itself_refuses_what_is_no_command() -> None:
+    assert moot("debat").exit_code == 2
+    assert moot("check").exit_code == 2
+    assert moot("check", SCRIPTED, "--limit", "0").exit_code == 2
+    assert moot("--help").exit_code == 0
+
+
+def test_looking_around_starts_nothing_heavy() -> None:
+    code = f"""
+import sys
+from click.testing import CliRunner
+from engine.cli import main
+for arguments in (["--help"], ["check", {SCRIPTED!r}], ["list"], ["schema"]):
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, (arguments, result.output)
+heavy = {{"ray", "torch", "vllm", "transformers", "trl", "peft", "datasets", "matplotlib", "networkx"}}
+assert not heavy & sys.modules.keys()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

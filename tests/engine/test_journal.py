@@ -1,0 +1,274 @@
+"""The journal: what was committed stays, whatever happens next; what was not leaves no trace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from engine.journal import CloseEntry, Entry, EventEntry, Journal, NoteEntry, read_journal, read_notes
+from protocols.errors import JournalError
+from protocols.machine import DeadlinePassed, Opened, Replied
+from protocols.message import Reply
+from protocols.task import Task
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def opened(debate_id: str) -> EventEntry:
+    task = Task(id="t", question="What is 1 + 1?")
+    return EventEntry(debate_id, 0, 1.0, Opened(debate_id=debate_id, task=task, seed=3))
+
+
+def replied(debate_id: str, seq: int, text: str = "2") -> EventEntry:
+    return EventEntry(debate_id, seq, 2.0, Replied(Reply(ask_id=f"{debate_id}#{seq}", text=text, model="m")))
+
+
+def journal(path: Path, **options: int) -> Journal:
+    return Journal(path, fingerprint="f", sync="normal", **options)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "arena.sqlite"
+
+
+def one_sentence(error: pytest.ExceptionInfo[JournalError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_was_committed_is_read_back_in_order(path: Path) -> None:
+    first = journal(path)
+    first.commit([opened("a"), opened("b"), replied("a", 1)])
+    first.commit([EventEntry("a", 2, 3.0, DeadlinePassed(1)), NoteEntry("a", 4.0, "late", "0a")])
+    first.close()
+    second = journal(path)  # opened again, it goes on
+    second.commit([replied("b", 1), CloseEntry("b", 5.0, b"graph")])
+    second.close()
+    a, b = read_journal(path)
+    assert (a.debate_id, a.graph, a.closed_at) == ("a", None, None)
+    assert [event for _, event in a.events] == [opened("a").event, replied("a", 1).event, DeadlinePassed(1)]
+    assert [at for at, _ in a.events] == [1.0, 2.0, 3.0]
+    assert (b.debate_id, b.graph, b.closed_at, len(b.events)) == ("b", b"graph", 5.0, 2)
+    assert [item.debate_id for item in read_journal(path, only_open=True)] == ["a"]
+    assert read_notes(path) == [NoteEntry("a", 4.0, "late", "0a")]
+
+
+def test_it_knows_which_debates_it_holds(path: Path) -> None:
+    first = journal(path)
+    first.commit([opened("a")])
+    assert first.holds("a") and not first.holds("b")
+    first.close()
+    second = journal(path)
+    assert second.holds("a") and not second.holds("b")
+    second.close()
+
+
+def test_a_batch_is_written_whole_or_not_at_all(path: Path) -> None:
+    ours = journal(path)
+    ours.commit([opened("a")])
+    with pytest.raises(JournalError, match="cannot write") as error:
+        ours.commit([opened("b"), replied("b", 1), opened("a")])  # "a" has an event 0 already
+    one_sentence(error)
+    assert [(item.debate_id, len(item.events)) for item in read_journal(path)] == [("a", 1)]
+    assert not ours.holds("b")
+    ours.commit([opened("b")])  # and it can still be written
+    ours.close()
+    assert [item.debate_id for item in read_journal(path)] == ["a", "b"]
+
+
+def test_a_journal_of_another_run_is_refused(path: Path) -> None:
+    journal(path).close()
+    with pytest.raises(JournalError, match="its fingerprint is f, this run's is g; resume with") as error:
+        Journal(path, fingerprint="g")
+    one_sentence(error)
+    journal(path).close()  # refusing it let go of its lock
+
+
+def test_a_second_writer_is_refused(path: Path) -> None:
+    ours = journal(path)
+    with pytest.raises(JournalError, match="is in use by another run") as error:
+        journal(path)
+    one_sentence(error)
+    ours.close()
+    ours.close()  # twice is fine
+    journal(path).close()
+
+
+def test_a_closed_journal_takes_nothing(path: Path) -> None:
+    ours = journal(path)
+    ours.close()
+    with pytest.raises(JournalError, match="cannot write"):
+        ours.commit([opened("a")])
+
+
+def test_a_full_journal_is_an_error_and_keeps_what_it_held(path: Path) -> None:
+    ours = journal(path, max_size_mb=1)
+    ours.commit([opened("a")])
+    seq = 0
+    with pytest.raises(JournalError, match="full; free some space, then go on") as error:  # noqa: PT012
+        for seq in range(1, 40):
+            ours.commit([replied("a", seq, "x" * 100_000)])
+    one_sentence(error)
+    assert seq > 5
+    assert [len(item.events) for item in read_journal(path)] == [seq]  # the opening, and those before the last
+    ours.close()
+    roomier = journal(path)
+    roomier.commit([replied("a", seq)])
+    roomier.close()
+    assert [len(item.events) for item in read_journal(path)] == [seq + 1]
+
+
+def in_child(path: Path, code: str) -> subprocess.Popen[str]:
+    """A process that has a journal open as ``ours``; what it acknowledges it prints."""
+    head = """
+        import resource, sys
+        from engine.journal import *
+        from protocols.errors import JournalError
+        from protocols.machine import *
+        from protocols.message import Reply
+        from protocols.task import Task
+        from pathlib import Path
+        ours = Journal(Path(sys.argv[1]), fingerprint="f", sync="normal")
+        def event(seq, size=100):
+            reply = Replied(Reply(ask_id=str(seq), text="x" * size, model="m"))
+            task = Task(id="t", question="q")
+            return EventEntry("a", seq, 1.0, reply if seq else Opened(debate_id="a", task=task, seed=0))
+    """
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(code), str(path)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_file_that_may_not_grow_is_an_error_and_keeps_what_it_held(path: Path) -> None:
+    child = in_child(
+        path,
+        """
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+        try:
+            for seq in range(1000):
+                ours.commit([event(seq, 50_000)])
+                print(seq, flush=True)
+        except JournalError as err:
+            print(err)
+        """,
+    )
+    out, err = child.communicate(timeout=60)
+    *acknowledged, last = out.splitlines()
+    assert last.startswith(f"journal {path}: cannot write: "), err
+    assert len(acknowledged) >= 5
+    (found,) = read_journal(path)
+    assert len(found.events) == len(acknowledged)
+
+
+def test_a_killed_writer_loses_nothing_that_it_acknowledged(path: Path) -> None:
+    child = in_child(
+        path,
+        """
+        for seq in range(1_000_000):
+            ours.commit([event(seq)])
+            print(seq, flush=True)
+        """,
+    )
+    assert child.stdout is not None and child.stderr is not None
+    lines = [child.stdout.readline() for _ in range(200)]
+    child.send_signal(signal.SIGKILL)
+    lines += child.stdout.read().splitlines()
+    child.wait(timeout=30)
+    child.stdout.close()
+    child.stderr.close()
+    acknowledged = len(lines)
+    (found,) = read_journal(path)
+    assert len(found.events) in (acknowledged, acknowledged + 1)  # one more: written, killed before it could say so
+    again = journal(path)  # its lock died with it
+    again.commit([replied("a", len(found.events))])
+    again.close()
+
+
+def test_a_reader_beside_the_writer_sees_whole_batches(path: Path) -> None:
+    ours = journal(path)
+    for number in range(20):
+        ours.commit([opened(f"d{number}"), replied(f"d{number}", 1)])
+        found = list(read_journal(path))
+        assert [len(item.events) for item in found] == [2] * (number + 1)
+    ours.close()
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough to look at" * 50, b"SQLite format 3\x00torn"])
+def test_a_file_that_is_no_journal_is_one_sentence(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(JournalError, match="cannot be read") as error:
+        list(read_journal(path))
+    one_sentence(error)
+    with pytest.raises(JournalError, match="cannot be opened for writing") as error:
+        journal(path)
+    one_sentence(error)
+    assert path.read_bytes() == content
+
+
+def test_a_torn_journal_is_one_sentence(path: Path) -> None:
+    ours = journal(path)
+    ours.commit([opened("a"), *(replied("a", seq, "x" * 3000) for seq in range(1, 60))])
+    ours.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] + b"\xff" * 4096)
+    with pytest.raises(JournalError, match="cannot be read") as error:
+        list(read_journal(path))
+    one_sentence(error)
+
+
+def test_an_event_that_cannot_be_decoded_is_one_sentence(path: Path) -> None:
+    ours = journal(path)
+    ours.commit([opened("a")])
+    ours.close()
+    db = sqlite3.connect(path)
+    db.execute("UPDATE events SET body = ?", (b"\xc1\x00",))
+    db.commit()
+    db.close()
+    with pytest.raises(JournalError, match="cannot be read") as error:
+        list(read_journal(path))
+    one_sentence(error)
+
+
+def test_a_journal_whose_writer_died_at_birth_holds_nothing(path: Path) -> None:
+    path.touch()
+    assert list(read_journal(path)) == []
+    ours = journal(path)
+    ours.commit([opened("a")])
+    ours.close()
+    assert len(list(read_journal(path))) == 1
+
+
+@pytest.mark.parametrize("folder", ["a#1", "50%", "why?", "ä ö", "a&mode=memory"])
+def test_a_folder_may_have_any_name(tmp_path: Path, folder: str) -> None:
+    path = tmp_path / folder / "arena.sqlite"
+    path.parent.mkdir()
+    ours = journal(path)
+    ours.commit([opened("a")])
+    ours.close()
+    assert [item.debate_id for item in read_journal(path)] == ["a"]
+    assert read_notes(path) == []
+
+
+def test_missing_folders_and_files_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="cannot be written: No such file") as error:
+        journal(tmp_path / "nowhere" / "arena.sqlite")
+    one_sentence(error)
+    with pytest.raises(JournalError, match="cannot be read"):
+        list(read_journal(tmp_path / "none.sqlite"))
+
+
+def test_entries_are_a_closed_set() -> None:
+    assert Entry == EventEntry | CloseEntry | NoteEntry

@@ -1,0 +1,161 @@
+"""The whole loop: debates, a training that starts while they run, kill -9, resume, the adapters in the next debates."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.integration.command import Moot, Process, RunOnDisk, check_clean, moot_in
+from trainers.sft import RESULT_NAME, SFTResult
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+AGENTS = ("ada", "bo", "cy")
+TASKS, HELD_OUT, EPOCHS = 24, 3, 2
+RECIPE = f"""
+name: tiny
+seed: 5
+tasks: {{source: arithmetic, level: mixed10, train: {TASKS}, test: {HELD_OUT}}}
+models:
+  simulated: {{backend: scripted, skill: 0.9, latency_s: 1.0, latency_sigma: 0.1}}
+agents:
+  ada: {{model: simulated}}
+  bo: {{model: simulated}}
+  cy: {{model: simulated}}
+protocol: {{name: society, rounds: 2}}
+cast: {{generator: [ada, bo, cy]}}
+train: {{base_model: BASE, min_support: 2, checkpoint_every: 2}}
+sft: {{rank: 4, epochs: {EPOCHS}, batch_size: 4, max_length: 2048, learning_rate: 0.001}}
+run: {{max_open: 4}}
+"""
+
+
+@pytest.fixture(scope="module")
+def moot(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Moot]:
+    folder = tmp_path_factory.mktemp("loop")
+    (folder / "tiny.yaml").write_text(RECIPE.replace("BASE", str(tiny_model)))
+    with moot_in(folder) as moot:
+        yield moot
+
+
+@pytest.fixture(scope="module")
+def looped(moot: Moot) -> tuple[RunOnDisk, Process]:
+    """A loop that was killed once its first training had taken a step, and taken up again.
+
+    Half-way through the debates their agents are held up until that step: however busy the machine, it comes first.
+    """
+    run = RunOnDisk(moot.folder / "runs" / "one")
+    process = moot.start("loop", "tiny.yaml", "--run-dir", "runs/one", "--json")
+
+    assert process.running_when(lambda: len(run.closed_at("debate-1")) >= 14), process.stderr
+    (host,) = process.members("ray::AgentActor")
+    os.kill(host, signal.SIGSTOP)
+    checkpoints = "train/iteration-1/checkpoints/*/checkpoint_*"
+    assert process.running_when(lambda: any(run.path.glob(checkpoints))), process.stderr
+    assert run.num_open("debate-1") > 0
+    os.kill(host, signal.SIGCONT)
+    process.signal_group(signal.SIGKILL)
+    process.wait()
+    check_clean(process.stderr)
+    resumed = moot("resume", "runs/one", "--json")
+    assert resumed.wait() == 0, resumed.stderr
+    return run, resumed
+
+
+def results(run: RunOnDisk) -> dict[str, SFTResult]:
+    files = run.path.glob(f"adapters/*/v1/{RESULT_NAME}")
+    return {file.parts[-3]: msgspec.json.decode(file.read_bytes(), type=SFTResult) for file in files}
+
+
+def test_training_begins_before_the_last_debate_closes(looped: tuple[RunOnDisk, Process]) -> None:
+    run, _ = looped
+    assert min(result.first_step_at for result in results(run).values()) < max(run.closed_at("debate-1"))
+
+
+def test_every_row_is_learned_from_once_an_epoch(looped: tuple[RunOnDisk, Process]) -> None:
+    run, _ = looped
+    learned = results(run)
+    assert set(learned) == set(AGENTS)
+    for agent, result in learned.items():
+        assert result.rows > 0 and result.refused == 0
+        assert result.rows_seen == EPOCHS * result.rows, agent
+        assert result.steps == len(result.losses) == len(result.step_times)
+
+
+def test_every_adapter_is_registered_once_and_then_speaks(looped: tuple[RunOnDisk, Process]) -> None:
+    run, _ = looped
+    names = [record["name"] for record in run.json("adapters/registry.json")]
+    assert sorted(names) == [f"{agent}@one-v1" for agent in AGENTS]
+    for stage, spoke in (("eval-0", set()), ("debate-1", set()), ("eval-1", set(names))):
+        debates = run.debates(stage).values()
+        assert len(debates) == (TASKS if stage == "debate-1" else HELD_OUT)
+        assert {node.reply.adapter for debate in debates for node in debate.utterances} - {""} == spoke
+        asked = run.outcomes(stage)
+        assert len(asked) == len(set(asked))
+
+
+def test_what_is_printed_is_what_is_kept(looped: tuple[RunOnDisk, Process]) -> None:
+    run, process = looped
+    check_clean(process.stderr)
+    outcome = process.outcome()
+    assert outcome.pop("report") == "runs/one/report.html"
+    assert outcome == run.json("results.json")
+    assert outcome["debates"] == TASKS + 2 * HELD_OUT and outcome["set_aside"] == 0 and outcome["warnings"] == []
+    assert process.all_gone()
+
+
+class _Outside(HTMLParser):
+    """Collects everything that a page would fetch or run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "link", "iframe", "object", "embed"):
+            self.found.append(tag)
+        for key, value in attrs:
+            if key in ("src", "href", "xlink:href", "data") and value and not value.startswith(("#", "data:")):
+                self.found.append(f"{key}={value}")
+
+
+def check_page(page: str) -> None:
+    assert page.lower().startswith("<!doctype html>")
+    reader = _Outside()
+    reader.feed(page)
+    assert reader.found == []
+    assert not re.search(r"@import|url\((?!['\"]?(?:#|data:))", page)
+
+
+def test_the_report_needs_nothing_else(looped: tuple[RunOnDisk, Process], moot: Moot) -> None:
+    run, _ = looped
+    page = (run.path / "report.html").read_text()
+    check_page(page)
+    assert "ada@one-v1" in page
+    again = moot.start("report", "runs/one", "-o", "copy.html", "--json")
+    assert again.wait() == 0, again.stderr
+    assert again.outcome() == {"run": "runs/one", "report": "copy.html"}
+    check_page((moot.folder / "copy.html").read_text())
+
+
+def test_eval_of_a_run_serves_its_newest_adapters_and_list_shows_both(
+    looped: tuple[RunOnDisk, Process], moot: Moot
+) -> None:
+    process = moot("eval", "runs/one", "--json")
+    assert process.wait() == 0, process.stderr
+    check_clean(process.stderr)
+    run = RunOnDisk(moot.folder / process.outcome()["run"])
+    spoke = {node.reply.adapter for debate in run.debates("eval-0").values() for node in debate.utterances}
+    assert spoke == {f"{agent}@one-v1" for agent in AGENTS}
+    listed = moot.start("list", "--json")
+    assert listed.wait() == 0, listed.stderr
+    found = listed.outcome()
+    assert any(recipe.endswith("scripted.yaml") for recipe in found["recipes"])
+    assert len(found["runs"]) == 2 and all("done" in line for line in found["runs"])

@@ -1,0 +1,8 @@
+"""Property tests here draw the same examples on every machine, and a slow machine fails none of them."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+settings.register_profile("protocols", derandomize=True, deadline=None)
+settings.load_profile("protocols")

@@ -1,0 +1,167 @@
+"""The contract: tables are checked, illegal events change nothing, seeds are separate streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+import pytest
+
+from protocols.catalogue import PROTOCOLS
+from protocols.errors import IllegalEventError
+from protocols.machine import (
+    AgentFailed,
+    BudgetSpent,
+    Command,
+    DeadlinePassed,
+    Event,
+    Machine,
+    Opened,
+    Phase,
+    Replied,
+    Transitions,
+    derive_seed,
+    mermaid,
+    table_problems,
+)
+from protocols.message import Failure, Reply
+from protocols.task import Task
+
+
+class P(Phase):
+    START = "start"
+    TALK = "talk"
+    REST = "rest"
+    END = "end"
+
+
+TALKING: dict[tuple[Phase, type[Event]], frozenset[Phase]] = {
+    (P.START, Opened): frozenset({P.TALK}),
+    (P.TALK, Replied): frozenset({P.TALK, P.END}),
+    (P.TALK, DeadlinePassed): frozenset({P.END}),
+}
+
+
+def machine_of(table: Transitions) -> type[Machine]:
+    class Talk(Machine):
+        NAME, SOURCE, START, END, TRANSITIONS = "talk", "none", P.START, P.END, table
+
+        def _handlers(self) -> Mapping[type[Event], Callable[[Any], list[Command]]]:
+            return {Opened: self._to(P.TALK), Replied: self._to(P.REST), DeadlinePassed: self._to(P.END)}
+
+        def _to(self, phase: Phase) -> Callable[[Any], list[Command]]:
+            def handle(event: Event) -> list[Command]:
+                self._enter(phase)
+                return []
+
+            return handle
+
+    return Talk
+
+
+def test_a_sound_table_has_no_problems() -> None:
+    assert table_problems(machine_of(TALKING)) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "problems"),
+    [
+        (
+            {(P.REST, Replied): frozenset({P.END}), (P.REST, DeadlinePassed): frozenset({P.END})},
+            ["phase rest cannot be reached from start"],
+        ),
+        ({(P.TALK, Replied): frozenset({P.REST, P.END})}, ["phase rest has no deadline", "phase rest is a dead end"]),
+        (
+            {(P.TALK, Replied): frozenset({P.REST}), (P.REST, DeadlinePassed): frozenset({P.REST})},
+            ["phase rest is a dead end"],
+        ),
+        (
+            {(P.TALK, Replied): frozenset({P.REST}), (P.REST, Replied): frozenset({P.END})},
+            ["phase rest has no deadline"],
+        ),
+        ({(P.START, Opened): frozenset({P.START})}, None),
+    ],
+)
+def test_holes_in_a_table_are_found(more: Transitions, problems: list[str] | None) -> None:
+    found = table_problems(machine_of({**TALKING, **more}))
+    if problems is not None:
+        assert found == problems
+    else:
+        assert "phase start is a dead end" in found
+        assert "phase end cannot be reached from start" in found
+
+
+def test_two_phases_that_lead_to_each_other_alone_are_dead_ends() -> None:
+    circle: Transitions = {
+        (P.START, Opened): frozenset({P.TALK, P.END}),
+        (P.TALK, DeadlinePassed): frozenset({P.REST}),
+        (P.REST, DeadlinePassed): frozenset({P.TALK}),
+    }
+    assert table_problems(machine_of(circle)) == ["phase rest is a dead end", "phase talk is a dead end"]
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_has_a_sound_table_and_names_itself(name: str) -> None:
+    machine = PROTOCOLS[name].machine
+    assert table_problems(machine) == []
+    assert name == machine.NAME
+    assert "arXiv" in machine.SOURCE
+    assert machine.DEADLINE in PROTOCOLS[name].settings.__struct_fields__
+
+
+def test_the_diagram_is_the_table() -> None:
+    assert mermaid(machine_of(TALKING)).splitlines() == [
+        "stateDiagram-v2",
+        "    [*] --> start",
+        "    start --> talk: Opened",
+        "    talk --> end: Replied",
+        "    talk --> talk: Replied",
+        "    talk --> end: DeadlinePassed",
+        "    end --> [*]",
+    ]
+
+
+OPENED = Opened(debate_id="d", task=Task(id="t", question="q"), seed=1)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Replied(Reply(ask_id="d#0", text="", model="m")),
+        AgentFailed(Failure(ask_id="d#0", kind="quota", reason="")),
+        DeadlinePassed(0),
+        DeadlinePassed(2),
+        OPENED,
+        BudgetSpent(),
+    ],
+)
+def test_an_illegal_event_raises_and_changes_nothing(event: Event) -> None:
+    machine = machine_of(TALKING)()
+    machine.receive(OPENED)
+    before = repr(vars(machine))
+    with pytest.raises(IllegalEventError, match="talk"):
+        machine.receive(event)
+    assert repr(vars(machine)) == before
+
+
+def test_a_machine_that_leaves_its_own_table_is_caught() -> None:
+    machine = machine_of(TALKING)()
+    machine.receive(OPENED)
+    machine.outstanding["x"] = msgspec.UNSET  # type: ignore[assignment]
+    with pytest.raises(IllegalEventError, match="talk went from talk to rest on Replied"):
+        machine.receive(Replied(Reply(ask_id="x", text="", model="m")))
+
+
+def test_events_survive_the_journal() -> None:
+    events: list[Event] = [OPENED, DeadlinePassed(3), BudgetSpent(), Replied(Reply(ask_id="x", text="t", model="m"))]
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(events), type=list[Event]) == events
+
+
+def test_seeds_are_stable_apart_and_small_enough_for_engines() -> None:
+    seeds = {
+        derive_seed(seed, *names) for seed in range(50) for names in ((), ("tie",), ("peers", 1, 2), ("peers", 12))
+    }
+    assert len(seeds) == 200
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert derive_seed(7, "peers", 1, 0) == 1200108658  # a journal of today must replay tomorrow

@@ -1,0 +1,138 @@
+"""Imports run one way: engine -> actors -> protocols, engine -> trainers -> protocols; and protocols stays pure."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "protocols": {"protocols"},
+    "actors": {"actors", "protocols"},
+    "trainers": {"trainers", "protocols"},
+    "engine": {"engine", "actors", "trainers", "protocols"},
+}
+NOT_SHIPPED = {"tests", "benchmarks", "examples", "scripts"}
+PURE = {"protocols"}
+# What a pure package needs of the standard library and beyond; a list of what is forbidden would never be complete.
+PURE_MAY_IMPORT = {
+    "__future__", "abc", "array", "ast", "bisect", "collections", "contextlib", "copy", "dataclasses", "decimal",
+    "enum", "fractions", "functools", "hashlib", "heapq", "html", "importlib.resources", "itertools", "json", "math",
+    "operator", "random", "re", "statistics", "string", "struct", "textwrap", "tomllib", "types", "typing",
+    "unicodedata", "msgspec", "networkx",
+}  # fmt: skip
+PURE_MAY_TAKE_FROM_RANDOM = {"Random"}  # seeded; the module's own functions share one hidden state
+NOT_PURE_BUILTINS = {"open", "print", "input", "eval", "exec", "__import__"}
+
+
+def imported_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and full name of all that is imported, inside functions and under TYPE_CHECKING too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                yield node.lineno, "."
+            else:
+                yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and _called(node) in {"import_module", "importlib.import_module", "__import__"}:
+            name = node.args[0] if node.args else None
+            known = isinstance(name, ast.Constant) and isinstance(name.value, str)
+            yield node.lineno, str(name.value) if known and isinstance(name, ast.Constant) else "."
+
+
+def _called(node: ast.Call) -> str:
+    return ast.unparse(node.func)
+
+
+def _is_one_of(name: str, allowed: set[str]) -> bool:
+    return any(name == entry or name.startswith(f"{entry}.") for entry in allowed)
+
+
+def problems(package: str, source: str) -> list[str]:
+    """What one module of ``package`` does against the arrows, as "line: what"."""
+    tree = ast.parse(source)
+    found = []
+    for line, name in imported_names(tree):
+        top = name.partition(".")[0]
+        if not top:
+            found.append(f"{line}: an import whose target cannot be read here: relative or computed")
+        elif (top in MAY_IMPORT or top in NOT_SHIPPED) and top not in MAY_IMPORT[package]:
+            found.append(f"{line}: {package} imports {name}")
+        elif package in PURE and top not in MAY_IMPORT and not _is_one_of(name, PURE_MAY_IMPORT):
+            found.append(f"{line}: {package} is pure and imports {name}")
+        elif package in PURE and top == "random" and name.partition(".")[2] not in {"", *PURE_MAY_TAKE_FROM_RANDOM}:
+            found.append(f"{line}: {package} takes {name}, which draws from a hidden state")
+    return found + (list(_impure_uses(package, tree)) if package in PURE else [])
+
+
+def _impure_uses(package: str, tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and _called(node) in NOT_PURE_BUILTINS:
+            yield f"{node.lineno}: {package} is pure and calls {_called(node)}()"
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "random":
+            yield from _hidden_state(package, node)
+
+
+def _hidden_state(package: str, node: ast.Attribute) -> Iterator[str]:
+    if node.attr not in PURE_MAY_TAKE_FROM_RANDOM:
+        yield f"{node.lineno}: {package} uses random.{node.attr}, which draws from a hidden state"
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_run_along_the_arrows(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files, f"{package}/ holds no module: this test would pass whatever is there"
+    found = [f"{file.relative_to(ROOT)}:{line}" for file in files for line in problems(package, file.read_text())]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("package", "source", "expected"),
+    [
+        ("protocols", "import actors", "protocols imports actors"),
+        ("protocols", "def f():\n    from engine.arena import Arena", "2: protocols imports engine.arena.Arena"),
+        ("protocols", "if TYPE_CHECKING:\n    import trainers.select", "2: protocols imports trainers.select"),
+        ("actors", "from trainers import select", "actors imports trainers.select"),
+        ("actors", "import protocols, engine.run as run", "actors imports engine.run"),
+        (
+            "trainers",
+            "async def f():\n  try:\n    import actors.agent\n  finally: pass",
+            "3: trainers imports actors.agent",
+        ),
+        ("engine", "from tests.fakes import Fake", "engine imports tests.fakes.Fake"),
+        ("trainers", "importlib.import_module('actors.agent')", "trainers imports actors.agent"),
+        ("engine", "import_module(name)", "cannot be read here"),
+        ("engine", "from . import arena", "cannot be read here"),
+        ("protocols", "import ray", "pure and imports ray"),
+        ("protocols", "def f():\n    import torch.nn as nn", "pure and imports torch.nn"),
+        ("protocols", "from transformers import AutoModel", "pure and imports transformers.AutoModel"),
+        ("protocols", "import sqlite3", "pure and imports sqlite3"),
+        ("protocols", "import asyncio", "pure and imports asyncio"),
+        ("protocols", "import socket", "pure and imports socket"),
+        ("protocols", "import requests", "pure and imports requests"),
+        ("protocols", "from time import monotonic", "pure and imports time.monotonic"),
+        ("protocols", "import datetime", "pure and imports datetime"),
+        ("protocols", "from importlib import import_module", "pure and imports importlib.import_module"),
+        ("protocols", "from random import choice", "hidden state"),
+        ("protocols", "import random\nrandom.shuffle(x)", "2: protocols uses random.shuffle"),
+        ("protocols", "open('x')", "calls open()"),
+        ("protocols", "eval(reply)", "calls eval()"),
+    ],
+)
+def test_an_import_against_the_arrows_is_seen(package: str, source: str, expected: str) -> None:
+    (found,) = problems(package, source)
+    assert expected in found
+
+
+def test_what_is_allowed_is_not_reported() -> None:
+    pure = (
+        "import random\nfrom random import Random\nfrom importlib.resources import files\nimport networkx as nx\n"
+        "from protocols.task import Task\nrandom.Random(7).shuffle([1])\n"
+    )
+    assert problems("protocols", pure) == []
+    assert problems("engine", "import ray, time, actors.agent\nfrom trainers import select\nimport protocols") == []
+    assert problems("actors", "import enginelike\nfrom protocols import Task") == []

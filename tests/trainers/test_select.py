@@ -1,0 +1,116 @@
+"""Which openings become rows: hand-worked debates, and what must hold for any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocols.answer import equivalent
+from protocols.errors import ConfigError
+from protocols.graph import Debate, Edge, Utterance, decode_debate, encode_debate
+from protocols.message import Reply, assistant, user
+from trainers.select import Example, generator_examples, select
+
+MakeDebate = Callable[..., Debate]
+OPENINGS = [("ada", "The answer is 42"), ("bo", "I say 41"), ("cy", "so 6 * 7 = 42.0")]
+
+
+def test_an_opening_that_agrees_with_the_verdict_becomes_a_row(make_debate: MakeDebate) -> None:
+    debate = make_debate(OPENINGS, "42", id="t1")
+    assert generator_examples(debate, "ada") == [
+        Example(
+            id="t1:0.answer.0:generator",
+            agent="ada",
+            rule="generator",
+            debate_id="t1",
+            node_ids=("0.answer.0",),
+            prompt=(user("6 * 7?"),),
+            completion="The answer is 42",
+            token_ids=(7, 8),
+            logprobs=(-0.5, -0.25),
+        )
+    ]
+    assert generator_examples(debate, "bo") == []
+    assert [row.completion for row in generator_examples(debate, "cy")] == [
+        "so 6 * 7 = 42.0"
+    ]  # equal, not the same text
+
+
+def test_the_vote_decides_even_where_gold_says_otherwise(make_debate: MakeDebate) -> None:
+    debate = make_debate(OPENINGS, "41", gold=("42",), correct=False)
+    assert {agent: len(rows) for agent, rows in select("generator", debate).items()} == {"bo": 1}
+
+
+def test_later_turns_are_not_taken(make_debate: MakeDebate) -> None:
+    debate = make_debate([("ada", "It is 41")], "open")
+    revised = Utterance(
+        id="1.answer.0",
+        agent="ada",
+        role="critic",
+        round=1,
+        phase="answer",
+        prompt=(user("Again?"),),
+        reply=Reply(ask_id="d#1.answer.0", text="It is 42", model="m"),
+    )
+    debate.add(revised, [Edge("0.answer.0", "1.answer.0", "memory")])
+    debate.close(make_debate([("ada", "It is 42")], "42").verdict)  # type: ignore[arg-type]
+    assert debate.conversation("1.answer.0") == [user("6 * 7?"), assistant("It is 41"), user("Again?")]
+    assert generator_examples(debate, "ada") == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "changes"), [(None, {}), ("open", {}), ("42", {"oracle": True}), ("42", {"support": 1})]
+)
+def test_a_debate_teaches_nothing_without_a_vote_that_counts(
+    make_debate: MakeDebate, answer: str | None, changes: dict[str, Any]
+) -> None:
+    assert select("generator", make_debate(OPENINGS, answer, **changes), min_support=2) == {}
+
+
+def test_an_agent_in_two_seats_has_two_openings(make_debate: MakeDebate) -> None:
+    debate = make_debate([("ada", "42"), ("ada", "It is 42")], "42")
+    assert [row.node_ids for row in generator_examples(debate, "ada")] == [("0.answer.0",), ("0.answer.1",)]
+
+
+def test_a_rule_nobody_knows_is_refused(make_debate: MakeDebate) -> None:
+    with pytest.raises(ConfigError, match=r"^train.rule='x' is not known; use one of: generator$"):
+        select("x", make_debate(OPENINGS, "42"))
+    with pytest.raises(ConfigError, match=r"^train.min_support=0 must be at least 1"):
+        select("generator", make_debate(OPENINGS, "42"), min_support=0)
+
+
+agents = st.sampled_from(["ada", "bo", "cy"])
+texts = st.sampled_from(["42", "The answer is 41", "42.0", "no idea", "", "6*7=42", "\\boxed{-1}"])
+answers = st.sampled_from(["42", "41", "-1", None])
+
+
+@given(
+    openings=st.lists(st.tuples(agents, texts), max_size=6),
+    answer=answers,
+    gold=st.lists(st.sampled_from(["42", "41", "7"]), max_size=2).map(tuple),
+    correct=st.sampled_from([None, True, False]),
+)
+def test_rows_follow_the_vote_alone(
+    make_debate: MakeDebate,
+    openings: list[tuple[str, str]],
+    answer: str | None,
+    gold: tuple[str, ...],
+    correct: bool | None,
+) -> None:
+    debate = make_debate(openings, answer, gold=gold, correct=correct)
+    chosen = select("generator", debate)
+    rows = [row for agent_rows in chosen.values() for row in agent_rows]
+    taken = {row.node_ids[0] for row in rows}
+    for node in debate.utterances:
+        agrees = node.answer.value is not None and answer is not None and equivalent(node.answer.value, answer)
+        assert (node.id in taken) == agrees
+    assert len({row.id for row in rows}) == len(rows)
+    assert all(row.agent == agent for agent, agent_rows in chosen.items() for row in agent_rows)
+    assert chosen == select("generator", make_debate(openings, answer, gold=(), correct=None))
+    assert chosen == select("generator", decode_debate(encode_debate(debate)))
+    assert msgspec.json.decode(msgspec.json.encode(rows), type=list[Example]) == rows

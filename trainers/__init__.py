@@ -1,0 +1,38 @@
+"""From finished debates to adapters: rules that choose examples, the feed, the trainings, the registry."""
+
+from trainers.feed import Addition, Feed, FeedActor, FeedPage, Row, decode_page, hash_rows, make_feed_actor
+from trainers.registry import AdapterRecord, Registry, adapter_name, parse_name, weights_hash
+from trainers.select import RULES, Example, Rule, generator_examples, select
+from trainers.sft import SFTResult, SFTSettings, load_base, train_adapter
+from trainers.worker import SFTJob, TrainedAdapter, fit_lanes, is_trained, read_trained, worker_env
+
+__all__ = [
+    "RULES",
+    "AdapterRecord",
+    "Addition",
+    "Example",
+    "Feed",
+    "FeedActor",
+    "FeedPage",
+    "Registry",
+    "Row",
+    "Rule",
+    "SFTJob",
+    "SFTResult",
+    "SFTSettings",
+    "TrainedAdapter",
+    "adapter_name",
+    "decode_page",
+    "fit_lanes",
+    "generator_examples",
+    "hash_rows",
+    "is_trained",
+    "load_base",
+    "make_feed_actor",
+    "parse_name",
+    "read_trained",
+    "select",
+    "train_adapter",
+    "weights_hash",
+    "worker_env",
+]

@@ -1,0 +1,176 @@
+"""Supervised finetuning of one agent: one LoRA adapter from the rows that stream in.
+
+Importing this module is cheap; torch, TRL and PEFT load with the first training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from protocols.errors import TrainerError
+from trainers.stream import Cursor, RowSource, RowStream, check_trainable
+from trainers.tokenise import RowTokeniser
+
+Schedule = Literal["constant", "cosine", "linear"]
+CURSOR_NAME = "cursor.json"  # in a checkpoint: where the stream stood
+RESULT_NAME = "training.json"  # beside an adapter: its SFTResult
+MIN_WARMUP = 0.1  # of the full rate: the first step is taken before any progress, and at 0 it would teach nothing
+
+
+class SFTSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an adapter is trained.
+
+    ``warmup`` is a share of the whole training, ``learning_rate`` the peak. ``batch_size`` rows go through the model at
+    once, ``gradient_accumulation`` such batches make one step; the loss is the mean over all completion tokens of a
+    step. ``precision`` is that of the frozen base; the adapter itself is always float32.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+    learning_rate: float = 1e-4
+    schedule: Schedule = "cosine"
+    warmup: float = 0.03
+    epochs: int = 2
+    batch_size: int = 4
+    gradient_accumulation: int = 1
+    max_length: int = 2048  # tokens of prompt and completion; longer rows are refused
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "epochs", "batch_size", "gradient_accumulation", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("alpha", "learning_rate", "max_grad_norm"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name):g} must be above 0")
+        for name in ("dropout", "warmup"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}={getattr(self, name):g} must be at least 0 and below 1")
+        if not self.target_modules:
+            raise ValueError("target_modules is empty; name layers, or use 'all-linear'")
+        if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
+            raise ValueError(f"target_modules={self.target_modules!r} must be 'all-linear' or a list of layer names")
+
+    def rate_at(self, progress: float) -> float:
+        """The learning rate as a share of the peak, ``progress`` being the share of the training that is done."""
+        if progress < self.warmup:
+            return max(progress / self.warmup, MIN_WARMUP)
+        if self.schedule == "constant":
+            return 1.0
+        left = (1.0 - progress) / (1.0 - self.warmup)
+        return left if self.schedule == "linear" else 0.5 * (1.0 - math.cos(math.pi * left))
+
+
+class SFTResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What one training did. Counts of rows and tokens are over all epochs; times are unix times in seconds."""
+
+    steps: int
+    rows: int  # different rows trained on
+    refused: int  # rows longer than max_length
+    rows_seen: int  # rows handed to the model: ``rows`` times epochs
+    completion_tokens: int
+    losses: tuple[float, ...]  # one a step, nats a completion token
+    learning_rates: tuple[float, ...]  # one a step
+    step_times: tuple[float, ...] = ()  # one a step, when it was logged
+    started_at: float
+    first_step_at: float  # when the first optimiser step was over
+    finished_at: float
+    data_hash: str
+
+
+class SavedCursor(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkpoint keeps beside the trainer's own state."""
+
+    cursor: Cursor
+    rows_seen: int = 0
+    completion_tokens: int = 0
+    started_at: float = 0.0
+    first_step_at: float = 0.0
+
+
+OnCheckpoint = Callable[[Path, dict[str, float]], None]
+"""Called with a checkpoint's folder, which is gone when the call is over, and the figures so far."""
+
+
+def load_base(base_model: str, precision: str) -> tuple[Any, Any]:
+    """The frozen base and its tokenizer, from a folder or a name in the local cache.
+
+    Raises: TrainerError: it cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base_model)
+        model = AutoModelForCausalLM.from_pretrained(base_model, dtype=getattr(torch, precision))
+    except (OSError, ValueError) as err:
+        reason = (str(err).strip().splitlines() or [repr(err)])[0]
+        raise TrainerError(
+            f"train: base model {base_model!r} cannot be loaded: {reason}; give a folder in Hugging Face layout"
+        ) from err
+    return model, tokenizer
+
+
+def train_adapter(
+    model: Any,
+    tokenizer: Any,
+    source: RowSource,
+    settings: SFTSettings,
+    *,
+    agent: str,
+    output: Path,
+    init_from: Path | None = None,
+    resume_from: Path | None = None,
+    checkpoint_every: int = 0,
+    on_checkpoint: OnCheckpoint | None = None,
+) -> SFTResult:
+    """Train one adapter and write it to ``output`` in PEFT layout, whole or not at all.
+
+    The base is given back as it came: same weights, no trace of the adapter. Prompts carry no loss. The rate follows
+    how far the stream is, since nobody knows beforehand how many rows the debates will give.
+
+    Args:
+        model: a causal language model of transformers, in ``settings.precision``.
+        source: the agent's rows; the first epoch waits for them as long as the feed is not done.
+        output: a folder that does not exist yet.
+        init_from: an adapter folder to start from; fresh weights without one.
+        resume_from: a checkpoint folder as ``on_checkpoint`` was given it.
+        checkpoint_every: steps between checkpoints; 0 for none.
+    Raises: TrainerError: nothing to train on, a row or a parent that does not fit, or a loss that is not a number.
+    """
+    from trainers.sft_loop import Training, adapted, save_adapter
+
+    if output.exists():
+        raise TrainerError(f"{output} exists already; an adapter is written once: use a new name or remove the folder")
+    saved = _read_cursor(resume_from)
+    tokenise = RowTokeniser(tokenizer, vocab_size=model.get_input_embeddings().num_embeddings)
+    stream = RowStream(
+        source,
+        tokenise,
+        epochs=settings.epochs,
+        rows_per_step=settings.batch_size * settings.gradient_accumulation,
+        max_length=settings.max_length,
+        seed=settings.seed,
+        start=saved.cursor,
+    )
+    with adapted(model, settings, init_from) as peft_model:
+        training = Training(peft_model, tokenizer, stream, settings, saved, checkpoint_every, on_checkpoint)
+        result = training.run(agent, resume_from)
+        check_trainable(stream, agent=agent, max_length=settings.max_length)
+        save_adapter(peft_model, output, result, agent)
+    return result
+
+
+def _read_cursor(checkpoint: Path | None) -> SavedCursor:
+    if checkpoint is None:
+        return SavedCursor(cursor=Cursor())
+    return msgspec.json.decode((checkpoint / CURSOR_NAME).read_bytes(), type=SavedCursor)

@@ -1,0 +1,317 @@
+"""Training on Ray Train: agents' trainings spread over lanes, each lane one process with the base model loaded once.
+
+What is finished is a folder with an adapter in it; where an unfinished training stands is Ray Train's last checkpoint.
+So a killed worker is started again by Ray, and a killed driver calls ``fit_lanes`` with the same storage and name.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from protocols.errors import ConfigError, MootError, TrainerError
+from trainers.feed import FeedPage, decode_page
+from trainers.sft import RESULT_NAME, SFTResult, SFTSettings, load_base, train_adapter
+
+ORDER_NAME = "order.json"  # in a checkpoint: what it is of
+READ_WAIT_S = 1.0  # how long the feed may hold a read that finds nothing
+READ_LIMIT_S = 120.0  # a feed actor that restarts on a busy machine takes this long at worst
+
+
+class SFTJob(msgspec.Struct, frozen=True, kw_only=True):
+    """One adapter to train. ``name`` is the adapter's; ``parent`` the folder of the adapter to start from."""
+
+    agent: str
+    name: str
+    output: str
+    parent: str | None = None
+
+
+class TrainedAdapter(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter in PEFT layout at ``path``, and how its training went."""
+
+    agent: str
+    name: str
+    path: str
+    parent: str | None
+    result: SFTResult
+
+
+class _Order(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a checkpoint depends on: with another order it is of no use, and training starts anew."""
+
+    job: SFTJob
+    settings: SFTSettings
+    base_model: str
+
+
+class FeedReader:
+    """One agent's rows of a feed actor, as a stream reads them."""
+
+    def __init__(self, feed: Any, agent: str) -> None:
+        self._feed, self._agent = feed, agent
+
+    def read(self, offset: int, limit: int) -> FeedPage:
+        """Raises: ray.exceptions.RayError: the feed is gone; the lane then fails and is tried again."""
+        import ray
+
+        page = self._feed.read.remote(self._agent, offset, limit, READ_WAIT_S)
+        return decode_page(ray.get(page, timeout=READ_LIMIT_S))
+
+
+def fit_lanes(
+    jobs: Sequence[SFTJob],
+    *,
+    settings: SFTSettings,
+    base_model: str,
+    feed: Any,
+    storage_path: Path,
+    name: str,
+    num_lanes: int | None = None,
+    cpus_per_worker: float = 1.0,
+    use_gpu: bool = False,
+    env_vars: Mapping[str, str] | None = None,
+    max_failures: int = 3,
+    checkpoint_every: int = 20,
+) -> list[TrainedAdapter]:
+    """Train every job's adapter and return them in the order of the jobs. Blocks; call it from a thread.
+
+    Jobs whose adapter is there already are not trained again. The same ``storage_path`` and ``name`` resume the rest
+    from the last checkpoint, with no row repeated or left out in an epoch. A job that cannot be trained does not stop
+    the others: its error comes at the end, when their adapters are written.
+
+    Args:
+        base_model: a folder in Hugging Face layout, or a name in the local cache, readable on every node.
+        feed: handle of a feed actor; training starts at once and waits for its rows.
+        storage_path: folder for checkpoints; on several nodes, like the outputs, on storage that all share.
+        num_lanes: processes that train at the same time, each with ``cpus_per_worker`` and, with ``use_gpu``, a GPU.
+            The jobs of a lane follow one another, so only the first of each can train while debates run. None: as many
+            as jobs.
+        env_vars: environment of the workers, over ours.
+        max_failures: deaths of a lane's worker to recover from.
+        checkpoint_every: steps between checkpoints.
+    Raises: TrainerError: a job could not be trained, or a lane died too often. ConfigError: jobs that exclude each
+        other.
+    """
+    jobs = [_absolute(job) for job in jobs]
+    _check(jobs, num_lanes)
+    pending = [job for job in jobs if not is_trained(job)]
+    for job in pending:
+        _failure_file(job).unlink(missing_ok=True)
+    num_lanes = min(num_lanes or len(jobs), len(jobs))
+    # Finished jobs keep their place: the others must find the lane, and so the checkpoint, that was theirs.
+    lanes = [[job for job in jobs[index::num_lanes] if job in pending] for index in range(num_lanes)]
+    config = {
+        "settings": settings,
+        "base_model": str(Path(base_model).absolute()) if Path(base_model).exists() else base_model,
+        "feed": feed,
+        "checkpoint_every": checkpoint_every,
+    }
+    env = worker_env(cpus_per_worker, use_gpu=use_gpu) | dict(env_vars or {})
+    resources = {"CPU": cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+    threads = [
+        _LaneThread(config | {"jobs": lane}, f"{name}-lane{index}", storage_path, resources, use_gpu, env, max_failures)
+        for index, lane in enumerate(lanes)
+        if lane
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    _raise_failures([thread.error for thread in threads if thread.error is not None], pending)
+    return [read_trained(job) for job in jobs]
+
+
+def is_trained(job: SFTJob) -> bool:
+    """Whether the job's adapter is there: its folder appears whole or not at all."""
+    return (Path(job.output) / RESULT_NAME).is_file()
+
+
+def read_trained(job: SFTJob) -> TrainedAdapter:
+    """A finished job's adapter, say after ``fit_lanes`` raised for another job. Raises: TrainerError: not finished."""
+    if not is_trained(job):
+        raise TrainerError(
+            f"adapter {job.name!r} is not trained: there is no {Path(job.output) / RESULT_NAME}; train it"
+        )
+    result = msgspec.json.decode((Path(job.output) / RESULT_NAME).read_bytes(), type=SFTResult)
+    return TrainedAdapter(agent=job.agent, name=job.name, path=job.output, parent=job.parent, result=result)
+
+
+def worker_env(cpus_per_worker: float, *, use_gpu: bool = False) -> dict[str, str]:
+    """Environment of a training worker: its threads, Intel's OpenMP where it is installed, and no calls home.
+
+    Intel's runtime does the same steps in two thirds of the time on a CPU, and must be there when the process starts.
+    """
+    env = {
+        "OMP_NUM_THREADS": str(max(1, int(cpus_per_worker))),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it logs what libraries print into buffers of their own
+    }
+    library = Path(sys.prefix) / "lib" / "libiomp5.so"
+    if not use_gpu and library.is_file():
+        others = [path for path in os.environ.get("LD_PRELOAD", "").split(":") if path and path != str(library)]
+        env["LD_PRELOAD"] = ":".join([str(library), *others])
+    return env
+
+
+def train_lane(config: dict[str, Any]) -> None:
+    """What one Ray Train worker runs: a lane's jobs, one after another, over one loaded base.
+
+    An error of ours (nothing to train on, a loss that is not a number) would come again on every try: it is written
+    down for ``fit_lanes`` and the lane goes on. Any other error fails the worker, and Ray Train starts it again.
+    """
+    jobs: list[SFTJob] = [job for job in config["jobs"] if not is_trained(job)]
+    for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(variable, None)  # a lane is one process: else the model would be wrapped for several
+    settings: SFTSettings = config["settings"]
+    _quiet()
+    try:
+        model, tokenizer = load_base(config["base_model"], settings.precision)
+    except TrainerError as err:
+        for job in jobs:
+            _note_failure(job, err)
+        return
+    for job in jobs:
+        try:
+            order = _Order(job=job, settings=settings, base_model=config["base_model"])
+            _train_job(order, model, tokenizer, config["feed"], config["checkpoint_every"])
+        except MootError as err:
+            _note_failure(job, err)
+
+
+def _quiet() -> None:
+    from transformers.utils import logging
+
+    disable: Any = logging.disable_progress_bar  # untyped
+    disable()  # in a log file a bar is a line for every tick
+
+
+def _train_job(order: _Order, model: Any, tokenizer: Any, feed: Any, checkpoint_every: int) -> None:
+    import ray.train
+
+    job = order.job
+
+    def on_checkpoint(folder: Path, figures: dict[str, float]) -> None:
+        (folder / ORDER_NAME).write_bytes(msgspec.json.encode(order))
+        ray.train.report(figures | {"agent": job.agent}, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+
+    def train(resume_from: Path | None) -> None:
+        result = train_adapter(
+            model,
+            tokenizer,
+            FeedReader(feed, job.agent),
+            order.settings,
+            agent=job.agent,
+            output=Path(job.output),
+            init_from=Path(job.parent) if job.parent else None,
+            resume_from=resume_from,
+            checkpoint_every=checkpoint_every,
+            on_checkpoint=on_checkpoint,
+        )
+        figures = {"step": result.steps, "progress": 1.0, "rows_seen": result.rows_seen, "loss": result.losses[-1]}
+        ray.train.report(figures | {"agent": job.agent})
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        train(None)
+        return
+    with checkpoint.as_directory() as folder:
+        known = msgspec.json.decode((Path(folder) / ORDER_NAME).read_bytes(), type=_Order)
+        train(Path(folder) if known == order else None)
+
+
+class _LaneThread(threading.Thread):
+    """Drives one lane's Ray Train run. A daemon, so that an interrupted driver can leave."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        name: str,
+        storage_path: Path,
+        resources: dict[str, float],
+        use_gpu: bool,
+        env: dict[str, str],
+        max_failures: int,
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self._config, self._storage_path, self._resources = config, storage_path, resources
+        self._use_gpu, self._env, self._max_failures = use_gpu, env, max_failures
+        self.error: TrainerError | None = None
+
+    def run(self) -> None:
+        from ray import train
+        from ray.train.torch import TorchTrainer
+
+        api: Any = train  # its type hints are those of the API before v2
+        try:
+            TorchTrainer(
+                train_lane,
+                train_loop_config=self._config,
+                scaling_config=api.ScalingConfig(
+                    num_workers=1, use_gpu=self._use_gpu, resources_per_worker=self._resources
+                ),
+                run_config=api.RunConfig(
+                    name=self.name,
+                    storage_path=str(self._storage_path.absolute()),
+                    failure_config=api.FailureConfig(max_failures=self._max_failures),
+                    checkpoint_config=api.CheckpointConfig(num_to_keep=1),
+                    worker_runtime_env={"env_vars": self._env},
+                    logging_config=api.LoggingConfig(log_level="WARNING"),
+                ),
+            ).fit()
+        except (Exception, SystemExit) as err:  # Ray exits a thread that waits while it shuts down; others go on
+            agents = ", ".join(job.agent for job in self._config["jobs"])
+            self.error = TrainerError(
+                f"training lane {self.name!r} ({agents}) failed with max_failures={self._max_failures}: "
+                f"{_root_cause(err)}; mend the cause and resume the run"
+            )
+            self.error.__cause__ = err
+
+
+def _root_cause(error: BaseException) -> str:
+    """The first line of what a worker died of; Ray Train's own message is its whole traceback."""
+    failures = getattr(error, "worker_failures", None)
+    cause = next(iter(failures.values()), error) if failures else error
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else repr(cause)
+
+
+def _raise_failures(lane_errors: Sequence[TrainerError], jobs: Sequence[SFTJob]) -> None:
+    """One error for all that went wrong: jobs that noted a reason first, then lanes that died."""
+    noted = [_failure_file(job).read_text() for job in jobs if _failure_file(job).is_file()]
+    reasons = [*noted, *(str(error) for error in lane_errors)]
+    if reasons:
+        raise TrainerError("; ".join(reasons)) from (lane_errors[0] if lane_errors else None)
+
+
+def _absolute(job: SFTJob) -> SFTJob:
+    """Ray Train gives workers a working directory of their own."""
+    parent = str(Path(job.parent).absolute()) if job.parent else None
+    return msgspec.structs.replace(job, output=str(Path(job.output).absolute()), parent=parent)
+
+
+def _check(jobs: Sequence[SFTJob], num_lanes: int | None) -> None:
+    if not jobs:
+        raise ConfigError("train: there is no agent to train; name at least one in train.agents")
+    if num_lanes is not None and num_lanes < 1:
+        raise ConfigError(f"train.num_lanes={num_lanes} must be at least 1")
+    for what, values in (("name", [job.name for job in jobs]), ("output", [job.output for job in jobs])):
+        double = next((value for value in values if values.count(value) > 1), None)
+        if double is not None:
+            raise ConfigError(f"train: two adapters have the {what} {double!r}; each needs its own")
+
+
+def _failure_file(job: SFTJob) -> Path:
+    return Path(f"{job.output}.failed")
+
+
+def _note_failure(job: SFTJob, error: MootError) -> None:
+    _failure_file(job).parent.mkdir(parents=True, exist_ok=True)
+    _failure_file(job).write_text(str(error))

@@ -47,9 +47,10 @@ def moot(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator
 
 @pytest.fixture(scope="module")
 def looped(moot: Moot) -> tuple[RunOnDisk, Process]:
-    """A loop that was killed once its first training had taken a step, and taken up again.
+    """A loop that was killed once its first training had kept a checkpoint, and taken up again.
 
-    Half-way through the debates their agents are held up until that step: however busy the machine, it comes first.
+    Half-way through the debates their agents are held up until then: however busy the machine, a step comes first. A
+    checkpoint counts once Ray Train's own record names it; a folder alone may be half written.
     """
     run = RunOnDisk(moot.folder / "runs" / "one")
     process = moot.start("loop", "tiny.yaml", "--run-dir", "runs/one", "--json")
@@ -57,8 +58,7 @@ def looped(moot: Moot) -> tuple[RunOnDisk, Process]:
     assert process.running_when(lambda: len(run.closed_at("debate-1")) >= 14), process.stderr
     (host,) = process.members("ray::AgentActor")
     os.kill(host, signal.SIGSTOP)
-    checkpoints = "train/iteration-1/checkpoints/*/checkpoint_*"
-    assert process.running_when(lambda: any(run.path.glob(checkpoints))), process.stderr
+    assert process.running_when(lambda: kept_checkpoint(run)), process.stderr
     assert run.num_open("debate-1") > 0
     os.kill(host, signal.SIGCONT)
     process.signal_group(signal.SIGKILL)
@@ -67,6 +67,11 @@ def looped(moot: Moot) -> tuple[RunOnDisk, Process]:
     resumed = moot("resume", "runs/one", "--json")
     assert resumed.wait() == 0, resumed.stderr
     return run, resumed
+
+
+def kept_checkpoint(run: RunOnDisk) -> bool:
+    records = run.path.glob("train/iteration-1/checkpoints/*/checkpoint_manager_snapshot.json")
+    return any(b"checkpoint_dir_name" in record.read_bytes() for record in records)
 
 
 def results(run: RunOnDisk) -> dict[str, SFTResult]:

@@ -3,44 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-import msgspec
-
+from protocols.baseline import Baseline
+from protocols.conversation import Conversation, Player, ProtocolSettings
+from protocols.dialectic import Dialectic
 from protocols.errors import ConfigError
-from protocols.machine import Machine, table_problems
+from protocols.machine import table_problems
+from protocols.mad import Mad
+from protocols.persuasion import Persuasion
 from protocols.prompt import PromptSet, load_prompts
-from protocols.society import SLOTS as SOCIETY_SLOTS
-from protocols.society import Player, Society, SocietySettings
+from protocols.reflect import Reflect
+from protocols.rewrite import Rewrite
+from protocols.society import Society
 
 
-class ProtocolSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One protocol as a recipe sees it: its machine, its settings, the slots of its prompts."""
+def checked(machine: type[Conversation]) -> type[Conversation]:
+    """A protocol whose contract holds. Raises: ConfigError: its table has holes, or something is undeclared."""
+    problems = [f"{name} is not declared" for name in ("NAME", "SOURCE", "FLOW", "ROLES") if not hasattr(machine, name)]
+    if problems := problems or table_problems(machine):
+        name = getattr(machine, "NAME", machine.__name__)
+        raise ConfigError(f"protocol {name!r} cannot be used: {'; '.join(problems)}")
+    return machine
 
-    machine: type[Society]
-    settings: type[SocietySettings]
-    slots: Mapping[str, frozenset[str]]
 
-
-PROTOCOLS: dict[str, ProtocolSpec] = {
-    "society": ProtocolSpec(machine=Society, settings=SocietySettings, slots=SOCIETY_SLOTS),
+PROTOCOLS: dict[str, type[Conversation]] = {
+    machine.NAME: checked(machine) for machine in (Society, Reflect, Baseline, Dialectic, Persuasion, Mad, Rewrite)
 }
-"""Name in a recipe -> protocol. A new one adds its line here."""
-
-for _name, _spec in PROTOCOLS.items():  # a table with holes must not get as far as a debate
-    if _problems := table_problems(_spec.machine):
-        raise ConfigError(f"protocol {_name!r} cannot be used: {'; '.join(_problems)}")
+"""Name in a recipe -> protocol. A new one adds itself here."""
 
 
-def load_protocol_prompts(name: str, settings: SocietySettings, *, text: str | None = None) -> PromptSet:
+def prompts_of(machine: type[Conversation], settings: ProtocolSettings, *, text: str | None = None) -> PromptSet:
     """The prompt set that the settings name; ``text`` is its content where that is a user's file.
 
     Raises: ConfigError: see ``load_prompts``.
     """
-    return load_prompts(settings.prompts, PROTOCOLS[name].slots, text=text)
+    if not settings.prompts and text is None:
+        return PromptSet(machine.NAME, machine.TEMPLATES, machine.SLOTS)
+    return load_prompts(settings.prompts, machine.SLOTS, text=text)
 
 
-def build_machine(
-    name: str, settings: SocietySettings, cast: Mapping[str, tuple[Player, ...]], prompts: PromptSet
-) -> Machine:
+def load_protocol_prompts(name: str, settings: ProtocolSettings) -> PromptSet:
+    """The same for a protocol of moot's, by its name."""
+    return prompts_of(PROTOCOLS[name], settings)
+
+
+def build_machine(name: str, settings: Any, cast: Mapping[str, tuple[Player, ...]], prompts: PromptSet) -> Conversation:
     """A fresh machine for one debate. Raises: ConfigError: the cast does not fit."""
-    return PROTOCOLS[name].machine(settings, cast, prompts)
+    return PROTOCOLS[name](settings, cast, prompts)

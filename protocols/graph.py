@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1  # raised when an old graph would be misread; added fields with defaults do not raise it
 
 EdgeKind = Literal["memory", "saw", "summary", "critique", "reflection", "verdict"]
-"""``memory``: the speaker's own earlier turn, kept as chat history. ``saw``: another's reply, shown as it was.
-``summary``: the reply was condensed into the target, or the target worked from that summary."""
+"""From the source's reply to the turn that used it. ``memory``: the speaker's own earlier turn, kept as chat history.
+``saw``: the reply, shown as it was, be it another's or one's own. ``summary``, ``critique``, ``reflection``,
+``verdict``: the source is a summary, a critique of somebody, a reflection on itself, a judgement, and was shown."""
 
 
 class Utterance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -39,6 +40,8 @@ class Utterance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reply: Reply
     answer: Answer = Answer()
     correct: bool | None = None  # None: not graded, or nothing to grade against
+    answers: bool = True  # a debater's answer to the task; False: a summary, a critique, a judgement, a failed try
+    elided: int = 0  # messages of the chat, behind those that opened it, that were left out to fit the context
 
 
 class Edge(msgspec.Struct, frozen=True):
@@ -53,13 +56,19 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a debate ended."""
 
     answer: str | None
-    stop_reason: str  # "rounds", "budget", "failures" (all agents, in a later round), "no_replies"
+    stop_reason: str  # "rounds", "budget", "failures" (all agents, in a later round), "no_replies", ...
     aggregator: str  # "majority_vote", ...
     support: int = 0  # votes for the answer
     votes: int = 0  # votes that could be read
     tie: bool = False  # several answers had the most votes; the seeded tie-break chose
     oracle: bool = False  # gold was used on the way
     correct: bool | None = None
+    canonical: str = ""  # of the answer, where one was found: see protocols.machine.Replied
+    details: dict[str, str] = {}  # what else was decided: the side that won, the reason given
+
+    @property
+    def as_answer(self) -> Answer:
+        return Answer(self.answer, "verdict" if self.answer is not None else "", self.canonical)
 
 
 class Debate(msgspec.Struct, kw_only=True):
@@ -112,18 +121,18 @@ class Debate(msgspec.Struct, kw_only=True):
         """The chat exactly as it was sent for this node, oldest first, its own reply left out."""
         nodes = {node.id: node for node in self.utterances}
         memory = {edge.target: edge.source for edge in self.edges if edge.kind == "memory"}
-        told = [nodes[node_id].prompt]
+        asked, told = nodes[node_id], [nodes[node_id].prompt]
         while (earlier := memory.get(node_id)) is not None:
             told.append((*nodes[earlier].prompt, assistant(nodes[earlier].reply.text)))
             node_id = earlier
-        return [message for turn in reversed(told) for message in turn]
+        messages = [message for turn in reversed(told) for message in turn]
+        head = len(nodes[node_id].prompt)
+        return messages[:head] + messages[head + asked.elided :]
 
     def turns(self, *, round: int | None = None, agent: str | None = None) -> Iterator[Utterance]:
-        """The debaters' turns (no summaries), optionally of one round or one agent, in the order they were recorded."""
+        """The debaters' answers, optionally of one round or one agent, in the order they were recorded."""
         for node in self.utterances:
-            if node.phase == "summarise":
-                continue
-            if (round is None or node.round == round) and (agent is None or node.agent == agent):
+            if node.answers and (round is None or node.round == round) and (agent is None or node.agent == agent):
                 yield node
 
     def usage(self) -> Usage:
@@ -188,6 +197,9 @@ def to_networkx(debate: Debate) -> nx.MultiDiGraph[str]:
             correct=node.correct,
             model=node.reply.model,
             adapter=node.reply.adapter,
+            answers=node.answers,
+            tokens=node.reply.usage.completion_tokens,
+            details="; ".join(f"{name}: {value}" for name, value in node.answer.details.items()),
         )
     for edge in debate.edges:
         graph.add_edge(edge.source, edge.target, key=edge.kind, kind=edge.kind)

@@ -31,8 +31,12 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, tag="opened"):
     seed: int
 
 
-class Replied(msgspec.Struct, frozen=True, tag="replied"):
+class Replied(msgspec.Struct, frozen=True, tag="replied", omit_defaults=True):
+    """``canonical``: one spelling for all answers that mean the same as this reply's, where finding it takes more than
+    a pure function may do (a computer algebra system, say). Found once, on record with the reply, never again."""
+
     reply: Reply
+    canonical: str = ""
 
 
 class AgentFailed(msgspec.Struct, frozen=True, tag="agent_failed"):
@@ -95,7 +99,6 @@ class Machine:
     START: ClassVar[Phase]
     END: ClassVar[Phase]
     TRANSITIONS: ClassVar[Transitions]
-    DEADLINE: ClassVar[str] = "deadline_s"  # the setting that bounds every phase between START and END
 
     def __init__(self) -> None:
         self.phase: Phase = self.START
@@ -133,6 +136,10 @@ class Machine:
         elif isinstance(event, DeadlinePassed) and event.phase_index != self.phase_index:
             raise IllegalEventError(f"{self.NAME}: phase {event.phase_index} is over, this is phase {self.phase_index}")
 
+    def unsettled(self, reply: Reply) -> str:
+        """The answer in a reply that is being waited for, to find its canonical spelling; "" where there is none."""
+        return ""
+
     def _handlers(self) -> Mapping[type[Event], Callable[[Any], list[Command]]]:
         raise NotImplementedError
 
@@ -151,7 +158,11 @@ def derive_seed(seed: int, *names: str | int) -> int:
 
 
 def table_problems(machine: type[Machine]) -> list[str]:
-    """What is wrong with a table, one sentence each: unreachable phases, dead ends, phases that cannot time out."""
+    """What is wrong with a table, one sentence each.
+
+    Phases that cannot be reached, dead ends, phases without a deadline, kinds of events that a phase does not handle or
+    that nobody ever takes, and phases that are not among those declared.
+    """
     phases = {machine.START, machine.END}
     follows: dict[Phase, set[Phase]] = {}
     for (phase, _), targets in machine.TRANSITIONS.items():
@@ -170,8 +181,16 @@ def table_problems(machine: type[Machine]) -> list[str]:
     for phase in sorted(phases - {machine.END}):
         if phase not in ending:  # not even by way of others: two phases that lead to each other alone are one
             problems.append(f"phase {phase.value} is a dead end")
-        if phase != machine.START and (phase, DeadlinePassed) not in machine.TRANSITIONS:
+        if phase == machine.START:
+            continue
+        if (phase, DeadlinePassed) not in machine.TRANSITIONS:
             problems.append(f"phase {phase.value} has no deadline")
+        missing = [kind for kind in (Replied, AgentFailed, BudgetSpent) if (phase, kind) not in machine.TRANSITIONS]
+        problems += [f"phase {phase.value} does not handle {kind.__name__}" for kind in missing]
+    if (machine.START, Opened) not in machine.TRANSITIONS:
+        problems.append(f"phase {machine.START.value} does not handle {Opened.__name__}")
+    if machine.END in follows:
+        problems.append(f"phase {machine.END.value} is the end, yet something may follow it")
     return sorted(problems)
 
 

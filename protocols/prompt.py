@@ -57,6 +57,11 @@ class PromptSet:
         told = msgspec.json.encode([self._text, self._examples], order="deterministic")
         self.digest = hashlib.sha256(told).hexdigest()  # of all it says
 
+    @staticmethod
+    def slots_of(text: str) -> frozenset[str]:
+        """The slots that a template uses."""
+        return frozenset(Template(text).get_identifiers())
+
     def fill(self, part: str, **values: str) -> str:
         """The part with its slots filled; "" for an empty part."""
         return self._templates[part].substitute(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import string
 
 import msgspec
 
@@ -22,6 +23,22 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     images: tuple[ImagePart, ...] = ()
     dataset: str = ""
     answer_format: str = "number"  # how a reply's answer is read: see protocols.answer
+    tolerance: float = 0.0  # numbers this far apart, absolutely, still count as equal; in the answer's unit
+    canonical_gold: tuple[str, ...] = ()  # aligned with gold, for formats that need an algebra system
+    details: dict[str, str] = {}  # what a protocol or an exporter needs beside: a category, a caption, the source's id
+
+
+def render_question(task: Task) -> str:
+    """The question as every prompt shows it: its choices lettered (A), (B), ... beneath."""
+    if not task.choices:
+        return task.question
+    lettered = [f"({letter_of(number)}) {choice}" for number, choice in enumerate(task.choices)]
+    return "\n".join((task.question, "Choices:", *lettered))
+
+
+def letter_of(number: int) -> str:
+    """The letter of choice ``number`` (from 0); a question has at most 26. Raises: IndexError: more."""
+    return string.ascii_uppercase[number]
 
 
 def stable_id(dataset: str, *content: str) -> str:

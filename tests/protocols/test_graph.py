@@ -58,7 +58,7 @@ def two_turns() -> Debate:
     graph = debate()
     graph.add(node("0.answer.0", "3", prompt=(system("be brief"), user("1+1"))), ())
     graph.add(node("0.answer.1", "2"), ())
-    graph.add(node("1.summarise.0", "they say 2"), [Edge("0.answer.1", "1.summarise.0", "saw")])
+    graph.add(node("1.summarise.0", "they say 2", answers=False), [Edge("0.answer.1", "1.summarise.0", "saw")])
     edges: list[tuple[str, EdgeKind]] = [("0.answer.0", "memory"), ("1.summarise.0", "summary")]
     graph.add(
         node("1.answer.0", "2", prompt=(user("look again"),), answer=Answer("2", "boxed"), correct=True),
@@ -195,6 +195,7 @@ def test_the_networkx_view_has_all_nodes_and_typed_edges() -> None:
     assert view.nodes["1.answer.0"]["answer"] == "2"
     assert view.nodes["1.answer.0"]["correct"] is True
     assert view.nodes["1.answer.0"]["text"] == "2"
+    assert [view.nodes["1.answer.0"][name] for name in ("answers", "tokens", "details")] == [True, 2, ""]
     assert {(s, t, kind) for s, t, kind in view.edges(keys=True)} == {(e.source, e.target, e.kind) for e in graph.edges}
     assert nx.is_directed_acyclic_graph(view)
     assert to_networkx(debate()).graph["answer"] is None

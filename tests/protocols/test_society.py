@@ -10,12 +10,13 @@ import pytest
 
 from protocols.answer import Answer
 from protocols.catalogue import load_protocol_prompts
+from protocols.conversation import Player
 from protocols.errors import ConfigError, IllegalEventError, TaskError
 from protocols.graph import Verdict
 from protocols.machine import AgentFailed, BudgetSpent, DeadlinePassed, Event, Opened, Replied, derive_seed
 from protocols.message import Ask, ImagePart, Sampling, assistant
 from protocols.prompt import PromptSet
-from protocols.society import SLOTS, Player, Society, SocietySettings
+from protocols.society import Society, SocietySettings
 from protocols.task import Task
 from tests.fakes import Answering, Played, by_node, failure_of, node_of, open_debate, play, reply_to, told
 
@@ -30,7 +31,7 @@ PLAIN = PromptSet(
         "peer": "<${number}: ${reply}>",
         "summarise": "Q ${question} SUM ${peers}",
     },
-    SLOTS,
+    Society.SLOTS,
 )
 
 
@@ -165,7 +166,9 @@ def test_the_last_one_left_checks_itself() -> None:
 
 
 def test_peers_who_said_nothing_are_still_peers() -> None:
-    prompts = PromptSet("quiet", {**dict.fromkeys(SLOTS, ""), "revise": "PEERS ${peers}", "self_check": "ALONE"}, SLOTS)
+    prompts = PromptSet(
+        "quiet", {**dict.fromkeys(Society.SLOTS, ""), "revise": "PEERS ${peers}", "self_check": "ALONE"}, Society.SLOTS
+    )
     played = play(society(2, prompts=prompts), TASK, lambda _: "")
     assert played.asks[-1].messages[-1].text == "PEERS "
 
@@ -363,7 +366,7 @@ def test_a_task_whose_answers_nobody_can_read_is_refused_before_anything_is_aske
         ({}, {"generator": players("a"), "judge": players("j")}, "no role 'judge'"),
         ({}, {"generator": players("a", "b"), "critic": players("c")}, "cast.critic has 1 agents and cast.generator 2"),
         ({"summarize": True}, {"generator": players("a")}, "cast.summariser needs exactly one"),
-        ({"summarize": True}, {"generator": players("a"), "summariser": players("s", "t")}, "needs exactly one"),
+        ({"summarize": True}, {"generator": players("a"), "summariser": players("s", "t")}, "takes at most 1"),
     ],
 )
 def test_a_cast_that_does_not_fit_is_refused(
@@ -383,3 +386,85 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any]) -> None
         SocietySettings(**settings)
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"tie": "first"}, SocietySettings)
+
+
+def test_speaking_in_turn_each_sees_who_spoke_before_it_this_round() -> None:
+    played = play(society(rounds=2, visibility="sequential"), TASK, lambda ask: f"[{node_of(ask)}]", seed=2)
+    assert played.asked() == [f"{number}.answer.{member}" for number in (0, 1) for member in (0, 1, 2)]
+    assert edges(played, "0.answer.0") == set()
+    assert edges(played, "0.answer.1") == {("0.answer.0", "saw")}
+    assert edges(played, "0.answer.2") == {("0.answer.0", "saw"), ("0.answer.1", "saw")}
+    assert edges(played, "1.answer.0") == {("0.answer.0", "memory"), ("0.answer.1", "saw"), ("0.answer.2", "saw")}
+    assert edges(played, "1.answer.1") == {("0.answer.1", "memory"), ("1.answer.0", "saw"), ("0.answer.2", "saw")}
+    assert "PEERS" in told(played.ask("0.answer.1"))
+
+
+@pytest.mark.parametrize(
+    ("topology", "seen"),
+    [
+        ("full", [{1, 2, 3}, {0, 2, 3}, {0, 1, 3}, {0, 1, 2}]),
+        ("ring", [{3, 1}, {0, 2}, {1, 3}, {2, 0}]),
+        ("star", [{1, 2, 3}, {0}, {0}, {0}]),
+    ],
+)
+def test_the_topology_says_who_sees_whom(topology: str, seen: list[set[int]]) -> None:
+    played = play(society(4, topology=topology), TASK, lambda ask: f"[{node_of(ask)}]")
+    for member, others in enumerate(seen):
+        saw = {source for source, kind in edges(played, f"1.answer.{member}") if kind == "saw"}
+        assert saw == {f"0.answer.{other}" for other in others}
+
+
+def test_a_sparse_topology_is_drawn_once_a_debate() -> None:
+    def drawn(seed: int) -> list[set[str]]:
+        played = play(society(6, rounds=3, topology="sparse", degree=2), TASK, lambda ask: "43", seed=seed)
+        found = [
+            {source.split(".")[2] for source, kind in edges(played, f"{number}.answer.{member}") if kind == "saw"}
+            for number in (1, 2)
+            for member in range(6)
+        ]
+        assert found[:6] == found[6:]
+        assert all(len(others) == 2 for others in found)
+        return found[:6]
+
+    assert drawn(1) == drawn(1)
+    assert drawn(1) != drawn(2)
+
+
+@pytest.mark.parametrize(
+    ("stop", "answers", "asks", "reason", "oracle"),
+    [
+        (("unanimity",), ["44", "44", "44.0"], 3, "unanimity", False),
+        (("unanimity",), ["44", "44", "43"], 9, "rounds", False),
+        (("oracle",), ["43", "43", "43"], 3, "oracle", True),
+        (("oracle",), ["44", "44", "44"], 9, "rounds", True),
+        (("oracle", "unanimity"), ["44", "44", "44"], 3, "unanimity", True),
+    ],
+)
+def test_rules_that_end_a_debate_early(
+    stop: tuple[str, ...], answers: list[str], asks: int, reason: str, oracle: bool
+) -> None:
+    played = play(
+        society(rounds=3, stop=stop), TASK, lambda ask: rf"\boxed{{{answers[int(node_of(ask).split('.')[2])]}}}"
+    )
+    assert len(played.asks) == asks
+    assert (played.verdict.stop_reason, played.verdict.oracle) == (reason, oracle)
+
+
+def test_an_agent_can_be_told_its_number() -> None:
+    prompts = PromptSet("ids", {**dict.fromkeys(Society.SLOTS, ""), "system": "You are agent ${agent}."}, Society.SLOTS)
+    played = play(society(prompts=prompts), TASK, lambda _: "43")
+    assert [ask.messages[0].text for ask in played.asks[:3]] == [f"You are agent {number}." for number in (1, 2, 3)]
+
+
+def test_choices_reach_every_prompt_lettered() -> None:
+    task = Task(id="t", question="Which is larger?", choices=("seven", "nine"))
+    played = play(society(summarize=True), task, lambda _: "43")
+    for ask in played.asks:
+        assert "Which is larger?\nChoices:\n(A) seven\n(B) nine" in told(ask)
+
+
+@pytest.mark.parametrize("settings", [{}, {"summarize": True}, {"visibility": "sequential"}])
+def test_the_bound_on_asks_is_met_when_nobody_fails(settings: dict[str, Any]) -> None:
+    machine = society(4, rounds=3, **settings)
+    played = play(machine, TASK, lambda _: "43")
+    assert len(played.asks) == Society.max_asks(machine.settings, machine.cast)

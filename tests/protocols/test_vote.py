@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.answer import Answer, equivalent
+from protocols.answer import Answer, equivalent, same
 from protocols.vote import TieBreak, VoteResult, majority_vote
 
 
@@ -17,27 +17,35 @@ def ballots(*values: str | None) -> list[Answer]:
 
 
 def test_equivalent_spellings_vote_together_under_the_first_one_seen() -> None:
-    assert majority_vote(ballots("7", "1/2", "0.5"), tie_break="first", seed=0) == VoteResult("1/2", 2, 3, False)
-    assert majority_vote(ballots("Paris", "Rome", " paris "), tie_break="first", seed=0).answer == "Paris"
+    result = VoteResult(Answer("1/2"), 2, 3, False)
+    assert majority_vote(ballots("7", "1/2", "0.5"), tie_break="first", seed=0) == result
+    assert majority_vote(ballots("Paris", "Rome", " paris "), tie_break="first", seed=0).answer.value == "Paris"
 
 
 def test_unparsed_replies_do_not_vote() -> None:
-    assert majority_vote(ballots(None, "7", None), tie_break="seeded", seed=0) == VoteResult("7", 1, 1, False)
+    assert majority_vote(ballots(None, "7", None), tie_break="seeded", seed=0) == VoteResult(Answer("7"), 1, 1, False)
+
+
+def test_a_tolerance_is_from_the_first_of_a_class_however_many_lie_between() -> None:
+    near = majority_vote(ballots("1", "1.2", "1.4", "1.6", "0.8"), tie_break="first", seed=0, tolerance=0.2)
+    assert near == VoteResult(Answer("1"), 3, 5, False)  # 1, 1.2 and 0.8; then 1.4 and 1.6
+    assert majority_vote(ballots("1", "1.2", "1.2"), tie_break="first", seed=0).answer == Answer("1.2")
 
 
 @pytest.mark.parametrize("answers", [(), (None,), (None, None)])
 def test_nothing_is_decided_when_no_reply_could_be_read(answers: tuple[None, ...]) -> None:
-    assert majority_vote(ballots(*answers), tie_break="seeded", seed=0) == VoteResult(None, 0, 0, False)
+    assert majority_vote(ballots(*answers), tie_break="seeded", seed=0) == VoteResult(Answer(), 0, 0, False)
 
 
 @pytest.mark.parametrize(("tie_break", "winner"), [("first", "10"), ("lexicographic", "9")])
 def test_ties_go_where_the_rule_says(tie_break: TieBreak, winner: str) -> None:
-    assert majority_vote(ballots("10", "9", "100"), tie_break=tie_break, seed=0) == VoteResult(winner, 1, 3, True)
+    expected = VoteResult(Answer(winner), 1, 3, True)
+    assert majority_vote(ballots("10", "9", "100"), tie_break=tie_break, seed=0) == expected
 
 
 def test_the_seeded_tie_break_is_reproducible_and_reaches_every_tied_answer() -> None:
     drawn = [majority_vote(ballots("10", "9", "100", "10", "9"), tie_break="seeded", seed=seed) for seed in range(40)]
-    assert {result.answer for result in drawn} == {"10", "9"}  # 100 has fewer votes
+    assert {result.answer.value for result in drawn} == {"10", "9"}  # 100 has fewer votes
     assert drawn == [majority_vote(ballots("10", "9", "100", "10", "9"), tie_break="seeded", seed=s) for s in range(40)]
 
 
@@ -59,10 +67,10 @@ def test_the_seeded_winner_does_not_depend_on_the_order_of_arrival(
     one = majority_vote(ballots(*values), tie_break="seeded", seed=seed)
     other = majority_vote(ballots(*shuffled), tie_break="seeded", seed=seed)
     assert (one.support, one.votes, one.tie) == (other.support, other.votes, other.tie)
-    if one.answer is None or other.answer is None:
-        assert one.answer is other.answer is None
+    if one.answer.value is None or other.answer.value is None:
+        assert one.answer == other.answer == Answer()
     else:
-        assert equivalent(one.answer, other.answer)
+        assert same(one.answer, other.answer)
 
 
 @given(st.lists(SPELLINGS, max_size=8), st.sampled_from(["seeded", "first", "lexicographic"]))
@@ -72,5 +80,5 @@ def test_the_winner_was_voted_for_and_nothing_has_more_votes(values: list[str | 
     support = [sum(equivalent(value, other) for other in said) for value in said]
     assert result.votes == len(said)
     assert result.support == max(support, default=0)
-    if result.answer is not None:
-        assert support[said.index(result.answer)] == result.support
+    if result.answer.value is not None:
+        assert support[said.index(result.answer.value)] == result.support

@@ -43,6 +43,8 @@ _ENCODER = msgspec.msgpack.Encoder()
 Build = Callable[[], Machine]
 Tell = Callable[[bytes], Awaitable[None]]
 """Delivers one packed batch of asks to a host; returns when the host has taken it."""
+Canonise = Callable[[str], Awaitable[str]]
+"""The canonical spelling of a mathematical answer; "" where none is found in time."""
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +98,7 @@ class Arena:
         protocol, cast: recorded on every graph.
         deadline_s: of each phase.
         hosts: agent name -> how to tell the host it lives in. Agents of one host share one function.
+        canonise: for replies to tasks with the format "math"; without it they are compared by notation.
     Raises: JournalError: see ``Journal``.
     """
 
@@ -113,6 +116,7 @@ class Arena:
         sync: Sync = "full",
         max_journal_mb: int = 0,
         lock_wait_s: float = 0.0,
+        canonise: Canonise | None = None,
     ) -> None:
         self.name = name
         self._journal = Journal(
@@ -120,6 +124,8 @@ class Arena:
         )
         self._build, self._protocol, self._cast, self._deadline_s = build, protocol, dict(cast), deadline_s
         self._outboxes = self._make_outboxes(hosts)
+        self._canonise = canonise
+        self._settling: set[asyncio.Task[None]] = set()  # replies whose answers are being spelled
         self._open: dict[str, _Open] = {}
         self._inbound: list[tuple[str, Event]] = []  # arrived, not yet committed
         self._writes: list[Entry] = []  # goes with the next commit
@@ -183,7 +189,34 @@ class Arena:
         """Take a batch of outcomes from a host."""
         for outcome in _OUTCOMES.decode(packed):
             debate_id = outcome.ask_id.rpartition("#")[0]
-            self._inbound.append((debate_id, Replied(outcome) if isinstance(outcome, Reply) else AgentFailed(outcome)))
+            if not isinstance(outcome, Reply):
+                self._inbound.append((debate_id, AgentFailed(outcome)))
+            elif self._canonise is not None and (answer := self._unsettled(debate_id, outcome)):
+                settling = asyncio.get_running_loop().create_task(self._settle(debate_id, outcome, answer))
+                self._settling.add(settling)
+                settling.add_done_callback(self._settling.discard)
+            else:
+                self._inbound.append((debate_id, Replied(outcome)))
+        self._wake.set()
+
+    def _unsettled(self, debate_id: str, reply: Reply) -> str:
+        """The answer in a reply that an algebra system must see first; "" for all that can go on at once."""
+        held = self._open.get(debate_id)
+        if held is None or held.debate.task.answer_format != "math":
+            return ""
+        with suppress(Exception):  # a protocol that cannot read its own reply fails when it is handed it
+            return held.machine.unsettled(reply)
+        return ""
+
+    async def _settle(self, debate_id: str, reply: Reply, answer: str) -> None:
+        assert self._canonise is not None  # or the reply had gone on at once
+        try:
+            canonical = await self._canonise(answer)
+        except Exception as err:
+            log.error("debate %s", debate_id, exc_info=err)
+            self._fail(f"the answers of {debate_id} cannot be compared: {err}")
+            return
+        self._inbound.append((debate_id, Replied(reply, canonical)))
         self._wake.set()
 
     async def collect(self, wait_s: float) -> tuple[list[Finished], ArenaStats]:
@@ -204,6 +237,10 @@ class Arena:
         if self._pump is not None:
             self._pump.cancel()
             await asyncio.wait([self._pump])
+        for settling in self._settling:  # not on record: what they wait for is asked for again
+            settling.cancel()
+        if self._settling:
+            await asyncio.wait(self._settling)
         for held in self._open.values():
             if held.timer is not None:
                 held.timer.cancel()

@@ -73,7 +73,7 @@ class Watched(Society):
 
     def receive(self, event: Event) -> list[Command]:
         commands = super().receive(event)
-        self.commanded[self._debate_id].append(msgspec.msgpack.encode(commands))
+        self.commanded[self.debate_id].append(msgspec.msgpack.encode(commands))
         return commands
 
 
@@ -237,7 +237,7 @@ class Broken(Society):
         self._fault = fault
 
     def receive(self, event: Event) -> list[Command]:
-        if self._debate_id != "s/t3" or not isinstance(event, Replied):
+        if self.debate_id != "s/t3" or not isinstance(event, Replied):
             return super().receive(event)
         if self._fault == "raises":
             raise ZeroDivisionError("a bug")

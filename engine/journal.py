@@ -247,6 +247,24 @@ def read_journal(path: Path, *, only_open: bool = False) -> Iterator[Recorded]:
         raise JournalError(f"journal {path}: cannot be read: {err}") from err
 
 
+def read_graphs(path: Path) -> Iterator[bytes]:
+    """The graphs of the closed debates, in the order they were opened, few at a time; safe beside a writer.
+
+    Raises: JournalError: not a journal, or damaged.
+    """
+    try:
+        with closing(_connect_for_reading(path)) as db:
+            num = 0
+            if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                return
+            page = "SELECT num, graph FROM debates WHERE num > ? AND graph IS NOT NULL ORDER BY num LIMIT 64"
+            while rows := db.execute(page, (num,)).fetchall():
+                num = rows[-1][0]
+                yield from (graph for _, graph in rows)
+    except sqlite3.Error as err:
+        raise JournalError(f"journal {path}: cannot be read: {err}") from err
+
+
 def read_notes(path: Path) -> list[NoteEntry]:
     """Raises: JournalError: not a journal."""
     try:

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
-from protocols.answer import PARSERS
+from engine.canonical import canonise_gold
+from engine.datasets_hub import HubSource
+from engine.media import Hygiene
+from engine.split import Cut, Split, check_counts, checked_split
+from engine.task_files import FileFormat, rows
+from engine.task_rows import Fields, Scalar, TaskReader, check_format, selected
+from protocols.answer import read_gold
 from protocols.errors import ConfigError, TaskError
 from protocols.task import Task, stable_id
+
+__all__ = [
+    "LEVELS",
+    "SOURCES",
+    "ArithmeticSource",
+    "FileSource",
+    "HubSource",
+    "Level",
+    "Split",
+    "TaskSource",
+    "checked_split",
+    "load_split",
+]
 
 MAX_MISSES = 2000  # draws in a row that were there already: the level is as good as exhausted
 
@@ -66,7 +82,7 @@ class ArithmeticSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_counts(self.train, self.test)
+        check_counts(self.train, self.test)
 
     def load(self) -> Split:
         """Raises: TaskError: the level has fewer different tasks than asked for."""
@@ -94,184 +110,89 @@ def _same_numbers(question: str) -> str:
     return " ".join(sorted(terms)) if set(terms[1::2]) == {"+"} else question
 
 
-class FileSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The user's own tasks: a JSON list, JSON lines, CSV or TSV.
+class FileSource(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The user's own tasks: a JSON list, JSON lines, CSV, TSV, Parquet, or pairs of text.
 
-    ``question``, ``answer``, ``choices`` and ``id`` name the fields to read. Without ``id`` a task's id is made from
-    what it asks. Without ``test_path`` the file is split by a seeded hash of the ids, whatever the file's order.
+    The settings of ``Fields`` name what to read. Without ``id`` a task's id is made from what it asks. Without
+    ``test_path`` the file is split by a seeded hash of the ids, whatever the file's order.
     """
 
     path: str
     test_path: str = ""
-    question: str = "question"
-    answer: str = "answer"
-    choices: str = ""
-    id: str = ""
-    answer_after: str = ""  # gold is what follows this mark, e.g. "####" in GSM8K
-    answer_format: str = "number"
+    reference_path: str = ""  # the file whose lines are the references of the lines of path
+    format: FileFormat = ""  # "": by the name's ending
+    items: str = ""  # where in a JSON object the list of tasks is
+    image_folder: str = ""  # "": the file's own
+    image_hygiene: Hygiene = "keep"
+    where: dict[str, Scalar | list[Scalar]] = msgspec.field(default_factory=dict)  # field -> value, or values, wanted
     train: int = 0  # 0: all
     test: int = 0  # 0: all of test_path, or a fifth of path
     seed: int = 0
+    only: Literal["", "train", "test"] = ""
+    overlap: Literal["refuse", "drop"] = "refuse"
 
     def __post_init__(self) -> None:
-        _check_counts(self.train, self.test)
-        if self.answer_format not in PARSERS:
-            raise ValueError(f"answer_format={self.answer_format!r} must be one of {', '.join(PARSERS)}")
+        super().__post_init__()
+        check_counts(self.train, self.test)
+        check_format(self.answer_format)
+        if self.reference_path and self.test_path:
+            raise ValueError("reference_path goes with path alone; leave test_path out, or use format: pairs")
 
     def load(self) -> Split:
         """Raises: TaskError: a file is missing or broken (the text names file and line), or the sides overlap."""
-        tasks = _by_hash(self._read(self.path), self.seed)
-        if self.test_path:
-            test = _by_hash(self._read(self.test_path), self.seed)[: self.test or None]
-            return checked_split(tasks[: self.train or None], test)
-        count = self.test or max(1, len(tasks) // 5)
-        if count + max(1, self.train) > len(tasks):
-            raise TaskError(
-                f"tasks: {self.path} holds {len(tasks)} tasks, train={self.train or 1} and test={count} ask for more; "
-                "lower one of them"
-            )
-        rest = tasks[count:]
-        return checked_split(rest[: self.train or None], tasks[:count])
+        cut = Cut(train=self.train, test=self.test, seed=self.seed, only=self.only, overlap=self.overlap)
+        return cut.split(self.path, self._read(self.path), self._read(self.test_path) if self.test_path else None)
 
     def digest(self) -> str:
         """SHA-256 of what the files hold; a file that is not there is for ``load`` to tell."""
         digest = hashlib.sha256()
-        for path in filter(None, (self.path, self.test_path)):
+        for path in filter(None, (self.path, self.test_path, self.reference_path)):
             if Path(path).is_file():
                 digest.update(Path(path).read_bytes() + b"\0")
+                if self.images and path != self.reference_path:
+                    digest.update("".join(image.sha256 for task in self._read(path) for image in task.images).encode())
         return digest.hexdigest()
 
     def _read(self, path: str) -> list[Task]:
-        found: dict[str, Task] = {}
-        for place, row in _rows(Path(path)):
-            task = self._task(place, row)
-            if task.id in found and self.id:
-                raise TaskError(f"{place}: id {task.id!r} was used before; ids must be unique")
-            found[task.id] = task
-        if not found:
-            raise TaskError(f"{path}: holds no tasks")
-        return list(found.values())
-
-    def _task(self, place: str, row: Mapping[str, Any]) -> Task:
-        question = row.get(self.question)
-        if not isinstance(question, str) or not question.strip():
-            have = ", ".join(map(str, row)) or "nothing"
-            raise TaskError(
-                f"{place}: no text under {self.question!r} (it has: {have}); set tasks.question to its field"
-            )
-        dataset = Path(self.path).stem
-        for key, setting in ((self.id, "id"), (self.choices, "choices")):
-            if key and row.get(key) in (None, ""):
-                raise TaskError(f"{place}: nothing under {key!r}; mend it, or leave tasks.{setting} out")
-        task_id = str(row[self.id]) if self.id else stable_id(dataset, question)
-        choices = row[self.choices] if self.choices else []
-        if not isinstance(choices, list):
-            raise TaskError(f"{place}: {self.choices!r} must be a list, not {type(choices).__name__}: {choices!r}")
-        return Task(
-            id=task_id,
-            question=question,
-            gold=self._gold(place, row),
-            choices=tuple(map(str, choices)),
-            dataset=dataset,
-            answer_format=self.answer_format,
+        reference = Path(self.reference_path) if self.reference_path else None
+        found = rows(Path(path), file_format=self.format, items=self.items, reference=reference)
+        reader = TaskReader(
+            self,
+            Path(self.path).stem,
+            image_folder=Path(self.image_folder) if self.image_folder else Path(path).parent,
+            hygiene=self.image_hygiene,
         )
-
-    def _gold(self, place: str, row: Mapping[str, Any]) -> tuple[str, ...]:
-        """The accepted answers; none where the file knows none: such tasks can be debated, not graded."""
-        value = row.get(self.answer)
-        if value is None or value == "":
-            return ()
-        accepted = [str(item) for item in value] if isinstance(value, list) else [str(value)]
-        if not self.answer_after:
-            return tuple(accepted)
-        if any(self.answer_after not in item for item in accepted):
-            raise TaskError(f"{place}: {self.answer!r} holds no {self.answer_after!r}; mend it or tasks.answer_after")
-        return tuple(item.rpartition(self.answer_after)[2].strip() for item in accepted)
+        pairs = reference is not None or self.format == "pairs"  # one source may have several references
+        tasks = reader.read(selected(found, self.where, path), several_answers=pairs)
+        if not tasks:
+            raise TaskError(f"{path}: holds no tasks")
+        return tasks
 
 
-TaskSource = ArithmeticSource | FileSource
-SOURCES: dict[str, type[ArithmeticSource] | type[FileSource]] = {"arithmetic": ArithmeticSource, "file": FileSource}
+TaskSource = ArithmeticSource | FileSource | HubSource
+SOURCES: dict[str, type[ArithmeticSource] | type[FileSource] | type[HubSource]] = {
+    "arithmetic": ArithmeticSource,
+    "file": FileSource,
+    "hub": HubSource,
+}
 """Name in a recipe -> source. A new one adds its line here."""
 
 
-class Split(msgspec.Struct, frozen=True):
-    """Tasks to learn from and tasks held out; no id is on both sides."""
-
-    train: list[Task]
-    test: list[Task]
-
-
-def checked_split(train: list[Task], test: list[Task]) -> Split:
-    """Raises: TaskError: a task is on both sides."""
-    if both := {task.id for task in train} & {task.id for task in test}:
-        raise TaskError(
-            f"tasks: {len(both)} tasks are both learned from and held out, {sorted(both)[0]!r} among them; "
-            "take them out of one side"
-        )
-    return Split(train, test)
-
-
-def _check_counts(train: int, test: int) -> None:
-    for name, value in (("train", train), ("test", test)):
-        if value < 0:
-            raise ValueError(f"{name}={value} must not be below 0")
-
-
-def _by_hash(tasks: Iterable[Task], seed: int) -> list[Task]:
-    """In an order that depends on ids and seed alone."""
-    return sorted(tasks, key=lambda task: hashlib.blake2b(f"{seed}\x1f{task.id}".encode(), digest_size=8).digest())
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(place for errors, row) of a file. Raises: TaskError."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as err:
-        raise TaskError(f"tasks: cannot read {path}: {err.strerror}; give the path from where moot is started") from err
-    except UnicodeDecodeError as err:
-        raise TaskError(f"tasks: {path} is not UTF-8 text (byte {err.start}); save it as UTF-8") from err
-    suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ",")
-        try:
-            yield from ((f"{path}, line {reader.line_num}", row) for row in reader)
-        except csv.Error as err:
-            raise TaskError(f"{path}, line {reader.reader.line_num}: is not valid {suffix[1:].upper()}: {err}") from err
-        return
-    if suffix == ".json":
-        parsed = _json(text, str(path))
-        if not isinstance(parsed, list):
-            raise TaskError(f"{path}: must hold a JSON list of tasks, not {type(parsed).__name__}")
-        rows = [(f"{path}, item {number}", row) for number, row in enumerate(parsed, 1)]
-    elif suffix == ".jsonl":
-        lines = [(f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-        rows = [(place, _json(line, place)) for place, line in lines]
-    else:
-        raise TaskError(f"tasks: {path} must end in .jsonl, .json, .csv or .tsv")
-    for place, row in rows:
-        if not isinstance(row, dict):
-            raise TaskError(f"{place}: must be an object with fields, not {type(row).__name__}")
-        yield place, row
-
-
-def _json(text: str, place: str) -> Any:
-    try:
-        parsed = json.loads(text)
-    except json.JSONDecodeError as err:
-        line = f" of line {err.lineno}" if "\n" in text else ""
-        raise TaskError(f"{place}: is not valid JSON: {err.msg} at column {err.colno}{line}") from err
-    except (ValueError, RecursionError) as err:  # a number of thousands of digits; lists in lists in lists
-        raise TaskError(f"{place}: is JSON that cannot be read: {err}") from err
-    if "\\u" in text:  # JSON can spell half a surrogate pair, which is no text and can be stored nowhere
-        try:
-            json.dumps(parsed, ensure_ascii=False).encode()
-        except UnicodeEncodeError as err:
-            raise TaskError(f"{place}: holds a \\u escape that is half a character; mend it") from err
-    return parsed
-
-
 def load_split(source: TaskSource) -> Split:
-    """Raises: TaskError: see the sources."""
+    """Raises: TaskError: see the sources. ConfigError: the answer format needs a package that is not there."""
     if isinstance(source, FileSource) and not source.path:
         raise ConfigError("tasks.path is empty; give the file that holds the tasks")
-    return source.load()
+    split = source.load()
+    tasks = canonise_gold([*split.train, *split.test])
+    for task in tasks:
+        _check_gold(task)
+    return Split(tasks[: len(split.train)], tasks[len(split.train) :])
+
+
+def _check_gold(task: Task) -> None:
+    """Raises: TaskError: no reply could ever be right: the answer is a choice's text, and the choices are not known."""
+    if task.gold and all(read_gold(gold, task).value is None for gold in task.gold):
+        raise TaskError(
+            f"tasks: the accepted answer {task.gold[0]!r} of task {task.id!r} is neither a letter nor the text of one "
+            f"of its {len(task.choices)} choices; set tasks.choices to their field, or take another tasks.answer_format"
+        )

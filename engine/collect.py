@@ -24,6 +24,7 @@ from engine.report_data import (
 from engine.stage import recorded
 from protocols.errors import ConfigError
 from protocols.graph import Debate
+from protocols.statistics import Statistics, statistics
 from trainers.registry import Registry
 from trainers.sft import RESULT_NAME, SFTResult
 
@@ -55,6 +56,7 @@ def collect(folder: RunFolder) -> ReportData:
         finished_unix_s=manifest.finished_at,
         stages=tuple(Stage(name, manifest.done[name]["wall_s"]) for name in stages),
         evaluations=_evaluations(folder),
+        statistics=_statistics(folder, stages),
         iterations=_iterations(folder),
         trainings=_trainings(folder),
         adapters=_adapters(folder),
@@ -67,11 +69,30 @@ def collect(folder: RunFolder) -> ReportData:
 
 def _evaluations(folder: RunFolder) -> tuple[tuple[str, Evaluation], ...]:
     found = []
-    for file in sorted((folder.path / "results").glob("*.json"), key=_number):
+    files = [file for file in (folder.path / "results").glob("*.json") if not file.stem.endswith("-statistics")]
+    for file in sorted(files, key=_number):
         evaluation = msgspec.json.decode(file.read_bytes(), type=Evaluation)
-        number = _number(file)
-        label = {"debate": PLAIN_DEBATES, "eval-0": "before training"}.get(file.stem, f"after iteration {number}")
-        found.append((label, evaluation))
+        found.append((_label(file.stem), evaluation))
+    return tuple(found)
+
+
+def _label(stage: str) -> str:
+    """What the page calls a stage of debates."""
+    kind, _, number = stage.partition("-")
+    known = {"debate": PLAIN_DEBATES, "eval-0": "before training"}
+    return known.get(stage, f"debates of iteration {number}" if kind == "debate" else f"after iteration {number}")
+
+
+def _statistics(folder: RunFolder, stages: list[str]) -> tuple[tuple[str, Statistics], ...]:
+    """How each stage's debates went: as kept with the results, or, of a run from before they were, by its journals."""
+    found = []
+    for stage in stages:
+        file = folder.path / "results" / f"{stage}-statistics.json"
+        if file.exists():
+            counts = msgspec.json.decode(file.read_bytes(), type=Statistics)
+        else:
+            counts = statistics(item.debate for item in recorded(folder, stage))
+        found.append((_label(stage), counts))
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""The report's drawings: plots as inline SVG by matplotlib, and where the nodes of a debate's graph go.
+"""The report's plots as inline SVG by matplotlib.
 
 Colours are left to the page: an SVG names the custom properties ``--p00`` (ink), ``--p01`` (muted), ``--p02`` (grid),
 ``--p03`` (paper) and ``--p10`` to ``--p17`` (series), so one drawing serves light and dark.
@@ -17,9 +17,6 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-
-from protocols.answer import equivalent
-from protocols.graph import Debate, Utterance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -237,69 +234,3 @@ def _thin(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[f
     every = max(1, math.ceil(len(xs) / MAX_POINTS))
     kept = sorted({*range(0, len(xs), every), *range(max(len(xs) - 1, 0), len(xs))})
     return [xs[i] for i in kept], [ys[i] for i in kept]
-
-
-class Spot(msgspec.Struct, frozen=True):
-    """A node's place, in user units."""
-
-    node: Utterance
-    x: float
-    y: float
-
-
-class Drawing(msgspec.Struct, frozen=True, kw_only=True):
-    """Where everything of a debate's graph goes, in user units: (phase, round) in columns, agents in rows."""
-
-    width: float
-    height: float
-    left: float  # where the agents' names end
-    columns: tuple[tuple[float, str], ...]
-    rows: tuple[tuple[float, str], ...]
-    spots: tuple[Spot, ...]
-    lines: tuple[tuple[str, str], ...]  # (path, kind of edge); "vote" leads to the verdict, "other" from who lost
-    verdict: tuple[float, float]
-
-
-MAX_DRAWN_EDGES = 250  # beyond these a drawing is a grey block
-_COLUMN, _ROW, _LEFT, _TOP, _RADIUS = 190.0, 52.0, 136.0, 34.0, 12.0
-
-
-def graph_drawing(debate: Debate) -> Drawing | None:
-    """The layout of one debate; None where it is too large to be read, or empty. An agent in two seats has two rows."""
-    if not debate.utterances or len(debate.edges) > MAX_DRAWN_EDGES or len(debate.utterances) > MAX_DRAWN_EDGES:
-        return None
-    columns: dict[tuple[int, str], int] = {}
-    rows: dict[tuple[str, int], int] = {}
-    taken: set[tuple[int, int]] = set()
-    spots: dict[str, Spot] = {}
-    for node in debate.utterances:
-        column = columns.setdefault((node.round, node.phase), len(columns))
-        seat = 0
-        while (column, rows.setdefault((node.agent, seat), len(rows))) in taken:
-            seat += 1
-        row = rows[node.agent, seat]
-        taken.add((column, row))
-        spots[node.id] = Spot(node, _LEFT + _COLUMN * column, _TOP + _ROW * (row + 0.5))
-    end = (_LEFT + _COLUMN * len(columns), _TOP + _ROW * len(rows) / 2)
-    lines = [(_path(spots[e.source], spots[e.target].x, spots[e.target].y), str(e.kind)) for e in debate.edges]
-    answer = debate.verdict.answer if debate.verdict else None
-    for spot in (spots[node.id] for node in debate.turns(round=debate.utterances[-1].round)):
-        said = spot.node.answer.value
-        agrees = said is not None and answer is not None and equivalent(said, answer)
-        lines.append((_path(spot, *end), "vote" if agrees else "other"))
-    return Drawing(
-        width=end[0] + 62,
-        left=_LEFT - 2 * _RADIUS,
-        height=_TOP + _ROW * len(rows) + 8,
-        columns=tuple((_LEFT + _COLUMN * at, f"round {r}, {phase}") for (r, phase), at in columns.items()),
-        rows=tuple((_TOP + _ROW * (at + 0.5), agent) for (agent, _), at in rows.items()),
-        spots=tuple(spots.values()),
-        lines=tuple(lines),
-        verdict=end,
-    )
-
-
-def _path(source: Spot, x: float, y: float) -> str:
-    start, end = source.x + _RADIUS, x - _RADIUS
-    middle = (start + end) / 2
-    return f"M{start:.1f} {source.y:.1f}C{middle:.1f} {source.y:.1f} {middle:.1f} {y:.1f} {end:.1f} {y:.1f}"

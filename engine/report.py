@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from engine import plots
-from engine.evaluate import FINAL_VOTE, SINGLE_AGENT, round_vote
+from engine.evaluate import FINAL_VOTE, SINGLE_AGENT
 from engine.findings import (
     count,
     describe,
@@ -30,9 +28,8 @@ from engine.findings import (
     signed,
 )
 from engine.report_data import Iteration, ReportData, Training
-from protocols.answer import Answer, grade
-from protocols.graph import Debate, Utterance
-from protocols.vote import VoteResult
+from engine.report_debates import overview, stage_views
+from engine.report_transcripts import make_transcript
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -40,6 +37,7 @@ if TYPE_CHECKING:
 
 MAX_TEXT = 20_000  # characters of one text on the page; a model may write without end
 MAX_TRANSCRIPTS = 24
+MAX_STAGES = 12  # stages whose debates are told of, the latest ones
 MAX_TIMELINES = 6  # iterations whose timeline is drawn, the latest ones
 MAX_LISTED = 200  # rows of tables that grow with the run
 
@@ -68,9 +66,14 @@ def render_report(data: ReportData) -> str:
             single=SINGLE_AGENT,
             final=FINAL_VOTE,
             plots=drawings,
-            transcripts=[_transcript(*entry, f"d{n}") for n, entry in enumerate(data.transcripts[:MAX_TRANSCRIPTS])],
+            overview=overview(data.statistics),
+            stages=stage_views(data.statistics[-MAX_STAGES:]),
+            transcripts=[
+                make_transcript(*entry, f"d{n}") for n, entry in enumerate(data.transcripts[:MAX_TRANSCRIPTS])
+            ],
             warnings=[*data.warnings, *own_warnings(data), *missing],
             max_listed=MAX_LISTED,
+            max_stages=MAX_STAGES,
         )
     )
     return visible(page)
@@ -107,45 +110,6 @@ def visible(text: str) -> str:
 
 def short(text: str, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """A turn as the page shows it. ``anchor`` is ours, never a name that came from outside."""
-
-    node: Utterance
-    anchor: str
-    saw: tuple[tuple[str, Utterance, str], ...]  # (kind of edge, the node it led from, its anchor)
-
-
-class Transcript(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole debate as the page shows it: its rounds in order, each with its turns and its vote."""
-
-    label: str
-    debate: Debate
-    anchor: str
-    rounds: tuple[tuple[int, tuple[Turn, ...], VoteResult, bool | None], ...]  # the last: whether the vote is right
-    anchors: dict[str, str]  # node id -> anchor
-    drawing: plots.Drawing | None
-
-
-def _transcript(label: str, debate: Debate, anchor: str) -> Transcript:
-    anchors = {node.id: f"{anchor}-{n}" for n, node in enumerate(debate.utterances)}
-    nodes = {node.id: node for node in debate.utterances}
-    rounds: dict[int, list[Turn]] = {}
-    for node in debate.utterances:
-        saw = tuple((str(e.kind), nodes[e.source], anchors[e.source]) for e in debate.edges if e.target == node.id)
-        rounds.setdefault(node.round, []).append(Turn(node=node, anchor=anchors[node.id], saw=saw))
-    return Transcript(
-        label=label,
-        debate=debate,
-        anchor=anchor,
-        rounds=tuple(
-            (number, tuple(turns), vote := round_vote(debate, number), grade(Answer(vote.answer), debate.task.gold))
-            for number, turns in rounds.items()
-        ),
-        anchors=anchors,
-        drawing=plots.graph_drawing(debate),
-    )
 
 
 def _environment() -> Environment:

@@ -6,6 +6,7 @@ import msgspec
 
 from engine.evaluate import Comparison, Evaluation, compare
 from protocols.graph import Debate
+from protocols.statistics import Statistics
 
 PLAIN_DEBATES = "debates"  # label of an evaluation over all of a run's tasks, none of them held out
 
@@ -97,6 +98,7 @@ class ReportData(msgspec.Struct, frozen=True, kw_only=True):
     stages: tuple[Stage, ...] = ()
     evaluations: tuple[tuple[str, Evaluation], ...] = ()  # (label, evaluation): the first is "before", the last "after"
     comparison: Comparison | None = None  # default: the first evaluation against the last
+    statistics: tuple[tuple[str, Statistics], ...] = ()  # (label, how the debates went), in the order they were held
     iterations: tuple[Iteration, ...] = ()
     trainings: tuple[Training, ...] = ()
     loss_label: str = "training loss (nats per token)"

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine import plots
 from engine.evaluate import Evaluation, Figure, evaluate
 from engine.findings import duration, headline, moment, notes, signed
 from engine.report import MAX_TEXT, render_report, report_text, visible, write_report
@@ -28,6 +27,7 @@ from engine.report_data import (
 from protocols.answer import Answer, grade
 from protocols.graph import Debate, Edge, Utterance, Verdict
 from protocols.message import ImagePart, Message, Reply, TextPart, Usage
+from protocols.statistics import statistics
 from protocols.task import Task
 
 HOSTILE = (
@@ -55,12 +55,29 @@ def debate(text: str, number: int = 0, *, right: bool = True) -> Debate:
                 prompt=(Message("user", (ImagePart(sha256=text, media_type=text), TextPart(text))),),
                 reply=Reply(ask_id=node_id, text=text * (turn + 1), model=text, adapter=text, usage=Usage(5, 3, 1)),
                 answer=answer,
-                correct=grade(answer, task.gold),
+                correct=grade(answer, task),
             ),
             [Edge(f"0.{text}.{peer}", node_id, "saw") for peer in (0, 1) if stage],
         )
+    for node_id, answer in (
+        (f"1.{text}.judge", Answer()),
+        (f"1.{text}.judge~1", Answer(text if right else None, text, details={text: text, "reason": text})),
+    ):
+        edges = [Edge(f"1.{text}.{seat}", node_id, "critique" if seat else "verdict") for seat in (0, 1)]
+        judged = Reply(ask_id=node_id, text=text, model=text, usage=Usage(5, 3, 1))
+        fields = {"agent": text, "role": text, "round": 1, "phase": text, "prompt": (), "answers": False}
+        built.add(Utterance(id=node_id, reply=judged, answer=answer, **fields), edges)  # type: ignore[arg-type]
     built.failures = [text]
-    built.close(Verdict(answer="1" if right else text, stop_reason=text, aggregator=text, votes=2, correct=right))
+    built.close(
+        Verdict(
+            answer="1" if right else text,
+            stop_reason=text,
+            aggregator="majority_vote" if number == 1 else text,  # votes are told only of this one
+            votes=2,
+            correct=right,
+            details={"side": text, text: text},
+        )
+    )
     return built
 
 
@@ -76,6 +93,7 @@ def report(text: str) -> ReportData:
         finished_unix_s=200.0,
         stages=(Stage(text, 3.0),),
         evaluations=tuple((f"{text} {n}", evaluate(stage)) for n, stage in enumerate(stages)),
+        statistics=tuple((f"{text} {n}", statistics(stage)) for n, stage in enumerate(stages)),
         iterations=(Iteration(iteration=1, closed_unix_s=(99.0, 103.0, 108.0), first_step_unix_s=101.0),),
         trainings=(Training(agent=text, role=text, points=points), Training(agent=f"_{text}", points=points)),
         loss_label=text,
@@ -256,23 +274,6 @@ def test_losses_that_are_not_numbers_are_left_out_with_a_warning() -> None:
     )
     page = render_report(ReportData(run_name="r", trainings=(Training(agent="ada", points=points),)))
     assert "not finite numbers" in page and "nan" not in page.lower()
-
-
-def test_the_drawing_of_a_debate() -> None:
-    drawing = plots.graph_drawing(debate("words"))
-    assert drawing is not None
-    assert [label for _, label in drawing.columns] == ["round 0, words", "round 1, words"]
-    assert [label for _, label in drawing.rows] == ["words0", "words1"]
-    assert [kind for _, kind in drawing.lines] == ["saw"] * 4 + ["vote"] * 2
-    places = [(spot.x, spot.y) for spot in drawing.spots]
-    assert len(set(places)) == 4 and places[0][0] == places[1][0] < places[2][0] < drawing.verdict[0] < drawing.width
-
-
-def test_a_debate_too_large_to_draw() -> None:
-    large = debate("words")
-    large.edges = large.edges * 100
-    assert plots.graph_drawing(large) is None
-    assert "too many to draw" in render_report(ReportData(run_name="r", transcripts=(("", large),)))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import msgspec
 
 from actors.agent import Limits
 from actors.catalogue import BACKENDS
+from engine.named_protocol import find_protocol
 from engine.recipe import LoopSettings, Recipe, RunSettings, TrainSettings, load_recipe
 from engine.run import limited
 from engine.tasks import SOURCES, Split, load_split
@@ -60,8 +61,7 @@ def _check_model(where: str, name: str, settings: msgspec.Struct) -> None:
 
 def calls(recipe: Recipe, tasks: Split) -> dict[str, int]:
     """Asks of a debate stage and of an evaluation when nobody fails."""
-    members, rounds = len(recipe.cast["generator"]), recipe.settings.rounds
-    each = members * rounds + (members * (rounds - 1) if recipe.settings.summarize and members > 1 else 0)
+    each = find_protocol(recipe.protocol).max_asks(recipe.settings, recipe.cast)
     return {"debating": each * len(tasks.train), "evaluating": each * len(tasks.test)}
 
 
@@ -69,7 +69,7 @@ def recipe_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of a recipe, built from the same structs that check it."""
     structs = [
         *(spec.settings for spec in BACKENDS.values()),
-        *(spec.settings for spec in PROTOCOLS.values()),
+        *(machine.SETTINGS for machine in PROTOCOLS.values()),
         *SOURCES.values(),
         Limits,
         Sampling,
@@ -110,7 +110,7 @@ def recipe_schema() -> dict[str, Any]:
             "additionalProperties": tagged({k: v.settings for k, v in BACKENDS.items()}, "backend", model_extra),
         },
         "agents": {"type": "object", "additionalProperties": agent},
-        "protocol": tagged({k: v.settings for k, v in PROTOCOLS.items()}, "name", {}),
+        "protocol": tagged({k: v.SETTINGS for k, v in PROTOCOLS.items()}, "name", {}),
         "cast": {"type": "object", "additionalProperties": names},
         "train": {"$ref": "#/$defs/TrainSettings"},
         "sft": {"$ref": "#/$defs/SFTSettings"},

@@ -108,6 +108,21 @@ def resume(run: Path, as_json: bool) -> None:
 
 
 @main.command()
+@run_argument
+@overrides_argument
+@json_option
+def train(run: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Train one adapter an agent from the debates that a finished run, or an import, has on record."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine.training import train_recorded
+
+        return train_recorded(run, overrides, progress=progress)
+
+    _command(work, as_json)
+
+
+@main.command()
 @recipe_argument
 @overrides_argument
 @limit_option
@@ -146,6 +161,87 @@ def report(run: Path, output: Path | None, as_json: bool) -> None:
         return {"run": str(run), "report": str(path)}
 
     _command(work, as_json)
+
+
+@main.command(name="import")
+@click.argument("form", metavar="FORMAT")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@dir_option
+@click.option("--seed", default=0, show_default=True, help="Of what a LLaVA mixture draws.")
+@json_option
+def import_debates(form: str, paths: tuple[Path, ...], run_dir: Path | None, seed: int, as_json: bool) -> None:
+    """Make a run of other systems' debate files. FORMAT: mad, maft, mag, magdi, m2d or llava."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine.transfer import import_run
+
+        return import_run(form, paths, run_dir, seed=seed, progress=progress)
+
+    _command(work, as_json)
+
+
+@main.command(name="export")
+@click.argument("form", metavar="FORMAT")
+@run_argument
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A file, or a folder of files.")
+@click.option("--stage", help="Whose debates, e.g. debate-1. Default: the only one, or debate.")
+@click.option("--rule", default="generator", show_default=True, help="trl-sft: a rule of train.rule, or right.")
+@click.option("--label", type=click.Choice(["consensus", "gold"]), default="consensus", show_default=True)
+@click.option("--edges", type=click.Choice(["causal", "magdi_legacy"]), default="causal", help="magdi-graph alone.")
+@click.option("--force", is_flag=True, help="Replace what is there.")
+@json_option
+def export_debates(
+    form: str, run: Path, output: Path, stage: str | None, force: bool, as_json: bool, **options: Any
+) -> None:
+    """Write a run's debates in another system's format, or as rows for trainers.
+
+    FORMAT: mad, maft, mag, magdi, magdi-graph, m2d, llava, trl-sft, trl-preference, messages, graphml or json.
+    """
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine.transfer_out import Options, export_run
+
+        return export_run(form, run, output, Options(**options), stage=stage, force=force, progress=progress)
+
+    _command(work, as_json)
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+@json_option
+def protocols(context: click.Context, as_json: bool) -> None:
+    """List the protocols; `moot protocols show NAME` tells all about one."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine.protocol_docs import list_protocols
+
+        return list_protocols()
+
+    if context.invoked_subcommand is None:
+        _command(work, as_json)
+
+
+@protocols.command(name="show")
+@click.argument("name")
+@json_option
+def show_protocol(name: str, as_json: bool) -> None:
+    """A protocol's phases, roles, settings, prompts, departures from its source, and its diagram."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine.protocol_docs import show
+
+        return show(name)
+
+    _command(work, as_json)
+
+
+@protocols.command(name="docs")
+@click.argument("page", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+def write_protocol_docs(page: Path) -> None:
+    """Make anew the part of a page that is generated from the protocols."""
+    from engine.protocol_docs import write_docs
+
+    write_docs(page)
 
 
 @main.command(name="list")
@@ -208,14 +304,25 @@ def _command(work: Callable[[Progress], dict[str, Any]], as_json: bool) -> NoRet
 
 def _show(outcome: dict[str, Any]) -> None:
     for key, value in outcome.items():
-        if isinstance(value, list) and value and isinstance(value[0], str):
+        rows = _rows(value)
+        if rows:
             click.echo(f"{key}:")
-            for item in value:
-                click.echo(f"  {item}")
+            for row in rows:
+                click.echo(f"  {row}")
         elif isinstance(value, dict):
             click.echo(f"{key}: " + ", ".join(f"{name} {shown}" for name, shown in value.items()))
         elif value not in ([], None, ""):
-            click.echo(f"{key}: {value}")
+            gap = "\n" if "\n" in str(value) else " "
+            click.echo(f"{key}:{gap}{value}")
+
+
+def _rows(value: Any) -> list[str]:
+    """What is shown one to a line: sentences, and mappings to them."""
+    if isinstance(value, list) and value and isinstance(value[0], str):
+        return value
+    if isinstance(value, dict) and any(isinstance(shown, list) or " " in str(shown) for shown in value.values()):
+        return [f"{name}: {', '.join(shown) if isinstance(shown, list) else shown}" for name, shown in value.items()]
+    return []
 
 
 if __name__ == "__main__":

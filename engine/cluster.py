@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import shutil
@@ -14,11 +15,12 @@ import msgspec
 
 from actors.placement import HostSpec, reason, start_hosts, stop_hosts
 from engine.arena import Arena, ArenaStats, Assignment, Finished
+from engine.canonical import Canoniser
+from engine.named_protocol import find_protocol
 from engine.recipe import Recipe
-from protocols.catalogue import build_machine
+from protocols.conversation import Player, ProtocolSettings
 from protocols.errors import AgentError, ConfigError, MootError
 from protocols.prompt import PromptSet
-from protocols.society import Player, SocietySettings
 
 MAX_CALLS = 10_000  # concurrent calls one arena admits
 LOCK_WAIT_S = 30.0  # an arena outlives a killed driver for a moment, and holds its journal until then
@@ -30,7 +32,7 @@ class ArenaPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     fingerprint: str
     protocol: str
-    settings: SocietySettings
+    settings: ProtocolSettings
     cast: dict[str, tuple[Player, ...]]
     sync: str
     max_journal_mb: int
@@ -60,11 +62,13 @@ class ArenaActor:
                 await handle.tell.remote(name, packed)
 
             tells[host] = tell
+        self._canoniser = Canoniser()  # starts nothing before the first answer that needs it
+        machine = find_protocol(plan.protocol)
         self._arena = Arena(
             name,
             Path(journal),
             fingerprint=plan.fingerprint,
-            build=lambda: build_machine(plan.protocol, plan.settings, plan.cast, prompts),
+            build=lambda: machine(plan.settings, plan.cast, prompts),
             protocol=plan.protocol,
             cast={role: tuple(player.name for player in players) for role, players in plan.cast.items()},
             deadline_s=plan.settings.deadline_s,
@@ -72,6 +76,7 @@ class ArenaActor:
             sync=plan.sync,  # type: ignore[arg-type]  # checked when the recipe was read
             max_journal_mb=plan.max_journal_mb,
             lock_wait_s=LOCK_WAIT_S,
+            canonise=self._canoniser.canonise,
         )
 
     async def recover(self) -> tuple[list[Finished], list[str]]:
@@ -88,6 +93,7 @@ class ArenaActor:
 
     async def close(self) -> None:
         await self._arena.close()
+        await asyncio.to_thread(self._canoniser.close)
 
 
 class Cluster:

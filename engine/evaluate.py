@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from protocols.answer import Answer, grade
+from protocols.answer import grade
 from protocols.graph import Debate, Utterance
 from protocols.machine import derive_seed
 from protocols.vote import TieBreak, VoteResult, majority_vote
@@ -158,7 +158,8 @@ def paired_interval(differences: Sequence[float]) -> Interval:
 def round_vote(debate: Debate, number: int, *, tie_break: TieBreak = "seeded") -> VoteResult:
     """The vote over one round's replies, ties broken as the debate's own final vote breaks them."""
     ballots = [node.answer for node in _answers(debate) if node.round == number]
-    return majority_vote(ballots, tie_break=tie_break, seed=derive_seed(debate.seed, "tie"))
+    seed, tolerance = derive_seed(debate.seed, "tie"), debate.task.tolerance
+    return majority_vote(ballots, tie_break=tie_break, seed=seed, tolerance=tolerance)
 
 
 def evaluate(debates: Iterable[Debate], *, tie_break: TieBreak = "seeded") -> Evaluation:
@@ -243,15 +244,16 @@ class _Book:
         if verdict.tie:
             self._tied.add(task.id)
         rounds: dict[int, int] = {}
+        influenced = {edge.target for edge in debate.edges if edge.kind != "memory"}  # by what somebody else said
         for node in _answers(debate):
             rounds[node.round] = rounds.get(node.round, 0) + 1
-            self._count_reply(task.id, node)
+            self._count_reply(task.id, node, alone=node.id not in influenced)
         for number, num_replies in rounds.items():
             self._count_vote(debate, number, num_replies)
         self._tally(3, 0, 0, FINAL_VOTE).add(task.id, verdict.correct, verdict.answer is not None)
 
-    def _count_reply(self, task_id: str, node: Utterance) -> None:
-        if node.round == 0:
+    def _count_reply(self, task_id: str, node: Utterance, *, alone: bool) -> None:
+        if node.round == 0 and alone:
             tallies = [self._tally(0, 0, 0, SINGLE_AGENT), self._tally(1, 0, 0, f"{node.agent} alone")]
         else:
             tallies = [self._tally(2, node.round, 0, f"replies, round {node.round}")]
@@ -260,8 +262,8 @@ class _Book:
 
     def _count_vote(self, debate: Debate, number: int, num_replies: int) -> None:
         vote = round_vote(debate, number, tie_break=self._tie_break)
-        correct = grade(Answer(vote.answer), debate.task.gold)
-        self._tally(2, number, 1, f"vote, round {number}").add(debate.task.id, correct, vote.answer is not None)
+        correct = grade(vote.answer, debate.task)
+        self._tally(2, number, 1, f"vote, round {number}").add(debate.task.id, correct, vote.answer.parsed)
         self._agreement.setdefault(number, []).append((vote.support / num_replies, vote.tie))
 
     def _tally(self, block: int, number: int, place: int, name: str) -> _Tally:

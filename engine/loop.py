@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,12 +22,15 @@ from engine.progress import Progress
 from engine.recipe import Recipe
 from engine.stage import Closed, StageResult, run_stage
 from engine.tasks import Split
-from protocols.errors import ConfigError, TrainerError
+from engine.training import Training
+from protocols.errors import ConfigError
+from protocols.graph import Debate
 from protocols.message import Usage
+from protocols.statistics import statistics
 from trainers.feed import Addition, make_feed_actor
-from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
+from trainers.registry import AdapterRecord, Registry, adapter_name
 from trainers.select import select
-from trainers.worker import SFTJob, TrainedAdapter, fit_lanes, is_trained, read_trained
+from trainers.worker import SFTJob
 
 R = TypeVar("R")
 
@@ -67,11 +68,10 @@ class Loop:
 
     async def _debate_and_train(self, iteration: int) -> None:
         """Debates stream their rows into the trainings, which start with the first of them."""
-        jobs = self._jobs(iteration)
-        workplace = self._folder.path / "train" / f"iteration-{iteration}"
-        workplace.mkdir(parents=True, exist_ok=True)
-        feed = make_feed_actor(workplace / "feed")
-        training = _in_thread(lambda: self._fit(jobs, feed, workplace))
+        training = self._training(iteration)
+        training.workplace.mkdir(parents=True, exist_ok=True)
+        feed = make_feed_actor(training.workplace / "feed")
+        fitting = _in_thread(lambda: training.fit(feed))
         num_closed = 0
 
         async def learn(closed: list[Closed]) -> None:
@@ -90,14 +90,33 @@ class Loop:
         result = await run_stage(
             self._cluster, self._folder, stage, self._tasks.train, on_closed=learn, progress=self._progress
         )
+        keep_statistics(self._folder, stage, result.debates)
         self._folder.mark_done(stage, summary(result))
         await of_actor(feed.finish.remote())
         counts = await of_actor(feed.counts.remote())
         shown = ", ".join(f"{agent} {counts.get(agent, 0)}" for agent in self._recipe.learners)
         self._progress.note(f"train-{iteration}: rows {shown}; training until all are used")
-        await training
-        trained = self._register(jobs, iteration)
+        if warning := await fitting:
+            self.warnings.append(warning)
+            self._progress.note(f"warning: {warning}")
+        trained = training.register(
+            self._registry,
+            recipe_hash=self._recipe.fingerprint,
+            base_name=self._base_name,
+            parents=self._serving,
+            iteration=iteration,
+        )
         self._folder.mark_done(f"train-{iteration}", {"adapters": [item.name for item in trained]})
+
+    def _training(self, iteration: int) -> Training:
+        return Training(
+            run_id=self._folder.manifest.id,
+            settings=self._recipe.train,
+            sft=self._recipe.sft,
+            base=self._base,
+            workplace=self._folder.path / "train" / f"iteration-{iteration}",
+            jobs=self._jobs(iteration),
+        )
 
     def _jobs(self, iteration: int) -> list[SFTJob]:
         """One adapter for every learner, named by the iteration: resuming names the same."""
@@ -109,52 +128,6 @@ class Loop:
             before = str(self._registry.folder_of(parent)) if parent else None
             jobs.append(SFTJob(agent=agent, name=name, output=str(output), parent=before))
         return jobs
-
-    def _fit(self, jobs: list[SFTJob], feed: Any, workplace: Path) -> None:
-        """Train; an agent that cannot be trained keeps the adapter it has, the others go on."""
-        train = self._recipe.train
-        try:
-            fit_lanes(
-                jobs,
-                settings=self._recipe.sft,
-                base_model=self._base,
-                feed=feed,
-                storage_path=workplace / "checkpoints",
-                name=self._folder.manifest.id,
-                num_lanes=train.num_lanes,
-                cpus_per_worker=train.cpus_per_lane,
-                use_gpu=train.gpus_per_lane > 0,
-                env_vars={"OMP_NUM_THREADS": str(train.threads)} if train.threads else None,
-                checkpoint_every=train.checkpoint_every,
-            )
-        except TrainerError as err:
-            if not any(is_trained(job) for job in jobs):
-                raise
-            self.warnings.append(str(err))
-            self._progress.note(f"warning: {err}")
-
-    def _register(self, jobs: list[SFTJob], iteration: int) -> list[TrainedAdapter]:
-        trained = [read_trained(job) for job in jobs if is_trained(job)]
-        base_hash = weights_hash(Path(self._base))
-        known = {record.name for record in self._registry.list()}
-        for item in trained:
-            if item.name in known:
-                continue  # entered before the run was interrupted
-            parent = self._serving.get(item.agent) if item.parent else None
-            self._registry.add(
-                item.name,
-                Path(item.path),
-                base_model=self._base_name(item.agent),
-                base_hash=base_hash,
-                data_hash=item.result.data_hash,
-                rule=self._recipe.train.rule,
-                rows=item.result.rows,
-                recipe_hash=self._recipe.fingerprint,
-                created_at=time.time(),
-                parent=parent.name if parent else None,
-                metrics={"iteration": iteration, "steps": item.result.steps, "final_loss": item.result.losses[-1]},
-            )
-        return trained
 
     async def _publish(self, iteration: int) -> None:
         """The agents answer with their new versions from here on."""
@@ -192,6 +165,7 @@ async def evaluate_stage(
     found = evaluate(result.debates, tie_break=cluster.recipe.settings.tie_break)
     file.parent.mkdir(exist_ok=True)
     write_atomically(file, msgspec.json.format(msgspec.json.encode(found), indent=2))
+    keep_statistics(folder, stage, result.debates)
     folder.mark_done(stage, summary(result))
     single = found.figure(SINGLE_AGENT)
     if single is not None and single.accuracy is not None:
@@ -200,6 +174,13 @@ async def evaluate_stage(
             f"on {single.num_tasks} held-out tasks"
         )
     return found
+
+
+def keep_statistics(folder: RunFolder, stage: str, debates: Iterable[Debate]) -> None:
+    """How a stage's debates went, as ``results/<stage>-statistics.json``."""
+    file = folder.path / "results" / f"{stage}-statistics.json"
+    file.parent.mkdir(exist_ok=True)
+    write_atomically(file, msgspec.json.format(msgspec.json.encode(statistics(debates)), indent=2))
 
 
 def summary(result: StageResult) -> dict[str, Any]:

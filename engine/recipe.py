@@ -12,12 +12,13 @@ import msgspec
 
 from actors.agent import Limits
 from actors.catalogue import BACKENDS
-from engine.tasks import SOURCES, FileSource, TaskSource
-from protocols.catalogue import PROTOCOLS, build_machine, load_protocol_prompts
+from engine.named_protocol import find_protocol
+from engine.tasks import SOURCES, FileSource, HubSource, TaskSource
+from protocols.catalogue import PROTOCOLS, prompts_of
+from protocols.conversation import Player, ProtocolSettings
 from protocols.errors import ConfigError
 from protocols.message import Sampling
 from protocols.prompt import PromptSet
-from protocols.society import Player, SocietySettings
 from trainers.select import RULES
 from trainers.sft import SFTSettings
 
@@ -100,7 +101,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, Model]
     agents: dict[str, Agent]
     protocol: str
-    settings: SocietySettings
+    settings: ProtocolSettings
     prompts: PromptSet
     cast: dict[str, tuple[str, ...]]
     train: TrainSettings
@@ -114,7 +115,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         """Identity of what is run: changes with anything that could change a result, prompts and task files too."""
         told = {key: value for key, value in self.source.items() if key not in ("run", "description")}
         told["prompt_text"] = self.prompts.digest
-        if isinstance(self.tasks, FileSource):
+        if isinstance(self.tasks, FileSource | HubSource):
             told["task_files"] = self.tasks.digest()
         return hashlib.sha256(msgspec.json.encode(told, order="deterministic")).hexdigest()[:16]
 
@@ -132,7 +133,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def learners(self) -> tuple[str, ...]:
         """The agents that training tunes."""
-        return self.train.agents or tuple(dict.fromkeys(self.cast["generator"]))
+        roles = find_protocol(self.protocol).LEARNERS
+        return self.train.agents or tuple(dict.fromkeys(name for role in roles for name in self.cast.get(role, ())))
 
 
 _TOP = {
@@ -151,6 +153,7 @@ _TOP = {
 }
 _MODEL_KEYS = {"backend", "limits", "num_cpus", "num_gpus"}
 _AGENT_KEYS = {"model", "persona"}
+_TASK_PATHS = ("path", "test_path", "reference_path", "image_folder")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -241,12 +244,16 @@ def build_recipe(data: Mapping[str, Any], *, where: str, folder: Path = Path()) 
     return recipe
 
 
-def _read_protocol(value: Any, where: str, folder: Path) -> tuple[str, SocietySettings, PromptSet]:
+def _read_protocol(value: Any, where: str, folder: Path) -> tuple[str, ProtocolSettings, PromptSet]:
     section = dict(_table(value, where, "protocol"))
     name = section.pop("name", None)
-    if not isinstance(name, str) or name not in PROTOCOLS:
+    if not isinstance(name, str) or (name not in PROTOCOLS and ":" not in name):
         raise ConfigError(f"{where}: protocol.name={name!r} is not known; {_suggest(str(name), PROTOCOLS)}")
-    settings = read_section(section, PROTOCOLS[name].settings, where, "protocol")
+    try:
+        machine = find_protocol(name)
+    except ConfigError as err:
+        raise ConfigError(f"{where}: protocol.name: {err}") from err
+    settings = read_section(section, machine.SETTINGS, where, "protocol")
     text = None
     if settings.prompts.endswith(".toml"):
         file = folder / settings.prompts
@@ -255,7 +262,7 @@ def _read_protocol(value: Any, where: str, folder: Path) -> tuple[str, SocietySe
         except (OSError, UnicodeDecodeError) as err:
             raise ConfigError(f"{where}: protocol.prompts: cannot read {file}: {err}") from err
     try:
-        return name, settings, load_protocol_prompts(name, settings, text=text)
+        return name, settings, prompts_of(machine, settings, text=text)
     except ConfigError as err:
         raise ConfigError(f"{where}: protocol.prompts: {err}") from err
 
@@ -265,7 +272,7 @@ def _read_tasks(value: Any, where: str, folder: Path) -> TaskSource:
     source = section.pop("source", None)
     if not isinstance(source, str) or source not in SOURCES:
         raise ConfigError(f"{where}: tasks.source={source!r} is not known; {_suggest(str(source), SOURCES)}")
-    for key in ("path", "test_path"):  # as seen from the recipe, then from where moot is started
+    for key in _TASK_PATHS:  # as seen from the recipe, then from where moot is started
         if isinstance(path := section.get(key), str) and path and not Path(path).exists() and (folder / path).exists():
             section[key] = str(folder / path)
     return read_section(section, SOURCES[source], where, "tasks")
@@ -317,7 +324,7 @@ def _check_names(recipe: Recipe, where: str) -> None:
             if name not in recipe.agents:
                 raise ConfigError(f"{where}: cast.{role} names {name!r}: {_suggest(name, recipe.agents)}")
     try:
-        build_machine(recipe.protocol, recipe.settings, recipe.players, recipe.prompts)
+        find_protocol(recipe.protocol)(recipe.settings, recipe.players, recipe.prompts)
     except ConfigError as err:
         raise ConfigError(f"{where}: {err}") from err
     for name in recipe.train.agents:

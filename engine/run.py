@@ -12,7 +12,8 @@ import msgspec
 from engine.cluster import Cluster
 from engine.evaluate import FINAL_VOTE, SINGLE_AGENT, Evaluation, evaluate
 from engine.folder import Manifest, RunFolder, machine_description, new_run_path, versions, write_atomically
-from engine.loop import Loop, base_model_of, evaluate_stage, publish, summary
+from engine.loop import Loop, base_model_of, evaluate_stage, keep_statistics, publish, summary
+from engine.media import collect_media
 from engine.progress import Progress
 from engine.recipe import Recipe, build_recipe, load_recipe
 from engine.stage import run_stage
@@ -53,6 +54,8 @@ def evaluate_run(path: Path, *, progress: Progress) -> Outcome:
     Raises: ConfigError: not a run. MootError: see the stages.
     """
     source = RunFolder.open(path).manifest
+    if source.kind == "import":
+        raise ConfigError(f"{path} is an import: it has no agents to evaluate; evaluate a recipe or a run")
     recipe = _recipe_of(source)
     tasks = limited(load_split(recipe.tasks), source.limit)
     check_tasks("eval", recipe, tasks, progress)
@@ -99,6 +102,9 @@ def resume(path: Path, *, progress: Progress) -> Outcome:
     Raises: ConfigError: not a run, or its recipe does not read any more. MootError: see the stages.
     """
     folder = RunFolder.open(path)
+    if folder.manifest.kind == "import":
+        progress.note(f"{path} is an import; nothing to resume")
+        return _outcome(folder)
     folder.lock()
     manifest = folder.manifest
     recipe = _recipe_of(manifest)
@@ -122,6 +128,8 @@ def _do(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> 
     began = time.monotonic()
     progress.note(f"run {folder.path}")
     try:
+        for note in collect_media([*tasks.train, *tasks.test], folder.path):
+            progress.note(note)
         outcome = asyncio.run(_with_cluster(folder, recipe, tasks, progress, work))
         outcome = {"run": str(folder.path)} | outcome | {"wall_s": round(time.monotonic() - began, 2)}
         write_atomically(folder.path / "results.json", msgspec.json.format(msgspec.json.encode(outcome), indent=2))
@@ -152,6 +160,7 @@ async def _debate(folder: RunFolder, recipe: Recipe, tasks: Split, cluster: Clus
     found = evaluate(result.debates, tie_break=recipe.settings.tie_break)
     (folder.path / "results").mkdir(exist_ok=True)
     write_atomically(folder.path / "results" / "debate.json", msgspec.json.format(msgspec.json.encode(found), indent=2))
+    keep_statistics(folder, "debate", result.debates)
     return _figures(found) | {
         "debates": len(result.closed),
         "closed": len(result.closed) - len(result.set_aside),

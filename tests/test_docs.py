@@ -17,7 +17,6 @@ from actors.agent import Limits
 from actors.catalogue import BACKENDS
 from engine.recipe import LoopSettings, RunSettings, TrainSettings
 from engine.tasks import SOURCES
-from protocols.catalogue import PROTOCOLS
 from protocols.message import Sampling
 from trainers.sft import SFTSettings
 
@@ -48,7 +47,6 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
     "kind",
     [
         *(spec.settings for spec in BACKENDS.values()),
-        *(spec.settings for spec in PROTOCOLS.values()),
         *SOURCES.values(),
         Limits,
         Sampling,
@@ -70,9 +68,9 @@ def test_links_of_the_pages_lead_somewhere() -> None:
             assert (page.parent / link).exists(), f"{page.name} links to {link}, which is not there"
 
 
-def moot(arguments: list[str], folder: Path, timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Run moot as a user would, in a folder of its own."""
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+def moot(arguments: list[str], folder: Path, timeout_s: float, also: str = "") -> subprocess.CompletedProcess[str]:
+    """Run moot as a user would, in a folder of its own; ``also`` is one more folder on PYTHONPATH."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), also)))}
     for variable in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):  # a command makes its own
         env.pop(variable, None)
     return subprocess.run(
@@ -96,6 +94,19 @@ def test_commands_of_the_readme_work_as_written(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
     assert (tmp_path / "runs" / "mine" / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_commands_of_the_tutorial_work_as_written(tmp_path: Path) -> None:
+    for folder in ("docs", "examples"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    lines = [line.partition(" .venv/bin/moot ") for line in commands("docs/writing-a-protocol.md")]
+    assert [setting for setting, command, _ in lines if command] == ["PYTHONPATH=docs/tutorial"] * 2
+    for setting, _, arguments in lines:
+        done = moot(arguments.split(), tmp_path, 200, also=setting.partition("=")[2])
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "runs" / "review" / "report.html").exists()
 
 
 @pytest.mark.slow

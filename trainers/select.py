@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from protocols.answer import equivalent
+from protocols.answer import same
 from protocols.errors import ConfigError
 from protocols.graph import Debate, Utterance
 from protocols.message import FinishReason, Message
@@ -54,11 +54,11 @@ def generator_examples(debate: Debate, agent: str, *, min_support: int = 1) -> l
     verdict = debate.verdict
     if verdict is None or verdict.answer is None or verdict.oracle or verdict.support < min_support:
         return []
-    winner = verdict.answer
+    winner, tolerance = verdict.as_answer, debate.task.tolerance
     return [
         _example(debate, node, rule="generator")
         for node in debate.turns(round=0, agent=agent)
-        if node.answer.value is not None and equivalent(node.answer.value, winner)
+        if same(node.answer, winner, tolerance=tolerance)
     ]
 
 

@@ -12,10 +12,11 @@ import msgspec
 
 from engine.arena import Arena, ArenaStats, Assignment, Build, Finished
 from protocols.catalogue import load_protocol_prompts
+from protocols.conversation import Player
 from protocols.graph import Debate, decode_debate
 from protocols.machine import Machine, derive_seed
 from protocols.message import Ask, Failure, Outcome, Reply, Usage
-from protocols.society import Player, Society, SocietySettings
+from protocols.society import Society, SocietySettings
 from protocols.task import Task
 
 AGENTS = ("ada", "bo", "cy")

@@ -43,7 +43,7 @@ def recipe(tmp_path: Path) -> Path:
 
 MISTAKES = {
     "wrong key": ("protocol.round=3", "protocol.round=3 is not known; did you mean 'rounds'?"),
-    "unknown protocol": ("protocol.name=duel", "protocol.name='duel' is not known; there is: society"),
+    "unknown protocol": ("protocol.name=duel", "protocol.name='duel' is not known; there is: baseline, dialectic, mad"),
     "missing model": ("models.simulated={backend: vllm, model: /nowhere/model}", "models.simulated"),
     "broken task file": ("tasks={source: file, path: broken.jsonl}", "broken.jsonl, line 1: is not valid JSON"),
     "missing task file": ("tasks={source: file, path: none.jsonl}", "cannot read none.jsonl: No such file"),

@@ -60,7 +60,7 @@ def debate(
                     prompt=(),
                     reply=Reply(ask_id=node_id, text=str(value), model="m"),
                     answer=answer,
-                    correct=grade(answer, gold),
+                    correct=grade(answer, task),
                 ),
                 (),
             )
@@ -69,12 +69,12 @@ def debate(
     built.failures = ["ask: timeout"] * failures
     built.close(
         Verdict(
-            answer=vote.answer,
+            answer=vote.answer.value,
             stop_reason="rounds",
             aggregator="majority_vote",
             tie=vote.tie,
             oracle=oracle,
-            correct=grade(Answer(vote.answer), gold),
+            correct=grade(vote.answer, task),
         )
     )
     return built
@@ -316,4 +316,4 @@ def test_a_stage_against_itself_has_not_changed(debates: list[Debate]) -> None:
 def test_the_vote_of_the_last_round_is_the_final_vote(said: list[list[str | None]]) -> None:
     one = debate("t", said)
     assert one.verdict is not None
-    assert round_vote(one, len(said) - 1).answer == one.verdict.answer
+    assert round_vote(one, len(said) - 1).answer.value == one.verdict.answer

@@ -6,34 +6,56 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
+from protocols.baseline import BaselineSettings, Match, Method
 from protocols.catalogue import PROTOCOLS, build_machine, load_protocol_prompts
-from protocols.errors import IllegalEventError
-from protocols.graph import decode_debate, encode_debate
+from protocols.conversation import Player
+from protocols.dialectic import DialecticSettings
+from protocols.errors import IllegalEventError, TaskError
+from protocols.graph import Debate, decode_debate, encode_debate
 from protocols.machine import DeadlinePassed, Event, Machine, Replied, derive_seed
+from protocols.mad import MadSettings
 from protocols.message import Ask, Failure, Sampling
-from protocols.society import Player, SocietySettings
+from protocols.persuasion import PersuasionSettings
+from protocols.reflect import ReflectSettings
+from protocols.rewrite import CATEGORIES, RewriteSettings
+from protocols.society import SocietySettings
 from protocols.task import Task
-from tests.fakes import failure_of, node_of, play, replay, reply_to, told
+from tests.fakes import Played, failure_of, node_of, replay, reply_to, told
+from tests.fakes import play as played_out
 
 EVENTS = msgspec.msgpack.Decoder(list[Event])
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
+Spot = tuple[int, str, str]
+
+
 @dataclass(frozen=True)
 class Setup:
-    """One way to hold a debate. ``max_events`` is worked out from the settings: the bound every debate must keep."""
+    """One way to hold a debate, and what it must keep to.
+
+    ``max_steps`` counts the phases entered at most: no debate may take more events than all its asks and their phases'
+    deadlines. ``may_see`` says whether a node's own message may show a reply of another, each as (round, step, seat).
+    """
 
     protocol: str
     settings: Any
     cast: dict[str, tuple[Player, ...]]
-    max_events: int
+    max_steps: int
+    may_see: Callable[[Spot, Spot], bool]
+    max_tries: int = 1  # of one turn
+
+    @property
+    def max_events(self) -> int:
+        asks = PROTOCOLS[self.protocol].max_asks(self.settings, self.cast)
+        return 1 + asks * self.max_tries + self.max_steps
 
     def machine(self) -> Machine:
         return build_machine(
@@ -66,12 +88,223 @@ def societies(draw: st.DrawFn) -> Setup:
         memory=draw(st.sampled_from(["chat", "stateless"])),
         max_peers=draw(st.integers(1, 4)),
         tie_break=draw(st.sampled_from(["seeded", "first", "lexicographic"])),
+        visibility=draw(st.sampled_from(["snapshot", "sequential"])),
+        topology=draw(st.sampled_from(["full", "ring", "star", "sparse"])),
+        stop=draw(st.sampled_from([(), ("unanimity",), ("oracle",), ("unanimity", "oracle")])),
+        budget_tokens=draw(st.sampled_from([0, 25])),
+        max_context_tokens=draw(st.sampled_from([0, 40])),
     )
-    phases = 2 * rounds - 1 if summarize else rounds
-    return Setup("society", chosen, cast, 1 + phases * (size + 1))
+    sequential = chosen.visibility == "sequential"
+
+    def may_see(node: Spot, seen: Spot) -> bool:
+        if node[1] == "answer" and seen == (node[0], "summarise", node[2]):
+            return True
+        if seen[1] != "answer" or seen[0] > node[0]:
+            return False
+        return seen[0] < node[0] or (sequential and node[1] == "answer" and int(seen[2]) < int(node[2]))
+
+    return Setup("society", chosen, cast, rounds * (size if sequential else 1) + rounds, may_see)
 
 
-SETUPS: dict[str, st.SearchStrategy[Setup]] = {"society": societies()}
+@st.composite
+def reflections(draw: st.DrawFn) -> Setup:
+    oracle, tries, size = draw(st.booleans()), draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    teachers = draw(st.integers(1, size))
+    players = tuple(Player(name=f"a{seat}", persona=draw(st.sampled_from(["", "Be brief."]))) for seat in range(size))
+    chosen = ReflectSettings(
+        rounds=draw(st.integers(1, 4)),
+        oracle=oracle,
+        stop=draw(st.sampled_from([(), ("unanimity",), ("oracle",)] if oracle else [(), ("unanimity",)])),
+        feedback=draw(st.booleans()),
+        reflection=draw(st.booleans()),
+        critique_last=draw(st.booleans()),
+        context=draw(st.sampled_from(["shuffled", "named"])),
+        samples=tries,
+        budget_tokens=draw(st.sampled_from([0, 25])),
+        max_context_tokens=draw(st.sampled_from([0, 40])),
+    )
+
+    def may_see(node: Spot, seen: Spot) -> bool:
+        if node[1] == "answer":  # all of the last round, and nothing else
+            return seen[0] == node[0] - 1
+        return seen[:2] == (node[0], "answer") and seen[2] in node[2].split("-")
+
+    cast = {"teacher": players[:teachers], "student": players[teachers:]}
+    return Setup("reflect", chosen, cast, 2 * chosen.rounds, may_see, max_tries=tries)
+
+
+@st.composite
+def baselines(draw: st.DrawFn) -> Setup:
+    method = draw(st.sampled_from(get_args(Method)))
+    chosen = BaselineSettings(
+        method=method,
+        samples=draw(st.integers(1, 4)),
+        match=draw(st.sampled_from([None, Match(agents=3, rounds=2)])) if method == "majority" else None,
+        rounds=draw(st.integers(1, 4)),
+        stop=draw(st.sampled_from([(), ("oracle",)])) if method == "self_reflect" else (),
+        tie_break=draw(st.sampled_from(["seeded", "first", "lexicographic"])),
+        budget_tokens=draw(st.sampled_from([0, 25])),
+        max_context_tokens=draw(st.sampled_from([0, 40])),
+        prompts="baseline.translation.en" if method == "maps" else "baseline.number.en",
+    )
+    cast: dict[str, tuple[Player, ...]] = {"solver": (Player(name="s"),)}
+    if method in ("rerank", "maps") and draw(st.booleans()):
+        cast["scorer"] = (Player(name="judge"),)
+
+    def may_see(node: Spot, seen: Spot) -> bool:  # a scorer its candidate, an informed answer its own knowledge
+        return seen[0] == node[0] and (seen[1:] == ("answer", node[2]) if node[1] == "score" else seen[1] == node[2])
+
+    return Setup("baseline", chosen, cast, max(3, chosen.rounds), may_see, max_tries=2)
+
+
+@st.composite
+def dialectics(draw: st.DrawFn) -> Setup:
+    size = draw(st.integers(1, 4))
+    chosen = DialecticSettings(
+        rounds=draw(st.integers(1, 4)),
+        visibility=draw(st.sampled_from(["sequential", "snapshot"])),
+        consistency=draw(st.sampled_from(["judge", "parsed", "off"])),
+        judge_last_round=draw(st.booleans()),
+        images=draw(st.sampled_from(["attach", "omit"])),
+        stop=draw(st.sampled_from([(), ("unanimity",), ("oracle",)])),
+        budget_tokens=draw(st.sampled_from([0, 25])),
+        max_context_tokens=draw(st.sampled_from([0, 40])),
+        prompts=draw(st.sampled_from(["dialectic.bracket.en", "dialectic.sum.en"])),
+    )
+    cast = {"debater": tuple(Player(name=f"d{draw(st.integers(0, 2))}") for _ in range(size))}
+    cast |= {role: (Player(name=role),) for role in ("judge", "summariser")}
+    if draw(st.booleans()):
+        cast["condenser"] = (Player(name="condenser"),)
+    sequential = chosen.visibility == "sequential"
+
+    def may_see(node: Spot, seen: Spot) -> bool:
+        if seen[1] != "answer" or seen[0] > node[0]:
+            return False
+        if node[1] != "answer":  # a judge's round is its own; who concludes may see any
+            return seen[0] == node[0] or node[1] != "judge"
+        return seen[0] < node[0] or (sequential and node[0] > 0 and int(seen[2]) < int(node[2]))
+
+    return Setup("dialectic", chosen, cast, chosen.rounds * ((size if sequential else 1) + 1) + 1, may_see)
+
+
+@st.composite
+def mads(draw: st.DrawFn) -> Setup:
+    sides = ["affirmative", "negative", *(f"debater-{number}" for number in range(3, 3 + draw(st.integers(0, 2))))]
+    chosen = MadSettings(
+        rounds=draw(st.integers(1, 4)),
+        level=draw(st.integers(0, 3)),
+        adaptive=draw(st.booleans()),
+        judge_evidence=draw(st.sampled_from(["openings", "last", "full"])),
+        repair=draw(st.booleans()),
+        stop=draw(st.sampled_from([(), ("unanimity",), ("oracle",)])),
+        budget_tokens=draw(st.sampled_from([0, 25])),
+        max_context_tokens=draw(st.sampled_from([0, 60])),
+        prompts=draw(st.sampled_from(["mad.number.en", "mad.translation.zh", "mad.sum.en"])),
+    )
+    cast: dict[str, tuple[Player, ...]]
+    cast = {role: (Player(name=role, persona=draw(st.sampled_from(["", "Be brief."]))),) for role in sides[:2]}
+    cast["debater"] = tuple(Player(name="d") for _ in sides[2:])
+    cast |= {role: (Player(name="m"),) for role in ("moderator", *draw(st.sampled_from([(), ("base",), ("judge",)])))}
+
+    def may_see(node: Spot, seen: Spot) -> bool:
+        if node[1] == "argue" and seen[1] == "argue":  # who came before in this round, or has not spoken in it yet
+            return seen[0] == node[0] - (sides.index(seen[2]) > sides.index(node[2])) and seen[2] != node[2]
+        if node[1] == "argue":
+            return node[0] == 0 and seen[1] == "base"
+        if node[1] == "judge":
+            openings = chosen.judge_evidence == "openings"
+            return node[2] == "0" and seen[1] == "argue" and (seen[0] == 0 or not openings)
+        return node[1] == "moderate" and seen[:2] == (node[0], "argue")
+
+    return Setup("mad", chosen, cast, 3 + chosen.rounds * (len(sides) + 1), may_see, max_tries=2)
+
+
+@st.composite
+def rewrites(draw: st.DrawFn) -> Setup:
+    chosen = RewriteSettings(
+        category=draw(st.sampled_from(CATEGORIES)),
+        pairs=(pairs := draw(st.integers(1, 3))),
+        min_pairs=draw(st.integers(1, pairs)),
+        max_pairs=3,
+        filter=draw(st.booleans()),
+        scores=draw(st.booleans()),
+        images=draw(st.sampled_from(["attach", "omit"])),
+        answer_from=draw(st.sampled_from(["details", "gold"])),
+        budget_tokens=draw(st.sampled_from([0, 25])),
+        max_context_tokens=draw(st.sampled_from([0, 40])),
+        prompts=draw(st.sampled_from(["rewrite.en", "rewrite.tiny.en"])),
+    )
+    cast: dict[str, tuple[Player, ...]] = {role: (Player(name=role),) for role in ("rewriter", "judge", "scorer")}
+
+    def may_see(node: Spot, seen: Spot) -> bool:  # the last message of a second try names nothing
+        return seen[1] == "rewrite" and node[1] != "rewrite"
+
+    return Setup("rewrite", chosen, cast, 3, may_see, max_tries=2)
+
+
+def play(*args: Any, **kwargs: Any) -> Played:
+    """A debate of a task that the protocol takes; one that it refuses is another example's."""
+    try:
+        return played_out(*args, **kwargs)
+    except TaskError:
+        reject()
+
+
+@st.composite
+def persuasions(draw: st.DrawFn) -> Setup:
+    debate, critique, helped = draw(st.booleans()), draw(st.booleans()), draw(st.booleans())
+    cast = {
+        "debater": tuple(Player(name=f"d{seat}") for seat in range(1 + debate)),
+        "judge": tuple(Player(name=f"j{draw(st.integers(0, 1))}") for _ in range(draw(st.integers(1, 3)))),
+    }
+    if critique:
+        cast["critic"] = (Player(name="d0"),)
+    if helped:
+        cast["preference"] = (Player(name="p"),)
+    chosen = PersuasionSettings(
+        method="debate" if debate else "consultancy",
+        assign=draw(st.sampled_from(["seeded", "gold"])),
+        rounds=draw(st.integers(1, 3)),
+        style=draw(st.sampled_from(["simultaneous", "sequential"])),
+        interactive=draw(st.sampled_from([None, False, True])),
+        best_of=draw(st.integers(1, 3)),
+        critique=critique,
+        swap=draw(st.booleans()),
+        judge_style=draw(st.sampled_from(["plain", "cot"])),
+        tie_break=draw(st.sampled_from(["seeded", "first", "lexicographic"])),
+        budget_tokens=draw(st.sampled_from([0, 25])),
+        max_context_tokens=draw(st.sampled_from([0, 400])),
+        prompts=draw(st.sampled_from(["persuasion.quotes.en", "persuasion.small.en"])),
+    )
+
+    def may_see(node: Spot, seen: Spot) -> bool:
+        (number, step, seat), (earlier, kind, other) = node, seen
+        if kind == "question":
+            return earlier < number or (earlier == number and step != "question")
+        if kind in ("argue", "refine") and (earlier < number or step == "judge"):
+            return earlier <= number
+        if earlier > number or kind not in ("argue", "refine", "criticise") or step in ("question", "judge"):
+            return False
+        if other[0] != seat[0]:  # the other side, in the same round
+            return chosen.style == "sequential" and seat[0] == "b" and kind != "criticise"
+        return (kind == "argue" and step in ("criticise", "refine")) or seen == (
+            (number, "argue", seat) if step == "prefer" else (number, "criticise", seat if step == "refine" else "")
+        )
+
+    moments = 2 if debate and chosen.style == "sequential" else 1
+    steps = chosen.rounds * (1 + moments * (2 + 2 * critique)) + 1
+    return Setup("persuasion", chosen, cast, steps, may_see, max_tries=2)
+
+
+SETUPS: dict[str, st.SearchStrategy[Setup]] = {
+    "rewrite": rewrites(),
+    "dialectic": dialectics(),
+    "society": societies(),
+    "persuasion": persuasions(),
+    "reflect": reflections(),
+    "baseline": baselines(),
+    "mad": mads(),
+}
 """Protocol -> the ways to hold it. A new protocol adds its line."""
 
 ANY_SETUP = st.one_of(*SETUPS.values())
@@ -81,9 +314,20 @@ TASKS = st.builds(
     question=st.sampled_from(["1 + 1", "${question} $", "", "x" * 50, "\x00"]),
     gold=st.sampled_from([(), ("2",), ("GOLD-TOKEN", "3")]),
     answer_format=st.sampled_from(["number", "boxed", "text"]),
+    choices=st.sampled_from([(), ("2", "3")]),
+    details=st.sampled_from([{}, {"passage": "One and one is 2. ${question}", "incorrect_answer": "5"}]),
 )
 ORDERS = st.integers(0, 2**32)
 SEEDS = st.integers(0, 2**63)
+
+
+MARK = re.compile(r"⟦([^⟧\s]*)⟧")  # one that was cut for room holds a space, and names nothing
+
+
+def spot(node_id: str) -> Spot:
+    """A node's round, step and seat; a second try sits where the first did."""
+    number, step, seat = node_id.partition("~")[0].split(".")
+    return int(number), step, seat
 
 
 def marked(ask: Ask) -> str:
@@ -102,7 +346,11 @@ def wild(seed: int) -> Callable[[Ask], str | Failure | None]:
         if kind < 0.2:
             return None
         body = rng.choice(
-            [r"\boxed{2}", "the answer is 3", "2", "", "no idea", r"\boxed{${peers}", "=" * 9, "answer: 1/2\x00"]
+            [
+                *(r"\boxed{2}", "the answer is 3", "2", "", "no idea", r"\boxed{${peers}", "=" * 9, "answer: 1/2\x00"),
+                *("[2]", "[Yes]", "<instruction>2?</instruction><response>2</response>"),
+                *('{"answer": "2", "side": "Negative"}', '{"answer": "", "side": "Affirmative"}'),
+            ]
         )
         return f"{marked(ask)} {body}"
 
@@ -145,21 +393,43 @@ def test_the_order_of_arrival_within_a_phase_leaves_no_trace(setup: Setup, task:
     one = play(setup.machine(), task, wild(seed), seed=seed)
     other = play(setup.machine(), task, wild(seed), seed=seed, choose=drawn(order))
     assert encode_debate(one.debate) == encode_debate(other.debate)
-    assert one.asks == other.asks
+    assert sorted(one.asks, key=lambda ask: ask.id) == sorted(other.asks, key=lambda ask: ask.id)
 
 
 @FEW
 @given(ANY_SETUP, TASKS, SEEDS, ORDERS, st.sets(st.integers(1, 30), max_size=3))
-def test_nothing_said_in_a_round_is_seen_in_it(
+def test_nobody_is_shown_what_its_protocol_keeps_from_it(
     setup: Setup, task: Task, seed: int, order: int, deadlines: set[int]
 ) -> None:
     played = play(setup.machine(), task, wild(seed), seed=seed, choose=drawn(order), deadline_at=sorted(deadlines))
     for ask in played.asks:
-        round_number, phase, member = node_of(ask).split(".")
-        for seen_round, seen_phase, seen_member in re.findall(r"⟦(\d+)\.(\w+)\.(\d+)⟧", told(ask)):
-            own_summary = (seen_round, seen_phase, phase, seen_member) == (round_number, "summarise", "answer", member)
-            assert int(seen_round) < int(round_number) or own_summary
-        assert "GOLD-TOKEN" not in told(ask)
+        node = spot(node_of(ask))
+        for seen in MARK.findall(ask.messages[-1].text):
+            assert setup.may_see(node, spot(seen)), f"{node_of(ask)} was shown {seen}"
+
+
+@FEW
+@given(ANY_SETUP, TASKS, SEEDS, ORDERS)
+def test_every_reply_that_is_shown_has_its_edge(setup: Setup, task: Task, seed: int, order: int) -> None:
+    played = play(setup.machine(), task, wild(seed), seed=seed, choose=drawn(order))
+    for node in played.debate.utterances:
+        shown = {text for message in node.prompt for text in MARK.findall(message.text)}
+        assert shown <= sources(played.debate, node.id) | {node.id}, node.id
+
+
+def sources(debate: Debate, node_id: str) -> set[str]:
+    """The nodes that an edge leads from, and what those that condensed others rest on."""
+    direct = {edge.source for edge in debate.edges if edge.target == node_id}
+    condensed = {edge.source for edge in debate.edges if edge.target == node_id and edge.kind == "summary"}
+    return direct.union(*(sources(debate, source) for source in condensed))
+
+
+@FEW
+@given(ANY_SETUP, TASKS, SEEDS, ORDERS)
+def test_gold_is_in_no_prompt_unless_the_verdict_says_oracle(setup: Setup, task: Task, seed: int, order: int) -> None:
+    played = play(setup.machine(), task, wild(seed), seed=seed, choose=drawn(order))
+    if any("GOLD-TOKEN" in told(ask) for ask in played.asks):
+        assert played.verdict.oracle
 
 
 @FEW
@@ -188,7 +458,7 @@ def test_every_debate_closes_in_time_with_a_whole_graph(
     for ask in played.asks:
         if ask.id in replied:
             assert tuple(debate.conversation(node_of(ask))) == ask.messages
-    assert played.verdict.votes <= len(setup.cast["generator"])
+    assert played.verdict.support <= played.verdict.votes <= len(debate.utterances)
     assert (played.verdict.correct is None) == (not task.gold)
     if played.verdict.answer is None:
         assert not played.verdict.correct

@@ -1,0 +1,223 @@
+"""Adapters from rows: the trainings of a feed's learners, and their entry into the registry.
+
+The loop feeds them while debates run; ``train_recorded`` feeds them what a run, or an import, holds already.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.cluster import join_ray
+from engine.folder import RunFolder
+from engine.progress import Progress
+from engine.recipe import TrainSettings, apply_override, read_section
+from engine.stage import recorded
+from protocols.errors import ConfigError, TrainerError
+from trainers.feed import Addition, make_feed_actor
+from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
+from trainers.select import Example, select
+from trainers.sft import SFTSettings
+from trainers.worker import SFTJob, TrainedAdapter, fit_lanes, is_trained, read_trained
+
+
+class Training(msgspec.Struct, frozen=True, kw_only=True):
+    """Some adapters to train from one feed: who, on what, where checkpoints lie."""
+
+    run_id: str
+    settings: TrainSettings
+    sft: SFTSettings
+    base: str  # a model folder
+    workplace: Path
+    jobs: list[SFTJob]
+
+    def fit(self, feed: Any) -> str:
+        """Train; blocks. An agent that cannot be trained keeps what it has, the others go on.
+
+        Returns: a warning, or "". Raises: TrainerError: nobody could be trained.
+        """
+        train = self.settings
+        try:
+            fit_lanes(
+                self.jobs,
+                settings=self.sft,
+                base_model=self.base,
+                feed=feed,
+                storage_path=self.workplace / "checkpoints",
+                name=self.run_id,
+                num_lanes=train.num_lanes,
+                cpus_per_worker=train.cpus_per_lane,
+                use_gpu=train.gpus_per_lane > 0,
+                env_vars={"OMP_NUM_THREADS": str(train.threads)} if train.threads else None,
+                checkpoint_every=train.checkpoint_every,
+            )
+        except TrainerError as err:
+            if not any(is_trained(job) for job in self.jobs):
+                raise
+            return str(err)
+        return ""
+
+    def register(
+        self,
+        registry: Registry,
+        *,
+        recipe_hash: str,
+        base_name: Callable[[str], str],
+        parents: dict[str, AdapterRecord],
+        iteration: int,
+    ) -> list[TrainedAdapter]:
+        """Enter what was trained, unless it was entered before the run was interrupted."""
+        trained = [read_trained(job) for job in self.jobs if is_trained(job)]
+        base_hash = weights_hash(Path(self.base))
+        known = {record.name for record in registry.list()}
+        for item in trained:
+            if item.name in known:
+                continue
+            parent = parents.get(item.agent) if item.parent else None
+            registry.add(
+                item.name,
+                Path(item.path),
+                base_model=base_name(item.agent),
+                base_hash=base_hash,
+                data_hash=item.result.data_hash,
+                rule=self.settings.rule,
+                rows=item.result.rows,
+                recipe_hash=recipe_hash,
+                created_at=time.time(),
+                parent=parent.name if parent else None,
+                metrics={"iteration": iteration, "steps": item.result.steps, "final_loss": item.result.losses[-1]},
+            )
+        return trained
+
+
+def train_recorded(path: Path, overrides: Sequence[str], *, progress: Progress) -> dict[str, Any]:
+    """Train adapters from the debates that a run or an import has on record, one an agent.
+
+    Interrupted, the same command goes on from the last checkpoint; done, it trains the next version.
+
+    Args:
+        overrides: of ``train`` and ``sft`` alone, over what the run's recipe says.
+    Raises: ConfigError: not a run, a loop that is not finished, or nothing to learn from. TrainerError: see ``fit``.
+    """
+    folder = RunFolder.open(path)
+    folder.lock()
+    try:
+        return _train_recorded(folder, overrides, progress)
+    finally:
+        folder.release()
+
+
+def _train_recorded(folder: RunFolder, overrides: Sequence[str], progress: Progress) -> dict[str, Any]:
+    manifest, began = folder.manifest, time.monotonic()
+    if manifest.finished_at is None:
+        raise ConfigError(f"{folder.path} is not finished; finish it with `moot resume {folder.path}` first")
+    settings, sft = _settings(manifest.recipe, overrides)
+    rows = _rows(folder, settings)
+    registry = Registry(folder.path / "adapters")
+    version = 1 + max((record.version for record in registry.list()), default=0)
+    jobs = [
+        SFTJob(
+            agent=_word(agent),
+            name=adapter_name(_word(agent), _word(manifest.id), version),
+            output=str(folder.path / "adapters" / _word(agent) / f"v{version}"),
+        )
+        for agent in rows
+    ]
+    training = Training(
+        run_id=manifest.id,
+        settings=settings,
+        sft=sft,
+        base=_base(settings, progress),
+        workplace=folder.path / "train" / f"recorded-{version}",
+        jobs=jobs,
+    )
+    training.workplace.mkdir(parents=True, exist_ok=True)
+    shown = ", ".join(f"{agent} {sum(map(len, found))}" for agent, found in rows.items())
+    progress.note(f"training v{version} from recorded debates: rows {shown}")
+    warning = _fit_from(training, rows)
+    trained = training.register(
+        registry, recipe_hash=manifest.fingerprint, base_name=lambda _: training.base, parents={}, iteration=version
+    )
+    return {
+        "run": str(folder.path),
+        "adapters": [item.name for item in trained],
+        "rows": {item.agent: item.result.rows for item in trained},
+        "final_loss": {item.agent: round(item.result.losses[-1], 4) for item in trained},
+        "warnings": [warning] if warning else [],
+        "wall_s": round(time.monotonic() - began, 2),
+    }
+
+
+def _fit_from(training: Training, rows: dict[str, list[list[Example]]]) -> str:
+    ours = join_ray()  # before anything imports Ray, which reads its settings then
+    import ray
+
+    try:
+        feed = make_feed_actor(training.workplace / "feed")
+        debates: dict[str, dict[str, list[Example]]] = {}
+        for agent, found in rows.items():
+            for examples in found:
+                debates.setdefault(examples[0].debate_id, {})[_word(agent)] = examples
+        additions = [
+            Addition(debate_id=debate_id, examples=examples, progress=(number + 1) / len(debates))
+            for number, (debate_id, examples) in enumerate(debates.items())
+        ]
+        ray.get(feed.add_many.remote(additions))
+        ray.get(feed.finish.remote())
+        return training.fit(feed)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _settings(recipe: dict[str, Any], overrides: Sequence[str]) -> tuple[TrainSettings, SFTSettings]:
+    data = {"train": dict(recipe.get("train", {})), "sft": dict(recipe.get("sft", {}))}
+    for override in overrides:
+        if override.partition(".")[0] not in data:
+            raise ConfigError(f"override {override!r}: training from a record takes train.* and sft.* alone")
+        apply_override(data, override)
+    return (
+        read_section(data["train"], TrainSettings, "moot train", "train"),
+        read_section(data["sft"], SFTSettings, "moot train", "sft"),
+    )
+
+
+def _rows(folder: RunFolder, settings: TrainSettings) -> dict[str, list[list[Example]]]:
+    """Agent -> the rows of each debate, in the order of the record. Evaluations are never learned from."""
+    stages = sorted(path.name for path in (folder.path / "journal").glob("debate*"))
+    found: dict[str, list[list[Example]]] = {}
+    num_debates = 0
+    for stage in stages:
+        for closed in recorded(folder, stage):
+            num_debates += 1
+            for agent, rows in select(settings.rule, closed.debate, min_support=settings.min_support).items():
+                if not settings.agents or agent in settings.agents:
+                    found.setdefault(agent, []).append(rows)
+    if not found:
+        raise ConfigError(
+            f"{folder.path}: the rule {settings.rule!r} finds nothing to learn from in its {num_debates} debates"
+            + (f" for {', '.join(settings.agents)}" if settings.agents else "")
+            + "; lower train.min_support, or choose another rule or other agents"
+        )
+    return dict(sorted(found.items()))
+
+
+def _base(settings: TrainSettings, progress: Progress) -> str:
+    if settings.base_model not in ("", "embedded"):
+        if not Path(settings.base_model).is_dir():
+            raise ConfigError(f"train.base_model={settings.base_model!r}: there is no such folder")
+        return settings.base_model
+    if not settings.base_model:
+        raise ConfigError("train.base_model is empty; name the model folder to train, or embedded")
+    from actors.embedded import embedded_model_path
+
+    return str(embedded_model_path(progress.note))
+
+
+def _word(name: str) -> str:
+    """A name as adapters are named: imported agents may hold spaces."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name) or "agent"

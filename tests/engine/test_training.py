@@ -1,0 +1,104 @@
+"""Training from a record: what is learned from, and every way in which it cannot begin, each with its sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.folder import Manifest, RunFolder
+from engine.journal import CloseEntry, EventEntry, Journal
+from engine.progress import Progress
+from engine.recipe import TrainSettings
+from engine.training import _rows, _word, train_recorded
+from protocols.catalogue import build_machine, load_protocol_prompts
+from protocols.conversation import Player
+from protocols.errors import ConfigError
+from protocols.graph import Debate, encode_debate
+from protocols.machine import Opened
+from protocols.society import SocietySettings
+from protocols.task import Task
+from tests.fakes import node_of, play
+
+
+def debate(name: str, answers: tuple[str, ...]) -> Debate:
+    settings = SocietySettings(rounds=1)
+    cast = {"generator": tuple(Player(name=agent) for agent in ("ada", "bo", "cy"))}
+    machine = build_machine("society", settings, cast, load_protocol_prompts("society", settings))
+    task = Task(id=name, question="1 + 1", gold=("2",))
+    played = play(machine, task, lambda ask: rf"\boxed{{{answers[int(node_of(ask)[-1])]}}}", debate_id=f"debate/{name}")
+    played.debate.cast = {role: tuple(player.name for player in players) for role, players in cast.items()}
+    return played.debate
+
+
+def folder_with(path: Path, debates: list[Debate], *, stage: str = "debate", **fields: Any) -> RunFolder:
+    recipe = {"train": {"base_model": "nowhere"}}
+    made: dict[str, Any] = {
+        "kind": "run",
+        "name": "r",
+        "fingerprint": "f",
+        "num_arenas": 1,
+        "recipe": recipe,
+        "recipe_path": "r.yaml",
+    }
+    folder = RunFolder.create(path, Manifest(id="r", **(made | {"finished_at": 1.0} | fields)))
+    journal_file = folder.journals(stage)[0]
+    journal_file.parent.mkdir(parents=True)
+    journal = Journal(journal_file, fingerprint="f")
+    for item in debates:
+        opened = Opened(debate_id=item.id, task=item.task, seed=0)
+        journal.commit([EventEntry(item.id, 0, 0.0, opened), CloseEntry(item.id, 1.0, encode_debate(item))])
+    journal.close()
+    folder.release()
+    return folder
+
+
+DEBATES = [debate("a", ("2", "2", "3")), debate("b", ("4", "4", "4")), debate("c", ("no", "no", "no"))]
+
+
+def test_rows_come_from_debates_alone_and_each_agent_has_its_own(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, DEBATES)
+    rows = _rows(folder, TrainSettings())
+    assert {agent: [len(found) for found in debates] for agent, debates in rows.items()} == {
+        "ada": [1, 1],
+        "bo": [1, 1],
+        "cy": [1],
+    }
+    assert [example.debate_id for found in rows["cy"] for example in found] == ["debate/b"]
+    assert list(_rows(folder, TrainSettings(min_support=3, agents=("bo",)))) == ["bo"]
+
+
+def test_evaluations_are_never_learned_from(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, DEBATES, stage="eval-0")
+    with pytest.raises(ConfigError, match="finds nothing to learn from in its 0 debates"):
+        _rows(folder, TrainSettings())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fields", "says"),
+    [
+        ([], {"finished_at": None}, "is not finished; finish it with `moot resume"),
+        (["tasks.train=3"], {}, r"takes train\.\* and sft\.\* alone"),
+        (["train.rul=generator"], {}, "did you mean 'rule'"),
+        (["train.min_support=4"], {}, "finds nothing to learn from in its 3 debates; lower train.min_support"),
+        (["train.agents=[dee]"], {}, "for dee"),
+        ([], {}, "train.base_model='nowhere': there is no such folder"),
+        (["train.base_model=''"], {}, "train.base_model is empty"),
+    ],
+)
+def test_what_cannot_begin_says_why_and_leaves_nothing(
+    tmp_path: Path, overrides: list[str], fields: dict[str, Any], says: str
+) -> None:
+    folder_with(tmp_path, DEBATES, **fields)
+    with pytest.raises(ConfigError, match=says):
+        train_recorded(tmp_path, overrides, progress=Progress())
+    assert not (tmp_path / "train").exists()
+    with pytest.raises(ConfigError, match=says):  # the folder was let go of
+        train_recorded(tmp_path, overrides, progress=Progress())
+
+
+def test_agents_of_an_import_get_names_that_adapters_can_bear() -> None:
+    assert _word("Affirmative side") == "Affirmative-side"
+    assert _word("a@b/c#d") == "a-b-c-d"
+    assert _word("") == "agent"

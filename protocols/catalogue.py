@@ -28,7 +28,7 @@ def checked(machine: type[Conversation]) -> type[Conversation]:
 
 
 PROTOCOLS: dict[str, type[Conversation]] = {
-    machine.NAME: checked(machine) for machine in (Society, Reflect, Baseline, Dialectic, Persuasion, Mad, Rewrite)
+    machine.NAME: checked(machine) for machine in (Society, Mad, Dialectic, Reflect, Rewrite, Persuasion, Baseline)
 }
 """Name in a recipe -> protocol. A new one adds itself here."""
 

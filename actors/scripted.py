@@ -45,8 +45,8 @@ class ScriptedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
                 raise ValueError(f"{name}={getattr(self, name):g} must be between 0 and 1")
         if sum(self.faults.values()) > 1.0 or any(chance < 0 for chance in self.faults.values()):
             raise ValueError(f"faults={self.faults} must be chances that add up to at most 1")
-        if self.latency_s < 0 or self.latency_sigma < 0:
-            raise ValueError("latency_s and latency_sigma must not be below 0")
+        if not (0 <= self.latency_s < float("inf") and 0 <= self.latency_sigma < float("inf")):
+            raise ValueError("latency_s and latency_sigma must be numbers from 0 up")
 
 
 class ScriptedBackend:

@@ -165,9 +165,9 @@ def round_vote(debate: Debate, number: int, *, tie_break: TieBreak = "seeded") -
 def evaluate(debates: Iterable[Debate], *, tie_break: TieBreak = "seeded") -> Evaluation:
     """Measure one stage. Reads its debates once, in any order, and keeps none of them.
 
-    Figures, in order: the single agent (round 0, all agents), each agent alone (round 0), the vote of round 0; then of
-    each later round the replies and their vote; then the final vote, as the verdicts have it. "Replies, round 0" would
-    be the single agent again and is left out. A debate without a reply in a round has no vote there.
+    Figures, in order: the single agent (round 0, all who were shown nobody's reply), each agent alone (the same), the
+    vote of round 0; then of each later round the replies and their vote; then the final vote, as the verdicts have it.
+    "Replies, round 0" are those who were shown another's. A debate without a reply in a round has no vote there.
 
     Args:
         debates: closed ones; a task may have several, which then form one cluster.

@@ -173,8 +173,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Raises: ConfigError: missing, not YAML, or not a mapping."""
     import yaml
 
+    from engine.unique_keys import UniqueKeyLoader
+
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)  # noqa: S506  # a SafeLoader
     except OSError as err:
         raise ConfigError(f"recipe {path}: {err.strerror}; `moot list` names the recipes that moot ships") from err
     except (yaml.YAMLError, UnicodeDecodeError) as err:

@@ -41,7 +41,17 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("name: a\ntasks: {source: arithmetic}\nname: b\n")
+    assert_one_line(moot("check", path), "twice.yaml, line 3: is not valid YAML: the key 'name' is given twice")
+    path.write_text("name: a\nagents:\n  ada: {model: m}\n  bo: {model: m}\n  ada: {model: n}\n")
+    assert_one_line(moot("check", path), "line 5: is not valid YAML: the key 'ada' is given twice")
+
+
 MISTAKES = {
+    "a limit that is no number": ("models.simulated.limits={timeout_s: .nan}", "timeout_s must be above 0"),
+    "a latency that is no number": ("models.simulated.latency_s=.nan", "must be numbers from 0 up"),
     "wrong key": ("protocol.round=3", "protocol.round=3 is not known; did you mean 'rounds'?"),
     "unknown protocol": ("protocol.name=duel", "protocol.name='duel' is not known; there is: baseline, dialectic, mad"),
     "missing model": ("models.simulated={backend: vllm, model: /nowhere/model}", "models.simulated"),

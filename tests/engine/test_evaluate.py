@@ -26,7 +26,7 @@ from engine.evaluate import (
     wilson_interval,
 )
 from protocols.answer import Answer, grade
-from protocols.graph import Debate, Utterance, Verdict
+from protocols.graph import Debate, Edge, Utterance, Verdict
 from protocols.machine import derive_seed
 from protocols.message import Reply
 from protocols.task import Task
@@ -84,6 +84,16 @@ def figure(evaluation: Evaluation, name: str) -> Figure:
     found = evaluation.figure(name)
     assert found is not None, [one.name for one in evaluation.figures]
     return found
+
+
+def test_an_opening_that_was_shown_another_is_no_single_agent() -> None:
+    one = debate("t1", [["1", "2", "2"]])
+    one.edges.append(Edge("0.answer.ada", "0.answer.bo", "saw"))
+    evaluation = evaluate([one])
+    assert figure(evaluation, "single agent").num_replies == 2
+    assert figure(evaluation, "single agent").accuracy == 0.5
+    assert figure(evaluation, "replies, round 0").num_replies == 1
+    assert evaluation.figure("bo alone") is None
 
 
 def test_wilson_by_hand() -> None:

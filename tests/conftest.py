@@ -1,4 +1,4 @@
-"""What holds for all tests: their environment, fixed seeds, one local Ray, and the fast tests first."""
+"""What holds for all tests: their environment, fixed seeds, a local Ray, and the fast tests first."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
-@pytest.fixture(scope="session")
-def ray_session() -> Iterator[Any]:
-    """Ray on this machine with two CPUs, shared by all tests that need one. Tests name their actors apart."""
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[Any]:
+    """Ray on this machine with two CPUs, for the tests of one module. A session's would burden every test after it."""
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)

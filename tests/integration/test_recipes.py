@@ -35,7 +35,7 @@ RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if on_the_em
 
 
 @pytest.fixture(scope="module")
-def engine(ray_session: Any) -> Iterator[Callable[[Recipe], Cluster]]:
+def engine(local_ray: Any) -> Iterator[Callable[[Recipe], Cluster]]:
     """One engine for all recipes: each sees it as its own."""
     shared = asyncio.run(Cluster.start(load_recipe(ROOT / "recipes" / "society.yaml", MODEL)))
     yield lambda recipe: Cluster(recipe, shared.hosts, ours=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,6 @@ from trainers.worker import SFTJob, TrainedAdapter, fit_lanes, is_trained, read_
 
 SETTINGS = SFTSettings(rank=4, batch_size=2, epochs=2, learning_rate=1e-2, seed=3)
 NUM_ROWS = 11  # odd: each epoch ends on a step of one row
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[Any]:
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield ray
-        ray.shutdown()
 
 
 class _FitThread(threading.Thread):

@@ -320,8 +320,11 @@ def _rows(value: Any) -> list[str]:
     """What is shown one to a line: sentences, and mappings to them."""
     if isinstance(value, list) and value and isinstance(value[0], str):
         return value
-    if isinstance(value, dict) and any(isinstance(shown, list) or " " in str(shown) for shown in value.values()):
-        return [f"{name}: {', '.join(shown) if isinstance(shown, list) else shown}" for name, shown in value.items()]
+    if isinstance(value, dict) and any(isinstance(shown, list | str) for shown in value.values()):
+        return [
+            f"{name}: {', '.join(map(str, shown)) if isinstance(shown, list) else shown}"
+            for name, shown in value.items()
+        ]
     return []
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from engine.cli import main
+from engine.cli import _show, main
 from engine.folder import Manifest, RunFolder
 from tests.engine.test_recipe import GOOD
 
@@ -39,6 +39,40 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump(GOOD), encoding="utf-8")
     return path
+
+
+def test_every_kind_of_outcome_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    _show(
+        {
+            "run": "runs/a",
+            "before": {"accuracy": 0.5, "accuracy_interval": [0.25, 0.75]},
+            "rows": {"ada": 3, "bo": 4},
+            "warnings": [],
+            "adapters": ["ada@a-v1"],
+            "roles": {"judge": "decides in the end", "critic": ""},
+            "phases": {"open": ["closed"], "closed": []},
+            "diagram": "a\nb",
+            "none": None,
+        }
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "run: runs/a",
+        "before:",
+        "  accuracy: 0.5",
+        "  accuracy_interval: 0.25, 0.75",
+        "rows: ada 3, bo 4",
+        "adapters:",
+        "  ada@a-v1",
+        "roles:",
+        "  judge: decides in the end",
+        "  critic: ",
+        "phases:",
+        "  open: closed",
+        "  closed: ",
+        "diagram:",
+        "a",
+        "b",
+    ]
 
 
 def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:
@@ -147,7 +181,7 @@ def test_looking_around_starts_nothing_heavy() -> None:
     code = f"""
 import sys
 from click.testing import CliRunner
-from engine.cli import main
+from engine.cli import _show, main
 for arguments in (["--help"], ["check", {SCRIPTED!r}], ["list"], ["schema"]):
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, (arguments, result.output)

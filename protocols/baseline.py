@@ -127,13 +127,16 @@ class Baseline(Conversation):
     }
     LEARNERS = ("solver",)
     DEPARTURES = """
-        self_consistency draws 5 samples unless told otherwise, Wang et al. 40; a tie is broken with the debate's seed.
-        majority is self_consistency under the plain prompt; its match setting counts a debate's answers, not its
-        summaries.
-        self_reflect always goes its rounds, in one chat, with no tool and no verdict of another to go by.
-        rerank and maps have an agent score each candidate from 0 to 100, where MAPS uses a trained quality estimator;
-        equal scores are settled by a vote among those that have the highest.
-        maps asks for its knowledge without worked examples.
+        By default self_consistency draws 5 samples, Wang et al. 40; a tie is broken with the debate's seed.
+        With cot the solver is asked once for reasons and answer; Kojima et al. ask for the answer in a second prompt.
+        The method majority is self_consistency under the plain prompt; its match setting counts a debate's answers, not
+        its summaries.
+        With self_reflect the solver always goes its rounds, in one chat, with no tool and no verdict of another to go
+        by; what is wrong and the better answer come in one reply, where Madaan et al. ask for each by itself.
+        By default rerank draws 5 candidates; the tables of MAD (arXiv:2305.19118) have 4.
+        Both rerank and maps have an agent score each candidate from 0 to 100, where MAPS uses a trained quality
+        estimator; equal scores are settled by a vote among those that have the highest.
+        Under maps the solver is asked for its knowledge without worked examples.
     """
 
     def __init__(self, settings: BaselineSettings, cast: Mapping[str, tuple[Player, ...]], prompts: PromptSet) -> None:

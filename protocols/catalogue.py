@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from protocols.baseline import Baseline
-from protocols.conversation import Conversation, Player, ProtocolSettings
+from protocols.conversation import Conversation, Player, ProtocolSettings, flow_problems
 from protocols.dialectic import Dialectic
 from protocols.errors import ConfigError
 from protocols.machine import table_problems
@@ -21,7 +21,7 @@ from protocols.society import Society
 def checked(machine: type[Conversation]) -> type[Conversation]:
     """A protocol whose contract holds. Raises: ConfigError: its table has holes, or something is undeclared."""
     problems = [f"{name} is not declared" for name in ("NAME", "SOURCE", "FLOW", "ROLES") if not hasattr(machine, name)]
-    if problems := problems or table_problems(machine):
+    if problems := problems or flow_problems(machine.FLOW) or table_problems(machine):
         name = getattr(machine, "NAME", machine.__name__)
         raise ConfigError(f"protocol {name!r} cannot be used: {'; '.join(problems)}")
     return machine

@@ -5,10 +5,14 @@ Lengths are estimates: protocols know no tokenizer, and a replay must come to th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from protocols.message import ImagePart, Message
 
 MARK = " [...] "  # stands where something was left out
 _MIN_TOKENS = 8  # of a text that is shown at all
+_LEAST_IMAGE, _MOST_IMAGE = 576, 4096  # tokens: the fixed count of LLaVA-1.5; where tiled or native sizes mostly end
+_PIXELS_PER_TOKEN = 28 * 28  # of models that see an image at its own size, such as Qwen2-VL
 
 
 def estimate_tokens(text: str) -> int:
@@ -17,6 +21,18 @@ def estimate_tokens(text: str) -> int:
     English runs at four bytes a token and Chinese at three (one character) with the usual vocabularies.
     """
     return (len(text) if text.isascii() else len(text.encode("utf-8", "replace"))) // 3 + 1
+
+
+def estimate_messages(messages: Iterable[Message]) -> int:
+    """The same for whole messages, their images included."""
+    return sum(
+        estimate_tokens(message.text) + sum(estimate_image(image) for image in message.images) for message in messages
+    )
+
+
+def estimate_image(image: ImagePart) -> int:
+    """About how many tokens an image is: by its size, where that is known."""
+    return min(max(image.width_px * image.height_px // _PIXELS_PER_TOKEN, _LEAST_IMAGE), _MOST_IMAGE)
 
 
 def fit_blocks(blocks: Sequence[str], room: int) -> list[str]:

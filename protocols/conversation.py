@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from protocols.answer import FORMATS, Answer, grade, parse_answer
-from protocols.context import estimate_tokens, fit_blocks
-from protocols.errors import ConfigError, TaskError
+from protocols.context import estimate_messages, fit_blocks
+from protocols.errors import ConfigError, GraphError, TaskError
 from protocols.graph import Edge, EdgeKind, Utterance, Verdict
 from protocols.machine import (
     AgentFailed,
@@ -35,6 +35,7 @@ from protocols.machine import (
     Request,
     Transitions,
     derive_seed,
+    leading_to,
 )
 from protocols.message import Ask, ImagePart, Message, Reply, Sampling, assistant, system, user
 from protocols.prompt import PromptSet
@@ -162,7 +163,7 @@ class Conversation(Machine):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "FLOW" in cls.__dict__:
+        if cls.__dict__.get("FLOW"):
             phases = list(cls.FLOW)
             cls.START, cls.END = phases[0], phases[-1]
             cls.TRANSITIONS = flow_table(cls.FLOW)
@@ -182,6 +183,7 @@ class Conversation(Machine):
         self._script: Script | None = None
         self._step: list[Turn] = []
         self._asked: dict[str, Turn] = {}  # by ask id, until answered
+        self._named: set[str] = set()  # the node of every turn so far
         self._threads: dict[str, _Thread] = {}
         self._spent_tokens, self._spent_s = 0, 0.0
 
@@ -247,12 +249,14 @@ class Conversation(Machine):
         slots = {"question": self.question} | values
         known = self._threads.get(thread) if thread else None
         before = () if known else (*self._system(player, head, slots), *self.prompts.examples(part))
-        blocks = {slot: list(texts) for slot, texts in (context or {}).items()}
-        limit = self.settings.max_context_tokens
-        if limit and blocks:
-            bare = self.prompts.fill(part, **slots, **dict.fromkeys(blocks, ""))
-            opened = known.messages[: known.head] if known else before
-            room = limit - estimate_tokens(bare) - sum(estimate_tokens(message.text) for message in opened)
+        # what the part has no slot for takes no room from the rest
+        blocks = {slot: list(texts) if self.prompts.uses(part, slot) else [] for slot, texts in (context or {}).items()}
+        limit, images = self.settings.max_context_tokens, tuple(images)
+        if limit and any(blocks.values()):
+            bare = user(self.prompts.fill(part, **slots, **dict.fromkeys(blocks, "")), images)
+            # of a chat, what opened it and its latest reply are sent whatever their length
+            kept = (*known.messages[: known.head], known.messages[-1]) if known else before
+            room = limit - estimate_messages((*kept, bare))
             fitted = iter(fit_blocks([text for texts in blocks.values() for text in texts], room))
             blocks = {slot: [next(fitted) for _ in texts] for slot, texts in blocks.items()}
         text = self.prompts.fill(part, **slots, **{slot: "\n".join(texts) for slot, texts in blocks.items()})
@@ -398,8 +402,20 @@ class Conversation(Machine):
         if (settings.budget_tokens and self._spent_tokens >= settings.budget_tokens) or (
             settings.budget_s and self._spent_s >= settings.budget_s
         ):
-            return [*commands, *self._close(self.conclude("budget"))]
+            # the script may have come to its end all the same, and knows better why
+            return [*commands, *self._close(self._last_word() or self.conclude("budget"))]
         return [*commands, *self._advance()]
+
+    def _last_word(self) -> Verdict | None:
+        """The script's verdict, if nobody is to be asked before it."""
+        assert self._script is not None  # set when the debate opened
+        try:
+            while not next(self._script)[1]:
+                pass
+        except StopIteration as done:
+            verdict: Verdict = done.value
+            return verdict
+        return None
 
     def _advance(self) -> list[Command]:
         """Let the script go on to its next phase that asks anybody anything, or to its end."""
@@ -410,13 +426,37 @@ class Conversation(Machine):
                 phase, turns = next(self._script)
         except StopIteration as done:
             return self._close(done.value)
+        self._check_turns(turns)
         self._enter(phase)
         self._step = list(turns)
         return [Request(self._ask(turn, self._first(turn))) for turn in self._step]
 
+    def _check_turns(self, turns: Sequence[Turn]) -> None:
+        """Raises: GraphError: a node or a chat that would have two turns at once; a mistake of the script."""
+        threads: set[str] = set()
+        for turn in turns:
+            node_id = self._node_id(turn)
+            if turn.tries or node_id in self._named:
+                raise GraphError(
+                    f"{self.NAME} asks for node {node_id!r} a second time; give each turn of a round a step and seat "
+                    "of its own, and make a new Turn for every ask"
+                )
+            if set(turn.step + turn.seat) & set(".#~"):
+                raise GraphError(f"{self.NAME} names a node {node_id!r}; leave '.', '#' and '~' out of step and seat")
+            if turn.thread and turn.thread in threads:
+                raise GraphError(
+                    f"{self.NAME} asks twice at once in the chat {turn.thread!r}, which would lose one of the replies; "
+                    "ask one after the other, or in two chats"
+                )
+            self._named.add(node_id)
+            threads.add(turn.thread)
+
+    def _node_id(self, turn: Turn) -> str:
+        return f"{self.round}.{turn.step}.{turn.seat}"
+
     def _first(self, turn: Turn) -> _Try:
         """A turn's first try."""
-        node_id = f"{self.round}.{turn.step}.{turn.seat}"
+        node_id = self._node_id(turn)
         thread = self._threads.get(turn.thread) if turn.thread else None
         edges = [Edge(thread.last, node_id, "memory")] if thread else []
         edges += [Edge(other.node_id, node_id, kind) for other, kind in turn.saw if other.reply is not None]
@@ -424,7 +464,7 @@ class Conversation(Machine):
             node_id=node_id,
             prompt=turn.prompt,
             edges=tuple(dict.fromkeys(edges)),
-            elided=self._to_elide(thread, turn.prompt) if thread else 0,
+            elided=self._to_elide(thread.messages, thread.head, turn.prompt) if thread else 0,
             chat=thread.messages if thread else (),
             head=thread.head if thread else 0,
         )
@@ -437,18 +477,21 @@ class Conversation(Machine):
             edges = tuple(Edge(edge.source, node_id, edge.kind) for edge in first.edges)
             return msgspec.structs.replace(first, node_id=node_id, edges=edges, reply=None, answer=Answer())
         assert last.reply is not None  # it is this reply that could not be read
+        chat, prompt = (*last.chat, *last.prompt, assistant(last.reply.text)), (user(turn.repair),)
         return msgspec.structs.replace(
             last,
             node_id=node_id,
-            prompt=(user(turn.repair),),
+            prompt=prompt,
             edges=(Edge(last.node_id, node_id, "memory"),),
-            chat=(*last.chat, *last.prompt, assistant(last.reply.text)),
+            # what is to be mended stays whole: room is made in the chat before it
+            elided=self._to_elide(first.chat, first.head, (*chat[len(first.chat) :], *prompt)),
+            chat=chat,
             head=last.head or len(last.prompt),
             reply=None,
             answer=Answer(),
         )
 
-    def _to_elide(self, thread: _Thread, prompt: tuple[Message, ...]) -> int:
+    def _to_elide(self, chat: tuple[Message, ...], head: int, prompt: tuple[Message, ...]) -> int:
         """How many of a chat's oldest messages to leave out for room.
 
         What opened it, the question included, and the latest reply stay; pairs leave, so that speakers alternate.
@@ -456,10 +499,9 @@ class Conversation(Machine):
         limit = self.settings.max_context_tokens
         if not limit:
             return 0
-        sizes = [estimate_tokens(message.text) for message in thread.messages]
-        total, elided = sum(sizes) + sum(estimate_tokens(message.text) for message in prompt), 0
-        while total > limit and thread.head + elided + 2 < len(sizes):
-            total -= sum(sizes[thread.head + elided : thread.head + elided + 2])
+        total, elided = estimate_messages((*chat, *prompt)), 0
+        while total > limit and head + elided + 2 < len(chat):
+            total -= estimate_messages(chat[head + elided : head + elided + 2])
             elided += 2
         return elided
 
@@ -542,6 +584,14 @@ def flow_table(flow: Flow) -> Transitions:
         table[phase, DeadlinePassed] = frozenset({end}).union(flow[phase])
         table[phase, BudgetSpent] = frozenset({end})
     return table
+
+
+def flow_problems(flow: Flow) -> list[str]:
+    """What is wrong with a flow itself, one sentence each; the table hides it, as a spent budget ends every phase."""
+    if len(flow) < 3:
+        return ["FLOW needs three phases at least: one to wait in, one to ask in, and the end"]
+    ending = leading_to(list(flow)[-1], flow)
+    return [f"phase {phase.value} is a dead end: FLOW leads from it to no end" for phase in flow if phase not in ending]
 
 
 def check_roles(machine: type[Conversation], cast: Mapping[str, tuple[Player, ...]]) -> None:

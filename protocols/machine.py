@@ -8,7 +8,7 @@ byte for byte; resume, tests and debugging all rest on that.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -161,7 +161,7 @@ def table_problems(machine: type[Machine]) -> list[str]:
     """What is wrong with a table, one sentence each.
 
     Phases that cannot be reached, dead ends, phases without a deadline, kinds of events that a phase does not handle or
-    that nobody ever takes, and phases that are not among those declared.
+    that nobody ever takes, ways back to the start, and phases that are not among those declared.
     """
     phases = {machine.START, machine.END}
     follows: dict[Phase, set[Phase]] = {}
@@ -174,10 +174,7 @@ def table_problems(machine: type[Machine]) -> list[str]:
             reached.add(phase)
             frontier.append(phase)
     problems = [f"phase {phase.value} cannot be reached from {machine.START.value}" for phase in phases - reached]
-    ending, grown = {machine.END}, True
-    while grown:
-        found = {phase for phase, targets in follows.items() if targets & ending} - ending
-        ending, grown = ending | found, bool(found)
+    ending = leading_to(machine.END, follows)
     for phase in sorted(phases - {machine.END}):
         if phase not in ending:  # not even by way of others: two phases that lead to each other alone are one
             problems.append(f"phase {phase.value} is a dead end")
@@ -189,9 +186,20 @@ def table_problems(machine: type[Machine]) -> list[str]:
         problems += [f"phase {phase.value} does not handle {kind.__name__}" for kind in missing]
     if (machine.START, Opened) not in machine.TRANSITIONS:
         problems.append(f"phase {machine.START.value} does not handle {Opened.__name__}")
+    if any(machine.START in targets for targets in machine.TRANSITIONS.values()):
+        problems.append(f"phase {machine.START.value} is the start, yet something leads back to it")
     if machine.END in follows:
         problems.append(f"phase {machine.END.value} is the end, yet something may follow it")
     return sorted(problems)
+
+
+def leading_to(end: Phase, follows: Mapping[Phase, Collection[Phase]]) -> set[Phase]:
+    """The end, and the phases from which it can be reached."""
+    ending, grown = {end}, True
+    while grown:
+        found = {phase for phase, targets in follows.items() if ending.intersection(targets)} - ending
+        ending, grown = ending | found, bool(found)
+    return ending
 
 
 def mermaid(machine: type[Machine]) -> str:

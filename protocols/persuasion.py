@@ -127,6 +127,8 @@ class Persuasion(Conversation):
     }
     LEARNERS = ("debater",)
     DEPARTURES = """
+        Every argument is written once and stands as it is by default; the paper's debaters are optimised (best_of,
+        critique).
         One debate is judged in both orders of its sides (swap), where the paper holds debates in both.
         A preference judge says a score from 0 to 10, the paper takes the probability a judge gives the answer.
         Of best_of arguments the chosen one alone is criticised and refined, once.

@@ -92,7 +92,8 @@ class Reflect(Conversation):
         A student's further samples are drawn only after one that cannot be read, with the same distribution of the
         first that can; the released code draws five at once.
         Blocks are ordered anew each round, with the debate's seed, the same way for all agents.
-        An agent that fails is asked again in the next round; in the released code a failed request ends the run.
+        An agent that fails is asked again in the next round, and does not keep the others from ending the debate when
+        all of them are right; in the released code a failed request ends the run.
         Without gold (oracle: false) the majority of the round stands for it; the released code holds prompts for such
         critiques and never uses them.
     """

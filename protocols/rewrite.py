@@ -64,9 +64,10 @@ class RewriteSettings(ProtocolSettings, frozen=True, kw_only=True, forbid_unknow
 class Rewrite(Conversation):
     """One item. The question is the original instruction; ``details`` may hold ``category``, ``caption``, ``response``.
 
-    The rewriter, the judge and the scorer see the images, but for category caption, which is text alone: there the
-    caption is the item, or the question where the details hold none. A judge that fails or cannot be read drops its
-    pair. The verdict has no answer: its details hold what was ``kept`` (see ``kept_pairs``), its votes are rulings.
+    The rewriter, the judge and the scorer see the images, but for category caption, which is rewritten from text alone:
+    there the caption is the item, or the question where the details hold none. A judge that fails or cannot be read
+    drops its pair. The verdict has no answer: its details hold what was ``kept`` (see ``kept_pairs``), its votes are
+    rulings.
     """
 
     NAME = "rewrite"
@@ -100,6 +101,7 @@ class Rewrite(Conversation):
         The rounds of a dialogue (category ocr) are judged and kept one by one, like any other pairs.
         Of category math the question is the item's own, whatever the reply repeats.
         A question that a reply asks twice counts once.
+        A caption without an image is judged and scored by the caption; the paper's judge sees every image.
         Scores are given to what was kept and to the original; the paper scores a sample of 1,000.
         Five of the paper's categories have prompts here; its collection and screening of datasets is not part of it.
         Images may be left out for models that see none (images: omit), with a caption in their place.
@@ -180,14 +182,14 @@ class Rewrite(Conversation):
     def _rewriting(self) -> Turn:
         player, category = self.the("rewriter"), self._category(self.task)
         wanted = str(min(self.settings.pairs, self._most()))
-        item = [self._pictured()] if category == "caption" else [self._shown(), self._pictured()]
+        item = [self._pictured("rewrite")] if category == "caption" else [self._shown(), self._pictured("rewrite")]
         return Turn(
             player=player,
             role="rewriter",
             step="rewrite",
             seat="0",
             prompt=self.told(
-                player, category, images=self._images(), item="\n\n".join(filter(None, item)), pairs=wanted
+                player, category, images=self._images("rewrite"), item="\n\n".join(filter(None, item)), pairs=wanted
             ),
             reads=self._enough,
             retries=1,
@@ -226,21 +228,23 @@ class Rewrite(Conversation):
         """A ruling or marks on one pair."""
         role = {"judge": "judge", "score": "scorer"}[step]
         player, written = self.the(role), {"instruction": [pair.instruction], "response": [pair.response]}
-        prompt = self.told(player, step, head="", images=self._images(), context=written, pictured=self._pictured())
+        prompt = self.told(
+            player, step, head="", images=self._images(step), context=written, pictured=self._pictured(step)
+        )
         turn = Turn(player=player, role=role, step=step, seat=str(seat), prompt=prompt, reads=reads)
         if seat != "original":
             turn.saw = ((self._rewrite, "saw"),)
         return turn
 
-    def _images(self) -> tuple[ImagePart, ...]:
-        seen = self.settings.images == "attach" and self._category(self.task) != "caption"
-        return self.task.images if seen else ()
+    def _images(self, step: str) -> tuple[ImagePart, ...]:
+        read = step == "rewrite" and self._category(self.task) == "caption"  # by a model of text alone, as published
+        return self.task.images if self.settings.images == "attach" and not read else ()
 
-    def _pictured(self) -> str:
+    def _pictured(self, step: str) -> str:
         """What stands in for the images; "" where they are seen themselves."""
         caption = self.task.details.get("caption", "")
         if self._category(self.task) == "caption":
-            caption = caption or self.question
+            caption = "" if self._images(step) else caption or self.question
         elif self.settings.images == "attach":
             caption = ""
         return self.prompts.fill("pictured", caption=caption) if caption else ""

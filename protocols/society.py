@@ -75,11 +75,15 @@ class Society(Conversation):
     }
     LEARNERS = ("generator",)
     DEPARTURES = """
-        Rounds are strict snapshots unless visibility is sequential, summaries included: MAFT's released summariser
-        reads replies of the same round.
+        Rounds are strict snapshots, summaries included: MAFT's released code also summarises what was said earlier in
+        the same round (visibility: sequential).
+        Summaries are made only where they are asked for (summarize: true), as in MAFT's experiments but for one
+        ablation; its code has a cap on peers in the untuned debate alone (max_peers).
         An unparsed reply does not vote, and a tie is broken with the debate's seed: MAFT's code takes the greatest
-        string (tie_break: lexicographic).
-        Peers are shown in an order drawn for each agent and round.
+        string (tie_break: lexicographic), that of Du et al. the first (tie_break: first).
+        Peers are shown in an order drawn for each agent and round; Du et al. show them in the cast's.
+        An agent that fails is shown and votes no more; in the released codes a request is repeated until it succeeds.
+        By default training tunes the generators; MAFT tunes the critics as well.
     """
 
     @classmethod
@@ -90,6 +94,12 @@ class Society(Conversation):
                 f"cast.critic has {len(critics)} agents and cast.generator {len(generators)}; they are paired by "
                 "index, so give as many critics, or none to let the generators revise"
             )
+        for opens, goes_on in zip(generators, critics, strict=False) if settings.memory == "chat" else ():
+            if goes_on.persona not in ("", opens.persona):
+                raise ConfigError(
+                    f"agents.{goes_on.name}.persona would never be told: with protocol.memory=chat a critic goes on "
+                    f"with the chat of its generator ({opens.name}); leave it out, or set protocol.memory: stateless"
+                )
         if settings.summarize and not cast.get("summariser"):
             raise ConfigError("protocol.summarize is on, so cast.summariser needs exactly one agent")
 
@@ -102,12 +112,10 @@ class Society(Conversation):
         self._members = list(range(len(self.cast["generator"])))  # still in the debate
         for number in range(self.settings.rounds):
             self.round = number
-            summaries: dict[int, Turn] = {}
-            if self.round and self.settings.summarize and len(self._members) > 1:
-                summaries = {member: self._summary(member) for member in self._members}
-                yield _SUMMARISING, list(summaries.values())
             turns: dict[int, Turn] = {}
             for speakers in self._speakers():
+                summaries = self._summaries(speakers)
+                yield _SUMMARISING, list(summaries.values())
                 now = {member: self._answer(member, summaries.get(member)) for member in speakers}
                 yield _ANSWERING, list(now.values())
                 turns |= now
@@ -143,7 +151,7 @@ class Society(Conversation):
         shown = [self._block(number, turn) for number, turn in enumerate(peers, 1)]
         part = "revise" if peers else "opening" if own is None else "self_check"
         if summary is not None and summary.reply is not None:
-            part, shown, saw = "revise", [self._block(1, summary)], [(summary, "summary")]
+            part, shown, saw = "revise", [summary.text], [(summary, "summary")]  # in no agent's name
         if own is not None and not chat and self.prompts.uses(part, "own"):
             saw.insert(0, (own, "saw"))
         images = self.task.images if own is None or not chat else ()
@@ -152,8 +160,7 @@ class Society(Conversation):
             part,
             thread=thread,
             images=images,
-            context={"peers": shown},
-            own=own.text if own else "",
+            context={"peers": shown, "own": [own.text] if own else []},
             agent=str(member + 1),
         )
         return Turn(
@@ -167,8 +174,13 @@ class Society(Conversation):
             answers=True,
         )
 
-    def _summary(self, member: int) -> Turn:
-        peers = self._peers(member)
+    def _summaries(self, speakers: Sequence[int]) -> dict[int, Turn]:
+        """For each of these members one of what the others said last; none for who sees nobody."""
+        if not self.round or not self.settings.summarize:
+            return {}
+        return {member: self._summary(member, peers) for member in speakers if (peers := self._peers(member))}
+
+    def _summary(self, member: int, peers: Sequence[Turn]) -> Turn:
         player = self.the("summariser")
         shown = [self._block(number, turn) for number, turn in enumerate(peers, 1)]
         return Turn(

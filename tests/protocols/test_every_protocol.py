@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import msgspec
 import pytest
@@ -19,7 +19,7 @@ from protocols.conversation import Player
 from protocols.dialectic import DialecticSettings
 from protocols.errors import IllegalEventError, TaskError
 from protocols.graph import Debate, decode_debate, encode_debate
-from protocols.machine import DeadlinePassed, Event, Machine, Replied, derive_seed
+from protocols.machine import AgentFailed, DeadlinePassed, Event, Machine, Replied, Request, derive_seed
 from protocols.mad import MadSettings
 from protocols.message import Ask, Failure, Sampling
 from protocols.persuasion import PersuasionSettings
@@ -66,12 +66,14 @@ class Setup:
 @st.composite
 def societies(draw: st.DrawFn) -> Setup:
     size, rounds, summarize = draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.booleans())
+    memory: Literal["chat", "stateless"] = draw(st.sampled_from(["chat", "stateless"]))
 
     def cast_of(role: str, count: int) -> tuple[Player, ...]:
+        nobody = role == "c" and memory == "chat"  # who goes on with another's chat is told nothing of its own
         return tuple(
             Player(
                 name=f"{role}{draw(st.integers(0, 2))}",
-                persona=draw(st.sampled_from(["", "You are terse."])),
+                persona="" if nobody else draw(st.sampled_from(["", "You are terse."])),
                 sampling=Sampling(temperature=draw(st.sampled_from([0.0, 1.0]))),
             )
             for _ in range(count)
@@ -85,7 +87,7 @@ def societies(draw: st.DrawFn) -> Setup:
     chosen = SocietySettings(
         rounds=rounds,
         summarize=summarize,
-        memory=draw(st.sampled_from(["chat", "stateless"])),
+        memory=memory,
         max_peers=draw(st.integers(1, 4)),
         tie_break=draw(st.sampled_from(["seeded", "first", "lexicographic"])),
         visibility=draw(st.sampled_from(["snapshot", "sequential"])),
@@ -101,9 +103,9 @@ def societies(draw: st.DrawFn) -> Setup:
             return True
         if seen[1] != "answer" or seen[0] > node[0]:
             return False
-        return seen[0] < node[0] or (sequential and node[1] == "answer" and int(seen[2]) < int(node[2]))
+        return seen[0] < node[0] or (sequential and int(seen[2]) < int(node[2]))
 
-    return Setup("society", chosen, cast, rounds * (size if sequential else 1) + rounds, may_see)
+    return Setup("society", chosen, cast, rounds * (size if sequential else 1) * (1 + summarize), may_see)
 
 
 @st.composite
@@ -385,6 +387,52 @@ def test_a_replay_commands_the_same_byte_for_byte(
     random.seed(order)  # the global generator plays no part
     again = replay(setup.machine(), recorded)
     assert [msgspec.msgpack.encode(step) for step in again] == [msgspec.msgpack.encode(step) for step in played.steps]
+
+
+@FEW
+@given(
+    ANY_SETUP, TASKS, SEEDS, ORDERS, st.sets(st.integers(1, 30), max_size=3), st.one_of(st.none(), st.integers(1, 30))
+)
+def test_after_a_crash_at_any_point_the_same_asks_are_out_word_for_word(
+    setup: Setup, task: Task, seed: int, order: int, deadlines: set[int], budget_at: int | None
+) -> None:
+    played = play(
+        setup.machine(),
+        task,
+        wild(seed),
+        seed=seed,
+        choose=drawn(order),
+        deadline_at=sorted(deadlines),
+        budget_at=budget_at,
+    )
+    out: dict[str, Ask] = {}  # followed by hand: what was asked, less what was settled or left behind with its phase
+    machine = setup.machine()
+    for cut, (event, commands) in enumerate(zip(played.events, played.steps, strict=True), 1):
+        before = machine.phase_index
+        machine.receive(event)
+        asked = {command.ask.id: command.ask for command in commands if isinstance(command, Request)}
+        if machine.phase_index != before:
+            out = asked
+        else:
+            assert isinstance(event, Replied | AgentFailed)  # nothing else stays in a phase
+            settled = event.reply.ask_id if isinstance(event, Replied) else event.failure.ask_id
+            out = {name: ask for name, ask in (out | asked).items() if name != settled}
+        resumed = setup.machine()
+        replay(resumed, played.events[:cut])
+        assert msgspec.msgpack.encode(list(resumed.outstanding.values())) == msgspec.msgpack.encode(list(out.values()))
+
+
+@FEW
+@given(ANY_SETUP, SEEDS, st.integers(20, 400))
+def test_a_limit_on_the_context_never_costs_the_question(setup: Setup, seed: int, limit: int) -> None:
+    task = Task(id="t", question="QUESTION-TOKEN?", gold=("2",), choices=("2", "3"))
+    free = msgspec.structs.replace(setup.settings, max_context_tokens=0)
+    tight = msgspec.structs.replace(setup.settings, max_context_tokens=limit)
+    one = play(replace(setup, settings=free).machine(), task, wild(seed), seed=seed)
+    other = play(replace(setup, settings=tight).machine(), task, wild(seed), seed=seed)
+    whole = {ask.id: "QUESTION-TOKEN?" in told(ask) for ask in one.asks}
+    shared = [ask for ask in other.asks if ask.id in whole]
+    assert shared and all(("QUESTION-TOKEN?" in told(ask)) >= whole[ask.id] for ask in shared)
 
 
 @FEW

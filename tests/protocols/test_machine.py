@@ -93,6 +93,10 @@ def test_a_sound_table_has_no_problems() -> None:
             ],
         ),
         ({(P.END, Replied): frozenset({P.TALK})}, ["phase end is the end, yet something may follow it"]),
+        (
+            {(P.TALK, Replied): frozenset({P.TALK, P.END, P.START})},
+            ["phase start is the start, yet something leads back to it"],
+        ),
         ({(P.START, Opened): frozenset({P.START})}, None),
     ],
 )

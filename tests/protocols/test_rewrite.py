@@ -168,13 +168,14 @@ def test_each_category_has_its_own_prompt_and_sees_the_image(category: str) -> N
     assert played.verdict.details["category"] == category
 
 
-def test_captions_are_rewritten_judged_and_scored_from_text_alone() -> None:
+def test_captions_are_rewritten_from_text_alone_and_judged_by_the_image() -> None:
     played = play(rewrite(scores=True), item("caption"), saying())
     assert told(played.asks[0]) == "Be brief.\ncaption 2: SHOWS A cup on a table."
-    assert not any(message.images for ask in played.asks for message in ask.messages)
-    assert told(played.ask("0.judge.0")) == "JUDGE ask a / say a SHOWS A cup on a table."
+    assert [ask.messages[-1].images for ask in played.asks] == [(), *[(IMAGE,)] * 6]  # three pairs judged, three scored
+    assert told(played.ask("0.judge.0")).strip() == "JUDGE ask a / say a"
     assert [node for node in played.asked() if "score" in node] == ["0.score.0", "0.score.1", "0.score.2"]
     bare = play(rewrite(), Task(id="t", question="Rain.", details={"category": "caption"}), saying())
+    assert told(bare.ask("0.judge.0")) == "JUDGE ask a / say a SHOWS Rain."  # there is no image to judge by
     assert told(bare.asks[0]) == "Be brief.\ncaption 2: SHOWS Rain."  # without a caption the question is one
 
 

@@ -128,7 +128,7 @@ def test_summaries_are_asked_once_an_agent_and_shown_instead_of_the_replies() ->
     assert edges(played, "1.summarise.0") == {("0.answer.1", "saw"), ("0.answer.2", "saw")}
     assert edges(played, "1.answer.0") == {("0.answer.0", "memory"), ("1.summarise.0", "summary")}
     last = played.ask("1.answer.0").messages[-1].text
-    assert last == f"Q {TASK.question} OWN [0.answer.0] PEERS <1: [1.summarise.0]>"
+    assert last == f"Q {TASK.question} OWN [0.answer.0] PEERS [1.summarise.0]"  # in no agent's name
     summary = played.debate.utterance("1.summarise.0")
     assert (summary.answer, summary.correct, summary.role) == (Answer(), None, "summariser")
 
@@ -141,6 +141,26 @@ def test_who_got_no_summary_is_shown_the_replies_themselves() -> None:
     assert edges(played, "1.answer.1") == {("0.answer.1", "memory"), ("0.answer.0", "saw"), ("0.answer.2", "saw")}
     assert edges(played, "1.answer.0") == {("0.answer.0", "memory"), ("1.summarise.0", "summary")}
     assert played.verdict.votes == 3
+
+
+def test_a_summary_too_is_of_what_was_said_before_it_where_agents_take_turns() -> None:
+    played = play(society(summarize=True, visibility="sequential"), TASK, lambda ask: f"[{node_of(ask)}]")
+    assert played.asked() == [
+        *("0.answer.0", "0.answer.1", "0.answer.2"),
+        *("1.summarise.0", "1.answer.0", "1.summarise.1", "1.answer.1", "1.summarise.2", "1.answer.2"),
+    ]
+    assert edges(played, "1.summarise.0") == {("0.answer.1", "saw"), ("0.answer.2", "saw")}
+    assert edges(played, "1.summarise.1") == {("1.answer.0", "saw"), ("0.answer.2", "saw")}
+    assert edges(played, "1.summarise.2") == {("1.answer.0", "saw"), ("1.answer.1", "saw")}
+
+
+def test_there_is_no_summary_of_nobody() -> None:
+    def answer(ask: Ask) -> Any:
+        return failure_of(ask) if node_of(ask) == "0.answer.0" else "43"
+
+    played = play(society(summarize=True, topology="star"), TASK, answer)  # the hub is gone: nobody sees anybody
+    assert played.asked() == ["0.answer.0", "0.answer.1", "0.answer.2", "1.answer.1", "1.answer.2"]
+    assert played.ask("1.answer.1").messages[-1].text.endswith("ALONE")
 
 
 def test_generators_open_and_their_paired_critics_revise() -> None:
@@ -366,6 +386,11 @@ def test_a_task_whose_answers_nobody_can_read_is_refused_before_anything_is_aske
         ({}, {"generator": players("a"), "judge": players("j")}, "no role 'judge'"),
         ({}, {"generator": players("a", "b"), "critic": players("c")}, "cast.critic has 1 agents and cast.generator 2"),
         ({"summarize": True}, {"generator": players("a")}, "cast.summariser needs exactly one"),
+        (
+            {},
+            {"generator": players("a", "b"), "critic": (*players("c"), *players("d", persona="You doubt."))},
+            r"agents\.d\.persona would never be told",
+        ),
         ({"summarize": True}, {"generator": players("a"), "summariser": players("s", "t")}, "takes at most 1"),
     ],
 )

@@ -17,18 +17,21 @@ import msgspec
 from engine.folder import RunFolder
 from engine.journal import read_graphs
 from engine.progress import Progress
+from engine.recipe import read_section
 from protocols.errors import ConfigError
 from protocols.formats.chats import uses_gold
-from protocols.formats.common import json_lines
-from protocols.formats.llava import write_llava
+from protocols.formats.common import json_lines, json_list
+from protocols.formats.llava import conversations
 from protocols.formats.m2d import write_m2d
 from protocols.formats.mad import write_mad
 from protocols.formats.maft import write_maft
 from protocols.formats.mag import write_mag
+from protocols.formats.mag_batch import batch_lines
 from protocols.formats.magdi import Edges, write_magdi, write_magdi_graph
 from protocols.formats.network import graphml, node_link
 from protocols.formats.rows import Label, messages_rows, preference_rows, right_turns, sft_row
 from protocols.graph import Debate, decode_debate
+from protocols.message import Sampling
 from trainers.select import RULES, select
 
 ALL_RIGHT = "right"  # beside the trainers' rules: every answer that the label calls right
@@ -63,8 +66,8 @@ def export_run(
     """Write the closed debates of one stage of a run.
 
     Args:
-        output: a file; a folder for ``mad``, ``graphml`` and ``json``, unless there is one debate and the name ends
-            like a file's.
+        output: a file; a folder for ``mad``, ``mag-batch``, ``graphml`` and ``json``, unless a debate is a file there,
+            there is one debate, and the name ends like a file's.
         stage: default: the only one that has debates, or ``debate``.
         force: replace a file; in a folder, replace files of the same names and leave the rest.
     Raises: ConfigError: no such run, stage or format, nothing to write, or a target that is there already.
@@ -81,16 +84,17 @@ def export_run(
     first = list(islice(debates, 2))
     if not first:
         raise ConfigError(f"{run_dir}: its stage {stage!r} holds no debate that has ended; nothing to export")
-    single = len(first) == 1 and form in FOLDERS and output.suffix == FOLDERS[form][0]
+    single = len(first) == 1 and form in FOLDERS and form not in SHARED and output.suffix == FOLDERS[form][0]
     _check_target(output, force=force, many=form in FOLDERS and not single)
     debates = chain(first, debates)
     try:
         if form in FILES:
             rows = _write_file(output, FILES[form](debates, options), f"{run_dir}, stage {stage!r}")
         elif single:
-            rows = _write_file(output, (text for _, text in FOLDERS[form][1](debates)), str(run_dir))
+            rows = _write_file(output, (text for _, text in FOLDERS[form][1](debates, folder)), str(run_dir))
         else:
-            rows = _write_folder(output, FOLDERS[form][1](debates), FOLDERS[form][0])
+            suffix, write = FOLDERS[form]
+            rows = _write_folder(output, write(debates, folder), suffix, shared=form in SHARED)
     except OSError as err:
         raise ConfigError(f"-o {output}: cannot be written: {err.strerror}") from err
     progress.note(f"wrote {output}")
@@ -162,21 +166,29 @@ def _write_file(output: Path, pieces: Iterable[str], where: str) -> int:
     return count
 
 
-def _write_folder(output: Path, files: Iterable[tuple[str, str]], suffix: str) -> int:
-    """One file a debate, written aside first, so that a debate that cannot be written leaves nothing."""
+def _write_folder(output: Path, texts: Iterable[tuple[str, str]], suffix: str, *, shared: bool) -> int:
+    """Files written aside first, so that a debate that cannot be written leaves nothing.
+
+    Args:
+        shared: texts of one name are one file; else each text is a file of its own.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     draft = output.with_name(f".{output.name}.{os.getpid()}.new")
     taken: set[str] = set()
+    files: dict[str, str] = {}
     draft.mkdir()
     try:
-        for name, text in files:
-            (draft / _file_name(name, suffix, taken)).write_text(text, encoding="utf-8", newline="\n")
+        for name, text in texts:
+            if not shared or name not in files:
+                files[name] = _file_name(name, suffix, taken)
+            with (draft / files[name]).open("a", encoding="utf-8", newline="\n") as file:
+                file.write(text)
         output.mkdir(exist_ok=True)
-        for file in draft.iterdir():
-            file.replace(output / file.name)
+        for path in draft.iterdir():
+            path.replace(output / path.name)
     finally:
-        for file in draft.iterdir():
-            file.unlink()
+        for path in draft.iterdir():
+            path.unlink()
         draft.rmdir()
     return len(taken)
 
@@ -218,14 +230,25 @@ def _messages(debates: Debates, options: Options) -> Iterator[str]:
 def _llava(debates: Debates, options: Options) -> Iterator[str]:
     """Conversations are trained on, so what gold had a part in stays out of them as it does out of rows."""
     kept = (debate for debate in debates if options.label == "gold" or not uses_gold(debate))
-    first = list(islice(kept, 1))
-    return write_llava(chain(first, kept)) if first else iter(())
+    items = (item for debate in kept for item in conversations(debate))
+    first = list(islice(items, 1))
+    return json_list(chain(first, items)) if first else iter(())
 
 
 def _mad(debates: Debates) -> Iterator[tuple[str, str]]:
     for debate in debates:
         ((name, text),) = write_mad([debate])
         yield debate.task.details.get("file", name), text
+
+
+def _mag_batch(debates: Debates, folder: RunFolder) -> Iterator[tuple[str, str]]:
+    if folder.manifest.kind == "import":
+        raise ConfigError(f"{folder.path}: is an import, whose file held no requests; mag-batch writes those of a run")
+    sampling = {}
+    for name, agent in folder.manifest.recipe.get("agents", {}).items():
+        drawn = {key: agent[key] for key in Sampling.__struct_fields__ if key in agent}
+        sampling[name] = read_section(drawn, Sampling, str(folder.path), f"agents.{name}")
+    return batch_lines(debates, sampling)
 
 
 ROWS = ("trl-sft", "trl-preference", "messages")
@@ -241,9 +264,12 @@ FILES: dict[str, Callable[[Debates, Options], Iterator[str]]] = {
     "messages": _messages,
 }
 """Format -> the pieces of its one file; of rows, a piece is a row."""
-FOLDERS: dict[str, tuple[str, Callable[[Debates], Iterator[tuple[str, str]]]]] = {
-    "mad": (".json", _mad),
-    "graphml": (".graphml", lambda debates: ((debate.task.id, graphml(debate)) for debate in debates)),
-    "json": (".json", lambda debates: ((debate.task.id, node_link(debate)) for debate in debates)),
+FOLDERS: dict[str, tuple[str, Callable[[Debates, RunFolder], Iterator[tuple[str, str]]]]] = {
+    "mad": (".json", lambda debates, _: _mad(debates)),
+    "mag-batch": (".jsonl", _mag_batch),
+    "graphml": (".graphml", lambda debates, _: ((debate.task.id, graphml(debate)) for debate in debates)),
+    "json": (".json", lambda debates, _: ((debate.task.id, node_link(debate)) for debate in debates)),
 }
 """Format -> ending of its files, and (name, text) of each."""
+SHARED = ("mag-batch",)
+"""Those whose texts of one name are one file, to which many debates add."""

@@ -279,9 +279,6 @@ def chain_of_debate(debate: Debate) -> Utterance | None:
     return found[-1] if found else None
 
 
-read_yes_no: Reader = read_judge
-"""Reads a judge's ruling, here and wherever one is imported."""
-
 _MARKED = {"bracket": "[{}]", "boxed": r"\boxed{{{}}}", "math": r"\boxed{{{}}}", "final": "Final answer: {}"}
 """Format -> how it wants an answer marked; the others read one that stands alone."""
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from protocols.dialectic import chain_of_debate
 from protocols.errors import ConfigError
 from protocols.formats.common import expect, needed
 from protocols.graph import Debate, Utterance
 from protocols.message import ImagePart, Message, TextPart, assistant, system, user
+from protocols.pairs import kept_pairs
+from protocols.task import render_question
 
 IMAGE = "<image>"  # where an image stands in a text
+DIALOGUE = "ocr"  # category of rewritten items whose pairs follow each other in one talk
 
 Chat = Sequence[Message]
 Said = tuple[tuple[Message, ...], str]
@@ -96,6 +100,24 @@ def seats(debate: Debate) -> dict[str, list[Utterance]]:
     for node in debate.turns():
         found.setdefault(seat_of(node), []).append(node)
     return found
+
+
+def chain_chat(debate: Debate) -> list[Message] | None:
+    """The task as asked alone, with its images, and its debate condensed to a chain; None where there is no chain."""
+    chain = chain_of_debate(debate)
+    asked = user(render_question(debate.task), debate.task.images)
+    return [asked, assistant(chain.reply.text)] if chain else None
+
+
+def pair_chats(debate: Debate) -> list[list[Message]]:
+    """A rewritten item's kept pairs, each a chat of its own with the item's images; [] for any other debate.
+
+    Those of category ocr are the rounds of one dialogue, so they stay one chat, which shows the images once.
+    """
+    turns = [[user(pair.instruction), assistant(pair.response)] for pair in kept_pairs(debate)]
+    if debate.verdict is not None and debate.verdict.details.get("category") == DIALOGUE:
+        turns = [[message for turn in turns for message in turn]] if turns else []
+    return [[user(asked.text, debate.task.images), *rest] for asked, *rest in turns]
 
 
 def uses_gold(debate: Debate) -> bool:

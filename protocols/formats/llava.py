@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from protocols.answer import parse_answer
 from protocols.errors import ConfigError
-from protocols.formats.chats import Chat, chat_of, image_name, seats, text_of, turns_of
+from protocols.formats.chats import Chat, chain_chat, chat_of, image_name, pair_chats, seats, text_of, turns_of
 from protocols.formats.common import (
     Draft,
     expect,
@@ -28,7 +28,7 @@ from protocols.formats.m2d import CONDENSER
 from protocols.graph import Debate, EdgeKind
 from protocols.machine import derive_seed
 from protocols.message import Message, assistant, system, user
-from protocols.task import Task, render_question, stable_id
+from protocols.task import Task, stable_id
 
 _FROM = {"human": user, "user": user, "gpt": assistant, "assistant": assistant, "system": system}
 _TO = {"user": "human", "assistant": "gpt", "system": "system"}
@@ -89,24 +89,31 @@ def _message(entry: Any, where: str) -> Message:
 
 
 def conversations(debate: Debate) -> Iterator[dict[str, Any]]:
-    """A debate's conversations: its chain of debate where it was condensed to one, else each debater's whole chat.
+    """A debate's conversations: what was made of it to train on, where that was its aim, else each debater's chat.
+
+    A debate with a condenser leaves its chain, a rewritten item the pairs that were kept of it; either may leave none.
 
     Raises: GraphError: no debater replied.
     """
-    chains = [node for node in debate.utterances if node.role == CONDENSER]
-    if chains:
-        asked = user(render_question(debate.task), debate.task.images)
-        chats: list[Chat] = [[asked, assistant(node.reply.text)] for node in chains[-1:]]
-        names = [debate.task.id]
-    elif debate.protocol == "conversation":
-        names, chats = [debate.task.id], [chat_of(debate, debate.turns())]
-    else:
-        places = seats(debate)
-        names, chats = [f"{debate.task.id}-{seat}" for seat in places], [chat_of(debate, n) for n in places.values()]
-    if not chats:
-        raise inexpressible(debate, "conversations", "no debater replied")
-    for name, chat in zip(names, chats, strict=True):
+    for name, chat in _chats(debate).items():
         yield with_rest(debate, "llava", _bare(debate, name, chat))
+
+
+def _chats(debate: Debate) -> dict[str, Chat]:
+    """Chats by the id of their item."""
+    task_id = debate.task.id
+    if debate.verdict is not None and "kept" in debate.verdict.details:
+        pairs = pair_chats(debate)
+        return {task_id: pairs[0]} if len(pairs) == 1 else {f"{task_id}-{n}": chat for n, chat in enumerate(pairs)}
+    if chain := chain_chat(debate):
+        return {task_id: chain}
+    if debate.cast.get(CONDENSER):
+        return {}
+    if debate.protocol == "conversation":
+        return {task_id: chat_of(debate, debate.turns())}
+    if places := seats(debate):
+        return {f"{task_id}-{seat}": chat_of(debate, nodes) for seat, nodes in places.items()}
+    raise inexpressible(debate, "conversations", "no debater replied")
 
 
 def _bare(debate: Debate, name: str, chat: Chat) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 
 from protocols.answer import Answer, parse_answer, read_gold, same
-from protocols.dialectic import read_yes_no
 from protocols.errors import ConfigError
 from protocols.formats.chats import folded, image_name, seat_of
 from protocols.formats.common import Draft, expect, inexpressible, keep_rest, needed, parse_json, plain, with_rest
 from protocols.graph import Debate, EdgeKind, Utterance
 from protocols.message import user
+from protocols.structured import read_judge
 from protocols.task import Task, render_question, stable_id
 
 FORM = "M2D's debate file"
@@ -152,7 +152,7 @@ def _rounds(draft: Draft, rounds: list[dict[str, Any]], seats: list[str], where:
         if isinstance(ruling := held.get("Judge_Response"), str):
             told = [user(expect(held.get("Judge_Instruction", ""), str, place))]
             now: _Sources = [(node, "saw") for node in latest.values()]
-            read = read_yes_no(ruling)
+            read = read_judge(ruling)
             draft.say((number, "judge", "0"), JUDGE, JUDGE, ruling, prompt=told, saw=now, ruling=read)
     return spoken
 

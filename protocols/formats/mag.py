@@ -140,15 +140,15 @@ def _pool(debate: Debate, agents: list[str], number: int) -> list[list[str | Non
     for node in debate.utterances:
         if node.round == number and not node.answers and node.phase.startswith(("critique", "reflect")):
             text = _FEEDBACK.sub("", node.reply.text).strip()
-            about = _about(debate, node)
+            about = about_whom(debate, node)
             if node.agent not in agents or about not in agents:
                 raise inexpressible(debate, FORM, f"in {node.id!r} one of {node.agent!r} and {about!r} never answers")
             pool.append([node.agent, about, text, node.reply.text])
     return pool
 
 
-def _about(debate: Debate, node: Utterance) -> str:
-    """Whom a critique or a reflection is of: its place ends with theirs."""
+def about_whom(debate: Debate, node: Utterance) -> str:
+    """Whom a critique or a reflection is of: its place ends with theirs. Raises: GraphError: nobody sits there."""
     if node.phase.startswith("reflect"):
         return node.agent
     place = seat_of(node).rpartition("-")[2]

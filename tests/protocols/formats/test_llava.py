@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,8 @@ from protocols.formats.llava import conversations, expand_braces, mixture, read_
 from protocols.formats.m2d import read_m2d
 from protocols.message import ImagePart
 from protocols.task import Task
-from tests.fakes import by_node, play
+from tests.fakes import by_node, failure_of, node_of, play
+from tests.protocols import test_dialectic, test_rewrite
 from tests.protocols.formats.samples import edges, ids, llava, m2d
 from tests.protocols.test_society import society
 
@@ -46,6 +48,55 @@ def test_a_condensed_debate_leaves_its_chain_alone() -> None:
     _, debate = read_m2d(m2d(), "f")
     (item,) = json.loads("".join(write_llava([debate])))
     assert [turn["value"] for turn in item["conversations"]] == ["How long?", "1. nobody knows"]
+
+
+def test_a_chain_of_ours_stands_under_the_question_with_its_image() -> None:
+    debate = play(
+        test_dialectic.dialectic(condenser=True), test_dialectic.TASK, test_dialectic.saying(test_dialectic.WORKED)
+    ).debate
+    assert list(conversations(debate)) == [
+        {
+            "id": "t",
+            "image": "0" * 64,
+            "conversations": [
+                {"from": "human", "value": "<image>\nWhat is 24 + 19?"},
+                {"from": "gpt", "value": "2.condense.0 says [43]"},
+            ],
+        }
+    ]
+
+
+def test_a_debate_whose_condenser_failed_leaves_nothing() -> None:
+    said = test_dialectic.saying(test_dialectic.WORKED)
+    debate = play(
+        test_dialectic.dialectic(condenser=True),
+        test_dialectic.TASK,
+        lambda ask: failure_of(ask) if node_of(ask) == "2.condense.0" else said(ask),
+    ).debate
+    debate.cast = {"debater": ("d0", "d1"), "summariser": ("sum",), "condenser": ("con",)}
+    assert list(conversations(debate)) == []
+
+
+def rewritten(category: str, *dropped: str) -> list[dict[str, Any]]:
+    answers = test_rewrite.saying(**{f"_0_judge_{seat}": "No" for seat in dropped})
+    return list(conversations(play(test_rewrite.rewrite(), test_rewrite.item(category), answers).debate))
+
+
+def test_a_rewritten_item_leaves_a_conversation_for_each_pair_kept() -> None:
+    items = rewritten("general", "1")
+    assert [(item["id"], item["image"]) for item in items] == [("t-0", "0" * 64), ("t-1", "0" * 64)]
+    assert items[1]["conversations"] == [
+        {"from": "human", "value": "<image>\nask c"},
+        {"from": "gpt", "value": "say c"},
+    ]
+    assert [item["id"] for item in rewritten("general", "0", "1")] == ["t"]
+    assert rewritten("general", "0", "1", "2") == []
+
+
+def test_a_rewritten_dialogue_stays_one_conversation() -> None:
+    (item,) = rewritten("ocr", "1")
+    values = [message["value"] for message in item["conversations"]]
+    assert (item["id"], values) == ("t", ["<image>\nask a", "say a", "ask c", "say c"])
 
 
 @pytest.mark.parametrize(

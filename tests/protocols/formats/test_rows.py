@@ -8,8 +8,9 @@ import msgspec
 import networkx as nx
 
 from protocols.formats.network import graphml, node_link
-from protocols.formats.rows import messages_rows, preference_rows, right_turns
+from protocols.formats.rows import messages_rows, preference_rows, right_turns, sft_row
 from protocols.graph import Debate
+from protocols.message import ImagePart, user
 from protocols.task import Task
 from tests.fakes import by_node, play
 from tests.protocols.test_society import society
@@ -91,6 +92,18 @@ def test_messages_are_each_speakers_chat() -> None:
     assert [[message["role"] for message in row["messages"]] for row in rows] == [
         ["system", "user", "assistant", "user", "assistant"]
     ] * 3
+
+
+def test_rows_name_the_images_that_their_markers_stand_for() -> None:
+    task = Task(id="t", question="Q", images=(ImagePart(sha256="ab" * 32), ImagePart(sha256="cd" * 32)))
+    debate = play(society(2, rounds=1), task, by_node(_0_answer_0=r"\boxed{1}", _0_answer_1="none")).debate
+    names = ["ab" * 32, "cd" * 32]
+    sft = sft_row(debate.conversation("0.answer.0"), "1")
+    assert (sft["images"], sft["prompt"][-1]["content"]) == (names, "<image>\n<image>\nQ Q")
+    (pair,) = preference_rows(debate, label="consensus")
+    assert pair["images"] == names
+    assert [row["images"] for row in messages_rows(debate)] == [names, names]
+    assert "images" not in sft_row([user("Q")], "1")
 
 
 def test_graphml_is_read_by_networkx() -> None:

@@ -2,49 +2,41 @@
 
 Agents that share a model share its host, each with its own adapter; an agent with a model of its own has a host to
 itself. Arenas ``tell`` a host batches of asks, the host tells them batches of outcomes as they finish. A host knows
-nothing of protocols. Ray is added outside, in ``actors.placement``.
+nothing of protocols. What is tried again is decided in ``actors.tries``, what may be sent by the gates. Ray is added
+outside, in ``actors.placement``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
 
 from actors.backend import AdapterRef, Backend, BackendInfo
+from actors.gate import Gate, RateHint, TellsRates, Ticket
 from actors.mailbox import Outbox
-from protocols.errors import RETRYABLE, AgentError, FailureKind, ReplyError
-from protocols.message import Ask, Failure, Outcome, Reply, Usage
+from actors.policy import why_stopped
+from actors.prices import Meter
+from actors.tries import Limits, Start, Tries, WithheldError, sendable
+from actors.tries import spent as spent_on
+from protocols.errors import AgentError, ReplyError
+from protocols.message import Ask, Outcome, Reply, Stopped, Usage
+
+__all__ = ["AgentHost", "HostStats", "Limits", "Send"]
 
 log = logging.getLogger("moot.agent")
 
 _ASKS = msgspec.msgpack.Decoder(list[Ask])
 _ENCODER = msgspec.msgpack.Encoder()
 
+DRAIN_S = 300.0  # that asks in the model are waited for when a run stops
+
 Send = Callable[[bytes], Awaitable[None]]
 """Delivers one packed batch of outcomes to an arena; returns when the arena has taken it."""
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one host lets through and how long it tries."""
-
-    max_concurrency: int = 0  # asks in the model at once; 0: what the backend says it can use
-    timeout_s: float = 300.0  # of one try
-    max_tries: int = 4  # per ask, for failures that another try can mend
-    backoff_s: float = 0.5  # before the second try; doubles each time, with jitter, up to a minute
-
-    def __post_init__(self) -> None:
-        if self.max_tries < 1:
-            raise ValueError(f"max_tries={self.max_tries} must be at least 1")
-        if not (
-            self.timeout_s > 0 and self.backoff_s >= 0 and self.max_concurrency >= 0
-        ):  # NaN is refused too
-            raise ValueError("timeout_s must be above 0, backoff_s and max_concurrency not below")
 
 
 class HostStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,42 +50,72 @@ class HostStats(msgspec.Struct, frozen=True, kw_only=True):
     retries: int
     usage: Usage
     backend: dict[str, float]
+    hedged: int = 0  # asks that were sent a second time beside a slow first
+    cost_usd: float = 0.0  # of replies, and of failed tries as far as they may be billed
+    stopped: str = ""  # why it sends nothing any more
+    gates: dict[str, dict[str, float]] = {}  # gate -> its figures
 
 
 class AgentHost:
-    """One model, its agents, their adapters, its limits."""
+    """One model, its agents, their adapters, its limits.
 
-    def __init__(self, name: str, backend: Backend, limits: Limits) -> None:
+    Args:
+        gates: by name; entered in this order for every try, behind the host's own limit on concurrency.
+        meter: what tries cost.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        backend: Backend,
+        limits: Limits,
+        gates: Mapping[str, Gate] | Sequence[Gate] = (),
+        meter: Meter | None = None,
+    ) -> None:
         self._name, self._backend, self._limits = name, backend, limits
+        named = gates if isinstance(gates, Mapping) else {type(gate).__name__: gate for gate in gates}
+        self._gates = dict(named)
+        self._meter = meter or Meter()
+        self._tries = Tries(limits, self._meter, self._send)
         self._info: BackendInfo | None = None
         self._slots = asyncio.Semaphore(1)
-        self._arenas: dict[str, Outbox[Outcome]] = {}
+        self._arenas: dict[str, Outbox[Outcome | Stopped]] = {}
         self._adapters: dict[str, AdapterRef] = {}  # agent -> the version that answers now
         self._speaking: Counter[str] = Counter()  # adapter version -> asks that it is answering
         self._outgoing: dict[str, AdapterRef] = {}  # replaced, but still answering
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._running = self._replies = self._retries = 0
+        self._tasks: dict[asyncio.Task[None], Ask] = {}
+        self._sent: Counter[str] = Counter()  # ask -> its tries in the model
+        self._running = self._replies = 0
         self._failures: Counter[str] = Counter()
-        self._usage = Usage()
+        self._usage, self._cost_usd = Usage(), 0.0
+        self._stopped, self._drained = "", asyncio.Event()
 
     async def start(self) -> BackendInfo:
         """Start the model. Raises: AgentError: see the backend."""
         if self._info is None:
+            if isinstance(self._backend, TellsRates):
+                self._backend.on_rate = self._hint
             info = await self._backend.start()
             self._slots = asyncio.Semaphore(self._limits.max_concurrency or info.max_concurrency)
             self._info = info
         return self._info
 
+    def _hint(self, hint: RateHint) -> None:
+        for gate in self._gates.values():
+            gate.hint(hint)
+
     def connect(self, arena: str, send: Send) -> None:
         """From now on ``arena`` may ask, and is told the outcomes through ``send``."""
 
-        async def post(batch: list[Outcome]) -> None:
+        async def post(batch: list[Outcome | Stopped]) -> None:
             await send(_ENCODER.encode(batch))
 
         def lost(err: Exception) -> None:
             log.warning("%s: arena %s does not take its outcomes any more: %r", self._name, arena, err)
 
         self._arenas[arena] = Outbox(post, lost)
+        if self._drained.is_set():
+            self._arenas[arena].put([Stopped(self._name, self._stopped)])
 
     async def disconnect(self, arena: str) -> None:
         """Forget an arena that has ended."""
@@ -101,16 +123,57 @@ class AgentHost:
             await outbox.close()
 
     def tell(self, arena: str, packed: bytes) -> None:
-        """Take a batch of asks. Returns at once; every ask brings exactly one outcome to the arena.
+        """Take a batch of asks. Returns at once; every ask brings one outcome to the arena, unless the host stops.
 
         Raises: AgentError: the model was not started; none of the batch was taken.
         """
         if self._info is None:
             raise AgentError(f"agent host {self._name!r} was asked before it was started")
-        for ask in _ASKS.decode(packed):
+        asks = _ASKS.decode(packed) if not self._stopped else []
+        for ask in asks:
             task = asyncio.get_running_loop().create_task(self._serve(arena, ask))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks[task] = ask
+            task.add_done_callback(self._served)
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
+        if self._stopped and not self._tasks:
+            self._settle()
+
+    def stop(self, reason: str) -> None:
+        """Send nothing more. Asks in the model are let finish; all others stay without an outcome.
+
+        Once none is left, every arena is told ``Stopped`` with the first reason given.
+        """
+        if self._stopped:
+            return
+        self._stopped = reason
+        log.warning("%s: %s", self._name, reason)
+        for task, ask in self._tasks.items():
+            if not self._sent[ask.id]:
+                task.cancel()
+        if not self._tasks:
+            self._settle()
+
+    def _settle(self) -> None:
+        if not self._drained.is_set():
+            self._drained.set()
+            for outbox in self._arenas.values():
+                outbox.put([Stopped(self._name, self._stopped)])
+
+    async def halt(self, reason: str) -> None:
+        """Stop; returns once every ask that was in the model is over and the arenas have taken the outcomes.
+
+        An ask that takes longer than ``DRAIN_S``, a person's say, is dropped.
+        """
+        self.stop(reason)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._drained.wait(), DRAIN_S)
+        for task in list(self._tasks):
+            task.cancel()
+        await self._drained.wait()
+        for outbox in list(self._arenas.values()):
+            await outbox.drain()
 
     async def publish(self, adapter: AdapterRef) -> str:
         """Load a new version; from the return on, every ask of its agent is answered by it.
@@ -143,91 +206,107 @@ class AgentHost:
     def stats(self) -> HostStats:
         return HostStats(
             host=self._name,
-            queued=len(self._tasks) - self._running,
+            queued=sum(not self._sent[ask.id] for ask in self._tasks.values()),
             running=self._running,
             replies=self._replies,
             failures=dict(self._failures),
-            retries=self._retries,
+            retries=self._tries.retries,
             usage=self._usage,
             backend=self._backend.metrics() if self._info else {},
+            hedged=self._tries.hedged,
+            cost_usd=self._cost_usd,
+            stopped=self._stopped,
+            gates={name: gate.figures() for name, gate in self._gates.items()},
         )
 
     async def close(self) -> None:
         """Drop every ask under way and stop the model."""
         for task in list(self._tasks):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)  # the model is stopped once nobody is in it
+        await asyncio.gather(*list(self._tasks), return_exceptions=True)  # the model is stopped once nobody is in it
         for outbox in self._arenas.values():
             await outbox.close()
         await self._backend.close()
 
     async def _serve(self, arena: str, ask: Ask) -> None:
-        outcome = await self._answer(ask)
+        try:
+            outcome = await self._tries.answer(ask, lambda: bool(self._stopped))
+        except WithheldError:
+            return
+        except ReplyError as err:
+            self.stop(why_stopped(self._name, err))
+            return
+        self._count(outcome)
+        if arena in self._arenas:
+            self._arenas[arena].put([outcome])
+
+    def _count(self, outcome: Outcome) -> None:
+        self._cost_usd += spent_on(outcome).usd
         if isinstance(outcome, Reply):
             self._replies += 1
             self._usage += outcome.usage
         else:
             self._failures[outcome.kind] += 1
-        if arena in self._arenas:
-            self._arenas[arena].put([outcome])
 
-    async def _answer(self, ask: Ask) -> Outcome:
-        """Try, and try again where that can help. Parameters never change between tries."""
-        began = time.monotonic()
-        kind: FailureKind = "transient"
-        reason, tries = "", 0
-        for tries in range(1, self._limits.max_tries + 1):
+    async def _send(self, ask: Ask, start: Start) -> Reply:
+        """One try: through the limit and the gates, to the model, and out again."""
+        tickets: list[tuple[Gate, Ticket]] = []
+        outcome: Reply | ReplyError | None = None
+        async with self._slots:
             try:
-                reply = await self._generate(ask)
-                return msgspec.structs.replace(reply, tries=tries) if tries > 1 else reply
-            except TimeoutError:
-                kind, reason = "timeout", f"no reply within {self._limits.timeout_s:g} s"
+                for gate in self._gates.values():
+                    tickets.append((gate, await gate.enter(ask)))  # noqa: PERF401  # those entered must be left
+                start.set()
+                outcome = await self._within_time(ask)
+                return outcome
             except ReplyError as err:
-                kind, reason = err.kind, str(err)
+                outcome = err if start.sent.is_set() else None
+                raise
             except asyncio.CancelledError:
-                if (task := asyncio.current_task()) is None or task.cancelling():
-                    raise  # this host is closing; otherwise the engine dropped the ask by itself
-                kind, reason = "transient", "the model dropped the ask"
-            except Exception as err:  # a backend's bug must not take the debate with it; it is logged and on the record
-                log.exception("%s: ask %s failed", self._name, ask.id)
-                kind, reason = "malformed", f"unexpected {type(err).__name__}: {err}"
-            if kind not in RETRYABLE or tries == self._limits.max_tries:
-                break
-            self._retries += 1
-            await asyncio.sleep(min(60.0, self._limits.backoff_s * 2 ** (tries - 1)) * random.uniform(0.5, 1.5))
-        return _failure(ask, kind, reason, tries, time.monotonic() - began)
+                outcome = ReplyError("dropped", "timeout") if start.sent.is_set() else None
+                raise
+            finally:
+                for gate, ticket in reversed(tickets):
+                    gate.leave(ticket, outcome)
+
+    async def _within_time(self, ask: Ask) -> Reply:
+        """Whatever goes wrong in a backend is a ``ReplyError`` from here on."""
+        self._sent[ask.id] += 1
+        try:
+            async with asyncio.timeout(self._limits.timeout_s):
+                return await self._generate(ask)
+        except TimeoutError as err:
+            raise ReplyError(f"no reply within {self._limits.timeout_s:g} s", "timeout") from err
+        except asyncio.CancelledError as err:
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise  # this host is closing, or another try was faster; otherwise the engine dropped the ask by itself
+            raise ReplyError("the model dropped the ask") from err
+        except ReplyError:
+            raise
+        except Exception as err:  # a backend's bug must not take the debate with it; it is logged and on the record
+            log.exception("%s: ask %s failed", self._name, ask.id)
+            raise ReplyError(f"unexpected {type(err).__name__}: {err}", "malformed") from err
+        finally:
+            self._sent[ask.id] -= 1
+            if not self._sent[ask.id]:
+                del self._sent[ask.id]
 
     async def _generate(self, ask: Ask) -> Reply:
-        """One try, within the limits."""
-        async with self._slots:
-            adapter = self._adapters.get(ask.agent)
-            version = adapter.name if adapter else ""
-            self._running += 1
-            self._speaking[version] += 1
-            try:
-                async with asyncio.timeout(self._limits.timeout_s):
-                    return _sendable(await self._backend.generate(ask, adapter))
-            finally:
-                self._running -= 1
-                self._speaking[version] -= 1
-                if not self._speaking[version]:
-                    del self._speaking[version]
-                    if (outgoing := self._outgoing.pop(version, None)) is not None:
-                        await self._take_out(outgoing)
+        adapter = self._adapters.get(ask.agent)
+        version = adapter.name if adapter else ""
+        self._running += 1
+        self._speaking[version] += 1
+        try:
+            return self._priced(sendable(await self._backend.generate(ask, adapter)))
+        finally:
+            self._running -= 1
+            self._speaking[version] -= 1
+            if not self._speaking[version]:
+                del self._speaking[version]
+                if (outgoing := self._outgoing.pop(version, None)) is not None:
+                    await self._take_out(outgoing)
 
-
-def _sendable(reply: Reply) -> Reply:
-    """JSON from a model can hold half a surrogate pair, which no encoder takes: one would stop a whole batch."""
-    try:
-        reply.text.encode()
-    except UnicodeEncodeError:
-        return msgspec.structs.replace(reply, text=_clean(reply.text))
-    return reply
-
-
-def _clean(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
-
-
-def _failure(ask: Ask, kind: FailureKind, reason: str, tries: int, latency_s: float) -> Failure:
-    return Failure(ask_id=ask.id, kind=kind, reason=_clean(reason[:500]), tries=tries, latency_s=latency_s)
+    def _priced(self, reply: Reply) -> Reply:
+        """With what it cost, where the backend has not said so and the price is known."""
+        cost = reply.cost_usd or self._meter.cost_usd(reply.usage)
+        return msgspec.structs.replace(reply, cost_usd=cost) if cost else reply

@@ -51,6 +51,11 @@ class Outbox(Generic[T]):
         finally:
             self._task = None
 
+    async def drain(self) -> None:
+        """Wait until everything put so far was taken, or never will be."""
+        while self._task is not None:
+            await asyncio.wait([self._task])
+
     async def close(self) -> None:
         """Drop what is queued and stop."""
         self._items.clear()

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from actors.admission import Rates
 from actors.agent import AgentHost, HostStats, Limits
 from actors.backend import AdapterRef, BackendInfo
 from actors.catalogue import BACKENDS
+from actors.gate import Gate, TellsRates
+from actors.images import ImageFolder, ReadsImages
+from actors.prices import Meter, Price
+from actors.shared_gate import PURSE, Line
 from protocols.errors import AgentError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_CALLS = 10_000  # concurrent calls one host admits: above what any number of arenas keeps open
+MAX_ACCOUNT_CONCURRENCY = 1_000  # asks in flight an account, all hosts together, however well it answers
 
 
 class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One agent host to start: its model and what it takes of the cluster."""
+    """One agent host to start: its model, what it takes of the cluster, and what it costs.
+
+    ``media``: folders of images. ``keeper``: the handle of ``actors.shared_gate.Keeper``, for limits that hosts share.
+    ``budgeted``: nothing is sent that the keeper's purse does not allow.
+    """
 
     name: str
     backend: str
@@ -27,15 +38,37 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     num_cpus: float = 0.0
     num_gpus: float = 0.0
+    media: tuple[str, ...] = ()
+    price: Price | None = None
+    keeper: Any = None
+    budgeted: bool = False
 
 
 class AgentActor:
     """``AgentHost`` as a Ray actor: the same methods, with handles where it takes functions."""
 
-    def __init__(self, name: str, backend: str, settings: msgspec.Struct, limits: Limits) -> None:
-        self._host = AgentHost(name, BACKENDS[backend].build(settings), limits)
+    def __init__(self, spec: HostSpec) -> None:
+        backend = BACKENDS[spec.backend].build(spec.settings)
+        if isinstance(backend, ReadsImages):
+            backend.read_image = ImageFolder([Path(folder) for folder in spec.media]).read
+        meter, gates = Meter(spec.price), dict[str, Gate]()
+        self._line = Line(spec.name, spec.keeper, self._stop) if spec.keeper is not None else None
+        self._account: tuple[str, Rates] | None = None
+        if self._line is not None and spec.budgeted:
+            gates["budget"] = self._line.gate(PURSE, meter)
+        rates = rates_of(spec.limits)
+        if self._line is not None and (isinstance(backend, TellsRates) or limits_rates(spec.limits)):
+            account = str(getattr(backend, "account", "") or account_of(spec))
+            self._account = (account, rates)
+            gates["admission"] = self._line.gate(account, meter)
+        self._host = AgentHost(spec.name, backend, spec.limits, gates, meter)
+
+    def _stop(self, reason: str) -> None:
+        self._host.stop(reason)
 
     async def start(self) -> BackendInfo:
+        if self._line is not None and self._account is not None:
+            await self._line.open(*self._account)
         return await self._host.start()
 
     async def connect(self, arena: str, handle: Any) -> None:
@@ -57,10 +90,35 @@ class AgentActor:
         await self._host.retire(agent)
 
     async def stats(self) -> HostStats:
+        if self._line is not None:
+            await self._line.refresh()
         return self._host.stats()
+
+    async def halt(self, reason: str) -> None:
+        await self._host.halt(reason)
 
     async def close(self) -> None:
         await self._host.close()
+        if self._line is not None:
+            await self._line.close()
+
+
+def limits_rates(limits: Limits) -> bool:
+    """Whether a model's limits name rates of its account."""
+    return bool(limits.requests_per_minute or limits.tokens_per_minute)
+
+
+def rates_of(limits: Limits) -> Rates:
+    return Rates(
+        max_concurrency=max(MAX_ACCOUNT_CONCURRENCY, limits.max_concurrency),
+        requests_per_minute=limits.requests_per_minute,
+        tokens_per_minute=limits.tokens_per_minute,
+    )
+
+
+def account_of(spec: HostSpec) -> str:
+    """Whose limits a host's asks count against: providers count by account and model, and a backend may know better."""
+    return f"{spec.backend}:{getattr(spec.settings, 'model', '') or spec.name}"
 
 
 def place(spec: HostSpec) -> Any:
@@ -82,7 +140,7 @@ def place(spec: HostSpec) -> Any:
     }
     if env:
         options["runtime_env"] = {"env_vars": env}
-    return ray.remote(AgentActor).options(**options).remote(spec.name, spec.backend, spec.settings, spec.limits)
+    return ray.remote(AgentActor).options(**options).remote(spec)
 
 
 async def start_hosts(specs: Sequence[HostSpec]) -> dict[str, Any]:

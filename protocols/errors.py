@@ -6,8 +6,9 @@
     ├── IllegalEventError          a machine was handed an event its table does not allow (a bug of ours)
     ├── GraphError                 a debate graph would stop being append-only (a bug of ours)
     ├── JournalError               the durable record cannot be written or read                exit code 2
-    ├── AgentError                 an agent could not be started or spoken to
-    │   └── ReplyError             one ask failed; ``kind`` says how
+    ├── AgentError                 an agent could not be started or spoken to              exit code 2
+    │   ├── ReplyError             one ask failed; ``kind`` says how
+    │   └── PausedError            the run stopped before its end and can go on             exit code 3
     └── TrainerError               a training cannot start or go on
 
 Errors cross process borders by pickle, so each takes its message as the single required argument.
@@ -54,14 +55,22 @@ class AgentError(MootError):
 
 
 class ReplyError(AgentError):
-    """One ask failed. ``kind`` tells whether another try can help."""
+    """One ask failed. ``kind`` tells whether another try can help, ``retry_after_s`` how long the provider asks to wait."""
 
-    def __init__(self, message: str, kind: FailureKind = "transient") -> None:
-        super().__init__(message, kind)  # both in args, so that the error pickles
+    def __init__(self, message: str, kind: FailureKind = "transient", retry_after_s: float | None = None) -> None:
+        super().__init__(message, kind, retry_after_s)  # all in args, so that the error pickles
         self.kind: FailureKind = kind
+        self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class PausedError(AgentError):
+    """A run ended early by itself, as a budget is spent or an account refuses: the text says what to mend.
+
+    What is on record stays, and nothing was asked in vain: ``moot resume`` goes on.
+    """
 
 
 class TrainerError(MootError):

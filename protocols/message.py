@@ -82,17 +82,29 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Tokens of one reply. ``cached_tokens`` of the prompt's tokens came from the engine's prefix cache."""
+    """Tokens of one reply, as its backend counts them.
+
+    Of ``prompt_tokens``, ``cached_tokens`` came from a prefix cache and ``image_tokens`` stand for images; of
+    ``completion_tokens``, ``reasoning_tokens`` were thought and not said.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    image_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.cached_tokens + other.cached_tokens,
+            self.image_tokens + other.image_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
         )
 
 
@@ -113,6 +125,22 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
 FinishReason = Literal["stop", "length", "other"]
 
+MAX_ATTEMPTS = 16  # failed tries that an outcome carries: the last ones
+
+
+class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A try that brought no reply. ``latency_s`` counts from when it was sent.
+
+    A hedged ask's slower try is of kind ``timeout`` with the reason "hedged". ``cost_usd`` and ``tokens`` are what a
+    budget was charged for it: the most it can have cost, where the provider may bill it and does not say.
+    """
+
+    kind: FailureKind
+    reason: str = ""
+    latency_s: float = 0.0
+    cost_usd: float = 0.0
+    tokens: int = 0
+
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, tag="reply", omit_defaults=True):
     """What came back for one ask.
@@ -131,6 +159,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, tag="reply", omit_default
     logprobs: tuple[float, ...] = ()
     latency_s: float = 0.0
     tries: int = 1
+    attempts: tuple[Attempt, ...] = ()  # those that failed before it, in order; the last ``MAX_ATTEMPTS``
+    cost_usd: float = 0.0  # of this reply alone, US dollars; 0 where no price is known
 
     def __post_init__(self) -> None:
         if self.logprobs and len(self.token_ids) != len(self.logprobs):
@@ -145,6 +175,17 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure", omit_def
     reason: str
     tries: int = 1
     latency_s: float = 0.0
+    attempts: tuple[Attempt, ...] = ()  # in order, the last of them the one told here; the last ``MAX_ATTEMPTS``
 
 
 Outcome = Reply | Failure
+
+
+class Stopped(msgspec.Struct, frozen=True, tag="stopped"):
+    """A host's last word to an arena: it sends nothing more, what it held stays unanswered, and the run can go on later.
+
+    ``reason`` is one sentence with the way out.
+    """
+
+    host: str
+    reason: str

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 import pytest
 
 from actors.agent import AgentHost, Limits
 from actors.backend import AdapterRef, BackendInfo
+from actors.gate import Gate, OnRate, RateHint
+from actors.policy import POLICIES
+from actors.prices import Meter, Price
 from actors.scripted import ScriptedBackend, ScriptedSettings
-from protocols.errors import RETRYABLE, AgentError, FailureKind, ReplyError
-from protocols.message import Ask, Failure, Outcome, Reply, Sampling, Usage, user
+from protocols.errors import AgentError, FailureKind, ReplyError
+from protocols.message import Ask, Failure, Outcome, Reply, Sampling, Stopped, Usage, user
 
 pytestmark = pytest.mark.asyncio
 
 KINDS: tuple[FailureKind, ...] = (
     "transient", "rate_limited", "quota", "authentication", "refused", "context_too_long", "malformed", "timeout",
 )  # fmt: skip
-_OUTCOMES = msgspec.msgpack.Decoder(list[Outcome])
+_OUTCOMES = msgspec.msgpack.Decoder(list[Outcome | Stopped])
 
 
 def make_ask(number: int = 0, agent: str = "ada") -> Ask:
@@ -81,10 +84,15 @@ class Arena:
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
+        self.stopped: list[Stopped] = []
         self._news = asyncio.Event()
 
     async def send(self, packed: bytes) -> None:
-        self.outcomes += _OUTCOMES.decode(packed)
+        for item in _OUTCOMES.decode(packed):
+            if isinstance(item, Stopped):
+                self.stopped.append(item)
+            else:
+                self.outcomes.append(item)
         self._news.set()
 
     async def wait(self, count: int) -> list[Outcome]:
@@ -94,9 +102,20 @@ class Arena:
                 await self._news.wait()
         return self.outcomes
 
+    async def wait_stopped(self) -> Stopped:
+        async with asyncio.timeout(10):
+            while not self.stopped:
+                self._news.clear()
+                await self._news.wait()
+        (stopped,) = self.stopped
+        return stopped
 
-async def started(backend: Fake, **limits: float) -> tuple[AgentHost, Arena]:
-    host, arena = AgentHost("h", backend, msgspec.convert({"backoff_s": 0.0, **limits}, Limits)), Arena()
+
+async def started(
+    backend: Fake, *, gates: Sequence[Gate] = (), meter: Meter | None = None, **limits: float
+) -> tuple[AgentHost, Arena]:
+    own = msgspec.convert({"backoff_s": 0.0, **limits}, Limits)
+    host, arena = AgentHost("h", backend, own, gates, meter), Arena()
     await host.start()
     host.connect("a", arena.send)
     return host, arena
@@ -144,7 +163,7 @@ async def test_every_ask_brings_one_outcome() -> None:
     await host.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if POLICIES[kind].ending == "set_aside"])
 async def test_only_what_another_try_can_mend_is_tried_again(kind: FailureKind) -> None:
     async def fail(ask: Ask, adapter: AdapterRef | None) -> str:
         raise ReplyError("said the model", kind)
@@ -153,9 +172,10 @@ async def test_only_what_another_try_can_mend_is_tried_again(kind: FailureKind) 
     host, arena = await started(backend, max_tries=3)
     tell(host, make_ask())
     (outcome,) = await arena.wait(1)
-    tries = 3 if kind in RETRYABLE else 1
+    tries = {"transient": 3, "timeout": 3, "rate_limited": 9}.get(kind, 1)
     assert isinstance(outcome, Failure)
     assert (outcome.kind, outcome.tries, outcome.reason) == (kind, tries, "said the model")
+    assert [(item.kind, item.reason) for item in outcome.attempts] == [(kind, "said the model")] * tries
     assert backend.tries == [make_ask()] * tries  # the very same ask, sampling and all
     assert host.stats().retries == tries - 1
     await host.close()
@@ -172,6 +192,7 @@ async def test_a_try_that_succeeds_says_which_it_was() -> None:
     tell(host, make_ask())
     (outcome,) = await arena.wait(1)
     assert isinstance(outcome, Reply) and outcome.tries == 3
+    assert [(item.kind, item.reason) for item in outcome.attempts] == [("rate_limited", "busy")] * 2
     await host.close()
 
 
@@ -255,10 +276,10 @@ async def test_no_more_asks_are_in_the_model_than_may_be(limit: int, expected: i
 async def test_a_retry_that_waits_holds_no_slot() -> None:
     async def busy(ask: Ask, adapter: AdapterRef | None) -> str:
         if ask.id == make_ask(0).id:
-            raise ReplyError("busy", "rate_limited")
+            raise ReplyError("busy", "rate_limited", 60.0)
         return "fine"
 
-    host, arena = await started(Fake(busy), max_concurrency=1, backoff_s=60.0)
+    host, arena = await started(Fake(busy), max_concurrency=1)
     tell(host, make_ask(0), make_ask(1))
     (outcome,) = await arena.wait(1)
     assert outcome.ask_id == make_ask(1).id
@@ -401,8 +422,205 @@ async def test_faults_of_a_simulated_model_end_in_replies_or_failures() -> None:
         ({"max_tries": 0}, "max_tries=0 must be at least 1"),
         ({"timeout_s": 0.0}, "timeout_s must be above 0"),
         ({"backoff_s": -1.0}, "backoff_s and max_concurrency not below"),
+        ({"hedge_after_s": -1.0}, "hedge_after_s=-1 must be a number from 0 up"),
+        ({"tokens_per_minute": float("nan")}, "tokens_per_minute=nan must be a number from 0 up"),
     ],
 )
 async def test_limits_that_make_no_sense_are_refused(limits: dict[str, int], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Limits(**limits)
+
+
+@pytest.mark.parametrize("kind", ["authentication", "quota"])
+async def test_what_no_other_ask_would_fare_better_at_stops_the_host(kind: FailureKind) -> None:
+    refused = asyncio.Event()
+
+    async def one_refused(ask: Ask, adapter: AdapterRef | None) -> str:
+        if ask.id == make_ask(0).id:
+            while backend.inside < 3:
+                await asyncio.sleep(0)
+            refused.set()
+            raise ReplyError("your key is not known.", kind)
+        await refused.wait()
+        await asyncio.sleep(0.01)
+        return "fine"
+
+    backend = Fake(one_refused)
+    host, arena = await started(backend, max_concurrency=3)
+    tell(host, *(make_ask(number) for number in range(100)))
+    stopped = await arena.wait_stopped()
+    tell(host, make_ask(200))
+    await asyncio.sleep(0.01)
+    said = f"model 'h' was refused ({kind}): your key is not known; mend it, then go on with `moot resume RUN`"
+    assert stopped == Stopped("h", said)
+    assert [item.ask_id for item in arena.outcomes] == [make_ask(1).id, make_ask(2).id]  # were in the model: paid for
+    assert len(backend.tries) == 3  # nothing is failed, nothing more is sent
+    assert (host.stats().stopped, host.stats().queued, host.stats().failures) == (said, 0, {})
+    late = Arena()
+    host.connect("late", late.send)
+    assert await late.wait_stopped() == stopped
+    await host.close()
+
+
+async def test_a_pause_longer_than_anybody_waits_stops_the_host() -> None:
+    async def tomorrow(ask: Ask, adapter: AdapterRef | None) -> str:
+        raise ReplyError("daily limit", "rate_limited", 40_000.0)
+
+    host, arena = await started(Fake(tomorrow))
+    tell(host, make_ask())
+    assert "daily limit; it asks for a pause of 40000 s; mend it" in (await arena.wait_stopped()).reason
+    assert arena.outcomes == []
+    await host.close()
+
+
+async def test_halting_lets_what_is_in_the_model_finish_and_withholds_the_rest() -> None:
+    async def slow(ask: Ask, adapter: AdapterRef | None) -> str:
+        await asyncio.sleep(0.02)
+        if ask.id == make_ask(0).id:
+            raise ReplyError("busy", "transient")
+        return "fine"
+
+    backend = Fake(slow)
+    host, arena = await started(backend, max_concurrency=2)
+    tell(host, *(make_ask(number) for number in range(10)))
+    await asyncio.sleep(0.001)
+    await host.halt("enough")
+    assert [item.ask_id for item in arena.outcomes] == [make_ask(1).id]  # ask 0 would be tried again: not now
+    assert arena.stopped == [Stopped("h", "enough")] and len(backend.tries) == 2
+    await host.close()
+
+
+async def test_a_slow_try_is_hedged_and_the_first_reply_counts() -> None:
+    async def first_hangs(ask: Ask, adapter: AdapterRef | None) -> str:
+        if len(backend.tries) == 1:
+            await asyncio.sleep(100)
+        return "fine"
+
+    backend = Fake(first_hangs)
+    price = Price(input=1.0, output=1.0)
+    host, arena = await started(backend, meter=Meter(price), hedge_after_s=0.01)
+    tell(host, make_ask())
+    (outcome,) = await arena.wait(1)
+    assert isinstance(outcome, Reply) and outcome.tries == 2 and backend.inside == 0
+    (attempt,) = outcome.attempts
+    assert (attempt.kind, attempt.reason) == ("timeout", "hedged") and attempt.latency_s >= 0.01
+    assert attempt.cost_usd == Meter(price).most(make_ask()).usd  # the dropped try may be billed
+    assert host.stats().hedged == 1
+    await host.close()
+
+
+async def test_a_fast_try_is_not_hedged_and_two_that_fail_are_one_failure() -> None:
+    async def fail(ask: Ask, adapter: AdapterRef | None) -> str:
+        if ask.id == make_ask(1).id:
+            await asyncio.sleep(0.02 if len(backend.tries) == 2 else 0.0)
+            raise ReplyError(f"no {len(backend.tries)}", "refused")
+        return "fine"
+
+    backend = Fake(fail)
+    host, arena = await started(backend, hedge_after_s=0.01)
+    tell(host, make_ask(0))
+    (fast,) = await arena.wait(1)
+    assert isinstance(fast, Reply) and fast.tries == 1 and fast.attempts == () and len(backend.tries) == 1
+    tell(host, make_ask(1))
+    failed = (await arena.wait(2))[1]
+    assert isinstance(failed, Failure) and (failed.kind, failed.tries) == ("refused", 2)
+    await host.close()
+
+
+class WatchedGate:
+    """Notes who passes; turns away whom it is told to."""
+
+    def __init__(self, name: str, log: list[str], refuses: str = "") -> None:
+        self.name, self.log, self.refuses = name, log, refuses
+        self.hints: list[RateHint] = []
+
+    async def enter(self, ask: Ask) -> str:
+        self.log.append(f"enter {self.name}")
+        if self.refuses:
+            raise ReplyError(self.refuses, "quota")
+        return ask.id
+
+    def leave(self, ticket: str, outcome: Reply | ReplyError | None) -> None:
+        shown = outcome.kind if isinstance(outcome, ReplyError) else type(outcome).__name__
+        self.log.append(f"leave {self.name} {shown}")
+
+    def hint(self, hint: RateHint) -> None:
+        self.hints.append(hint)
+
+    def figures(self) -> dict[str, float]:
+        return {"seen": float(len(self.log))}
+
+
+async def test_every_try_passes_the_gates_in_order_and_leaves_them() -> None:
+    async def second(ask: Ask, adapter: AdapterRef | None) -> str:
+        if len(backend.tries) == 1:
+            raise ReplyError("busy", "rate_limited")
+        return "fine"
+
+    backend, seen = Fake(second), list[str]()
+    gates = {"one": WatchedGate("1", seen), "two": WatchedGate("2", seen)}
+    host, arena = AgentHost("h", backend, Limits(backoff_s=0.0), gates), Arena()
+    await host.start()
+    host.connect("a", arena.send)
+    tell(host, make_ask())
+    await arena.wait(1)
+    both = ["enter 1", "enter 2"]
+    assert seen == [*both, "leave 2 rate_limited", "leave 1 rate_limited", *both, "leave 2 Reply", "leave 1 Reply"]
+    assert host.stats().gates == {"one": {"seen": 8.0}, "two": {"seen": 8.0}}
+    await host.close()
+
+
+async def test_a_gate_that_refuses_stops_the_host_before_anything_is_sent() -> None:
+    backend, seen = Fake(ok), list[str]()
+    gates = [WatchedGate("1", seen)]
+    host = AgentHost("h", backend, Limits(), {"one": gates[0], "two": WatchedGate("2", seen, "paused: spent")})
+    arena = Arena()
+    await host.start()
+    host.connect("a", arena.send)
+    tell(host, make_ask())
+    assert await arena.wait_stopped() == Stopped("h", "paused: spent")
+    assert seen == ["enter 1", "enter 2", "leave 1 NoneType"] and backend.tries == [] and arena.outcomes == []
+    await host.close()
+
+
+async def test_what_headers_say_reaches_every_gate() -> None:
+    class Telling(Fake):
+        on_rate: OnRate | None = None
+
+    backend, seen = Telling(ok), list[str]()
+    gate = WatchedGate("1", seen)
+    host, _ = await started(backend, gates=[gate])
+    assert backend.on_rate is not None
+    backend.on_rate(RateHint(limit_requests=60.0))
+    assert gate.hints == [RateHint(limit_requests=60.0)]
+    await host.close()
+
+
+async def test_a_reply_carries_what_it_cost_unless_the_backend_knows_better() -> None:
+    class Billed(Fake):
+        async def generate(self, ask: Ask, adapter: AdapterRef | None) -> Reply:
+            reply = await super().generate(ask, adapter)
+            return msgspec.structs.replace(reply, cost_usd=0.5) if ask.id == make_ask(1).id else reply
+
+    meter = Meter(Price(input=2.0, output=10.0, cached_input=1.0))
+    host, arena = await started(Billed(ok), meter=meter)
+    tell(host, make_ask(0), make_ask(1))
+    costs = {item.ask_id: item.cost_usd for item in await arena.wait(2) if isinstance(item, Reply)}
+    # 3 prompt tokens, 1 of them cached, 2 said: 2 * 2 + 1 * 1 + 2 * 10 = 25 dollars a million
+    assert costs == {make_ask(0).id: pytest.approx(25e-6), make_ask(1).id: 0.5}
+    assert host.stats().cost_usd == pytest.approx(0.500025)
+    await host.close()
+
+
+async def test_halting_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(ask: Ask, adapter: AdapterRef | None) -> str:
+        await asyncio.sleep(100)
+        return "never"
+
+    monkeypatch.setattr("actors.agent.DRAIN_S", 0.02)
+    host, arena = await started(Fake(hang))
+    tell(host, make_ask())
+    await asyncio.sleep(0.001)
+    await asyncio.wait_for(host.halt("enough"), 5)
+    assert arena.outcomes == [] and arena.stopped == [Stopped("h", "enough")]
+    await host.close()

@@ -1,0 +1,73 @@
+"""What a host's actor makes of its spec: gates where they are needed, images for those who send them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.agent import Limits
+from actors.budget import Budget
+from actors.images import ReadsImages
+from actors.openai_chat import OpenAISettings
+from actors.placement import AgentActor, HostSpec, account_of
+from actors.scripted import ScriptedSettings
+from actors.shared_gate import Keeper
+from protocols.message import ImagePart
+from tests.actors.remote import Remote
+
+API = OpenAISettings(model="gpt-4o-mini")
+
+
+def spec(**fields: Any) -> HostSpec:
+    return HostSpec(**{"name": "one", "backend": "scripted", "settings": ScriptedSettings(), **fields})
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("fields", "gates"),
+    [
+        ({}, []),  # nothing is shared
+        ({"budgeted": True}, ["budget"]),
+        ({"limits": Limits(requests_per_minute=60.0)}, ["admission"]),
+        ({"backend": "openai", "settings": API}, ["admission"]),
+        (
+            {"backend": "openai", "settings": API, "budgeted": True},
+            ["budget", "admission"],
+        ),  # in this order
+    ],
+)
+async def test_gates_stand_where_a_limit_is_shared(fields: dict[str, Any], gates: list[str]) -> None:
+    actor = AgentActor(spec(keeper=Remote(Keeper(Budget())), **fields))
+    assert list((await actor.stats()).gates) == gates
+    alone = AgentActor(spec(**fields))
+    assert list((await alone.stats()).gates) == []
+
+
+@pytest.mark.asyncio
+async def test_a_started_host_opens_its_account_and_can_be_halted() -> None:
+    keeper = Keeper(Budget())
+    actor = AgentActor(spec(keeper=Remote(keeper), limits=Limits(tokens_per_minute=600.0)))
+    await actor.start()
+    assert (await keeper.figures())["scripted:one"]["tokens_per_minute"] == 600.0
+    await actor.halt("enough")
+    assert (await actor.stats()).stopped == "enough"
+    await actor.close()
+
+
+def test_hosts_of_one_model_share_an_account() -> None:
+    first, second = (spec(name=name, backend="openai", settings=API) for name in ("a", "b"))
+    assert account_of(first) == account_of(second) == "openai:gpt-4o-mini"
+    assert account_of(spec(name="a")) != account_of(spec(name="b"))
+
+
+def test_a_backend_that_sends_images_reads_them_from_the_runs_folders(tmp_path: Path) -> None:
+    actor = AgentActor(spec(backend="openai", settings=API, media=(str(tmp_path),)))
+    backend = actor._host._backend
+    assert isinstance(backend, ReadsImages) and backend.read_image is not None
+    data = b"an image"
+    digest = hashlib.sha256(data).hexdigest()
+    (tmp_path / digest).write_bytes(data)
+    assert backend.read_image(ImagePart(sha256=digest)) == data

@@ -32,12 +32,12 @@ from protocols.machine import (
     Replied,
     Request,
 )
-from protocols.message import Ask, Outcome, Reply, Usage
+from protocols.message import Ask, Outcome, Reply, Stopped, Usage
 from protocols.task import Task
 
 log = logging.getLogger("moot.arena")
 
-_OUTCOMES = msgspec.msgpack.Decoder(list[Outcome])
+_OUTCOMES = msgspec.msgpack.Decoder(list[Outcome | Stopped])
 _ENCODER = msgspec.msgpack.Encoder()
 
 Build = Callable[[], Machine]
@@ -74,6 +74,7 @@ class ArenaStats(msgspec.Struct, frozen=True, kw_only=True):
     late: int = 0
     usage: Usage = Usage()
     error: str = ""
+    paused: str = ""  # why a host sends nothing more; what is on record stays, and the run can go on later
 
 
 class _Open(msgspec.Struct):
@@ -135,7 +136,8 @@ class Arena:
         self._wake, self._news = asyncio.Event(), asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
         self._stats = ArenaStats()
-        self._error = ""
+        self._error = self._paused = ""
+        self._busy = False  # a batch is being committed and applied
 
     def _make_outboxes(self, hosts: Mapping[str, Tell]) -> dict[str, Outbox[Ask]]:
         by_host: dict[Tell, Outbox[Ask]] = {}
@@ -188,6 +190,10 @@ class Arena:
     def deliver(self, packed: bytes) -> None:
         """Take a batch of outcomes from a host."""
         for outcome in _OUTCOMES.decode(packed):
+            if isinstance(outcome, Stopped):
+                self._paused = self._paused or outcome.reason
+                self._news.set()
+                continue
             debate_id = outcome.ask_id.rpartition("#")[0]
             if not isinstance(outcome, Reply):
                 self._inbound.append((debate_id, AgentFailed(outcome)))
@@ -221,7 +227,7 @@ class Arena:
 
     async def collect(self, wait_s: float) -> tuple[list[Finished], ArenaStats]:
         """What has closed since the last call, waiting up to ``wait_s`` for something to close."""
-        if not self._finished and not self._error:
+        if not self._finished and not self._error and not self._paused:
             with suppress(TimeoutError):  # nothing closed: the stats alone are news enough
                 async with asyncio.timeout(wait_s):
                     await self._news.wait()
@@ -229,8 +235,13 @@ class Arena:
         finished, self._finished = self._finished, []
         opening = sum(isinstance(event, Opened) for _, event in self._inbound)
         return finished, msgspec.structs.replace(
-            self._stats, open=len(self._open) + opening + self._unreported, error=self._error
+            self._stats, open=len(self._open) + opening + self._unreported, error=self._error, paused=self._paused
         )
+
+    async def settle(self) -> None:
+        """Returns once all that has arrived is on record and applied; for when nothing more can arrive."""
+        while not self._error and (self._busy or self._wake.is_set() or self._inbound or self._settling):
+            await asyncio.sleep(0.01)
 
     async def close(self) -> None:
         """Stop and let go of the journal; what is on record stays there."""
@@ -252,8 +263,10 @@ class Arena:
         """The pump: commit what has arrived, apply it, again."""
         try:
             while True:
+                self._busy = False
                 await self._wake.wait()
                 self._wake.clear()
+                self._busy = True
                 accepted, entries = self._admit()
                 leaving, self._leaving = self._leaving, []
                 if entries:

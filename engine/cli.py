@@ -14,7 +14,7 @@ import click
 if TYPE_CHECKING:
     from engine.progress import Progress
 
-EXIT_SET_ASIDE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_SET_ASIDE, EXIT_BAD_INPUT, EXIT_PAUSED, EXIT_INTERRUPTED = 1, 2, 3, 130
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 DEMO = RECIPES / "demo.yaml"
 
@@ -34,7 +34,8 @@ def main() -> None:
     """Turns debates between language models into better models.
 
     A recipe is one YAML file; any of its keys can be set on the command line as KEY=VALUE, e.g. loop.iterations=2.
-    Exit codes: 0 done, 1 done with tasks set aside, 2 bad input, 130 interrupted (go on with `moot resume`).
+    Exit codes: 0 done, 1 done with tasks set aside, 2 bad input; go on with `moot resume` after 3 paused (a budget is
+    spent, or an account refuses) and 130 interrupted.
     """
 
 
@@ -95,14 +96,15 @@ def evaluate(target: Path, overrides: tuple[str, ...], limit: int | None, run_di
 
 @main.command()
 @run_argument
+@click.option("--budget", multiple=True, metavar="usd=Y|tokens=N", help="The run's new budget, what is spent included.")
 @json_option
-def resume(run: Path, as_json: bool) -> None:
+def resume(run: Path, budget: tuple[str, ...], as_json: bool) -> None:
     """Go on with a run that was interrupted; nothing that is on record is asked again."""
 
     def work(progress: Progress) -> dict[str, Any]:
         from engine.run import resume as resume_run
 
-        return _with_report(resume_run(run, progress=progress), progress)
+        return _with_report(resume_run(run, budget=budget, progress=progress), progress)
 
     _command(work, as_json)
 
@@ -281,7 +283,7 @@ def _with_report(outcome: dict[str, Any], progress: Progress) -> dict[str, Any]:
 def _command(work: Callable[[Progress], dict[str, Any]], as_json: bool) -> NoReturn:
     """Run a command's work; errors become one sentence and an exit code, never a traceback."""
     from engine.progress import Progress
-    from protocols.errors import MootError
+    from protocols.errors import MootError, PausedError
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -294,7 +296,7 @@ def _command(work: Callable[[Progress], dict[str, Any]], as_json: bool) -> NoRet
         sys.exit(EXIT_INTERRUPTED)
     except MootError as err:
         click.echo("moot: " + " ".join(str(err).split("\n")), err=True)  # what is quoted may hold lines
-        sys.exit(EXIT_BAD_INPUT)
+        sys.exit(EXIT_PAUSED if isinstance(err, PausedError) else EXIT_BAD_INPUT)
     if as_json:
         click.echo(json.dumps(outcome))
     else:
@@ -320,12 +322,16 @@ def _rows(value: Any) -> list[str]:
     """What is shown one to a line: sentences, and mappings to them."""
     if isinstance(value, list) and value and isinstance(value[0], str):
         return value
-    if isinstance(value, dict) and any(isinstance(shown, list | str) for shown in value.values()):
-        return [
-            f"{name}: {', '.join(map(str, shown)) if isinstance(shown, list) else shown}"
-            for name, shown in value.items()
-        ]
+    if isinstance(value, dict) and any(isinstance(shown, list | str | dict) for shown in value.values()):
+        return [f"{name}: {_row(shown)}" for name, shown in value.items()]
     return []
+
+
+def _row(shown: Any) -> str:
+    """Lists, and the shares of a total, on one line."""
+    if isinstance(shown, dict):
+        shown = [f"{name} ({', '.join(f'{key} {one}' for key, one in parts.items())})" for name, parts in shown.items()]
+    return ", ".join(map(str, shown)) if isinstance(shown, list) else str(shown)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from typing import Any
 
 import msgspec
 
-from actors.placement import HostSpec, reason, start_hosts, stop_hosts
+from actors.placement import HostSpec, limits_rates, reason, start_hosts, stop_hosts
+from actors.prices import NOTHING, Amount
+from actors.shared_gate import place_keeper
 from engine.arena import Arena, ArenaStats, Assignment, Finished
 from engine.canonical import Canoniser
 from engine.named_protocol import find_protocol
@@ -88,6 +90,9 @@ class ArenaActor:
     async def deliver(self, packed: bytes) -> None:
         self._arena.deliver(packed)
 
+    async def settle(self) -> None:
+        await self._arena.settle()
+
     async def collect(self, wait_s: float) -> tuple[list[Finished], ArenaStats]:
         return await self._arena.collect(wait_s)
 
@@ -99,19 +104,25 @@ class ArenaActor:
 class Cluster:
     """A joined cluster with the recipe's models up. Use ``Cluster.start``, and ``stop`` in the end."""
 
-    def __init__(self, recipe: Recipe, hosts: dict[str, Any], *, ours: bool) -> None:
+    def __init__(self, recipe: Recipe, hosts: dict[str, Any], *, ours: bool, keeper: Any = None) -> None:
         self.recipe = recipe
         self.hosts = hosts  # model name -> actor handle
+        self.keeper = keeper  # of the limits that hosts share; it lives as long as this does
         self._ours = ours  # the Ray that was started here is stopped here
 
     @classmethod
-    async def start(cls, recipe: Recipe) -> Cluster:
+    async def start(cls, recipe: Recipe, *, media: Sequence[Path] = (), spent: Amount = NOTHING) -> Cluster:
         """Join Ray and start every model that the cast needs.
+
+        Args:
+            media: folders of images that asks may show.
+            spent: of the run's budget, before now.
 
         Raises: ConfigError: the cluster has not what the models need. AgentError: a model cannot start.
         """
         ours = join_ray()
         check_resources(recipe)
+        keeper = place_keeper(recipe.run.budget, spent) if needs_keeper(recipe) else None
         specs = [
             HostSpec(
                 name=name,
@@ -120,11 +131,19 @@ class Cluster:
                 limits=model.limits,
                 num_cpus=model.num_cpus,
                 num_gpus=model.num_gpus,
+                media=tuple(str(folder.absolute()) for folder in media),
+                price=recipe.price_of(name),
+                keeper=keeper,
+                budgeted=bool(recipe.run.budget),
             )
             for name, model in recipe.models.items()
             if name in models_in_use(recipe)
         ]
-        return cls(recipe, await start_hosts(specs), ours=ours)
+        return cls(recipe, await start_hosts(specs), ours=ours, keeper=keeper)
+
+    async def halt(self, reason: str) -> None:
+        """Send no ask any more; returns once those in the models are over and the arenas have their outcomes."""
+        await asyncio.gather(*(of_actor(host.halt.remote(reason)) for host in self.hosts.values()))
 
     async def start_arena(self, name: str, journal: Path) -> Any:
         """An arena actor on a journal, connected both ways; ``recover`` is for the caller."""
@@ -150,6 +169,8 @@ class Cluster:
         import ray
 
         await stop_hosts(self.hosts)
+        if self.keeper is not None:
+            ray.kill(self.keeper)
         if self._ours:
             ray.shutdown()
 
@@ -161,6 +182,12 @@ class Cluster:
 def models_in_use(recipe: Recipe) -> set[str]:
     """The models that somebody in the cast speaks through."""
     return {recipe.agents[name].model for names in recipe.cast.values() for name in names}
+
+
+def needs_keeper(recipe: Recipe) -> bool:
+    """Whether hosts share any limit: a budget, or an account of a service."""
+    models = [recipe.models[name] for name in models_in_use(recipe)]
+    return bool(recipe.run.budget) or any(model.paid or limits_rates(model.limits) for model in models)
 
 
 async def of_actor(call: Awaitable[Any]) -> Any:

@@ -28,6 +28,7 @@ class Progress:
     def __init__(self, *, live: bool | None = None) -> None:
         self._live = sys.stderr.isatty() if live is None else live
         self._status: Status | None = None
+        self._hushed = False
         self._stage, self._total, self._closed, self._start = "", 0, 0, 0
         self._began = self._printed = time.monotonic()
 
@@ -44,6 +45,13 @@ class Progress:
     ) -> None:
         if self._status is not None:
             self._status.stop()
+
+    def hush(self) -> None:
+        """From now on only notes: somebody writes at the same terminal."""
+        self._hushed = True
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
 
     def note(self, text: str) -> None:
         """One line that stays."""
@@ -63,6 +71,8 @@ class Progress:
     def update(self, *, closed: int, stats: Iterable[ArenaStats]) -> None:
         self._closed = closed
         now = time.monotonic()
+        if self._hushed:
+            return
         if self._status is None and now - self._printed < INTERVAL_S:
             return
         self._printed = now

@@ -11,7 +11,10 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from actors.agent import Limits
+from actors.api_key import refuse_literal_keys
+from actors.budget import Budget
 from actors.catalogue import BACKENDS
+from actors.prices import Price, find_price, prices_date
 from engine.named_protocol import find_protocol
 from engine.tasks import SOURCES, FileSource, HubSource, TaskSource
 from protocols.catalogue import PROTOCOLS, prompts_of
@@ -33,6 +36,17 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     num_cpus: float = 0.0
     num_gpus: float = 0.0
+    price: Price | None = None  # the user's own; see ``Recipe.price_of``
+
+    @property
+    def served(self) -> str:
+        """The model's id with its provider; "" where it has none."""
+        return str(getattr(self.settings, "model", ""))
+
+    @property
+    def paid(self) -> bool:
+        """Whether somebody is paid for its tokens: it is reached with a key, or has a price."""
+        return self.price is not None or "api_key_env" in self.settings.__struct_fields__
 
 
 class Agent(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +97,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     sync: Literal["full", "normal"] = "full"  # the journal's: survive loss of power, or the death of processes
     max_journal_mb: int = 0  # an arena's journal refuses to grow beyond; 0: no limit
     runs_dir: str = "runs"
+    budget: Budget = Budget()
 
     def __post_init__(self) -> None:
         if self.num_arenas < 1 or self.max_open < 1:
@@ -108,16 +123,23 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     sft: SFTSettings
     loop: LoopSettings
     run: RunSettings
+    prices: dict[str, Price]
     source: dict[str, Any]
 
     @property
     def fingerprint(self) -> str:
         """Identity of what is run: changes with anything that could change a result, prompts and task files too."""
-        told = {key: value for key, value in self.source.items() if key not in ("run", "description")}
+        told = {key: value for key, value in self.source.items() if key not in ("run", "description", "prices")}
+        told["models"] = {name: _without(value, "price") for name, value in self.source["models"].items()}
         told["prompt_text"] = self.prompts.digest
         if isinstance(self.tasks, FileSource | HubSource):
             told["task_files"] = self.tasks.digest()
         return hashlib.sha256(msgspec.json.encode(told, order="deterministic")).hexdigest()[:16]
+
+    def price_of(self, name: str) -> Price | None:
+        """Of a model of the recipe: its own, else by ``prices``, else by the shipped list. None: free, or unknown."""
+        model = self.models[name]
+        return model.price or (find_price(model.served, self.prices) if model.paid else None)
 
     @property
     def players(self) -> dict[str, tuple[Player, ...]]:
@@ -150,8 +172,9 @@ _TOP = {
     "sft": "how adapters are trained",
     "loop": "how often",
     "run": "how the work is spread",
+    "prices": "what tokens cost, by model id",
 }
-_MODEL_KEYS = {"backend", "limits", "num_cpus", "num_gpus"}
+_MODEL_KEYS = {"backend", "limits", "num_cpus", "num_gpus", "price"}
 _AGENT_KEYS = {"model", "persona"}
 _TASK_PATHS = ("path", "test_path", "reference_path", "image_folder")
 
@@ -240,10 +263,39 @@ def build_recipe(data: Mapping[str, Any], *, where: str, folder: Path = Path()) 
         sft=read_section(data.get("sft", {}), SFTSettings, where, "sft"),
         loop=read_section(data.get("loop", {}), LoopSettings, where, "loop"),
         run=read_section(data.get("run", {}), RunSettings, where, "run"),
+        prices={
+            model: read_section(value, Price, where, f"prices.{model}")
+            for model, value in _table(data.get("prices", {}), where, "prices").items()
+        },
         source=dict(data),
     )
     _check_names(recipe, where)
+    _check_budget(recipe, where)
     return recipe
+
+
+def _check_budget(recipe: Recipe, where: str) -> None:
+    """A budget in money needs the price of every model that is paid for, and a bound on what it may say."""
+    for name in dict.fromkeys(recipe.agents[agent].model for names in recipe.cast.values() for agent in names):
+        if recipe.run.budget.usd and recipe.models[name].paid and recipe.price_of(name) is None:
+            raise ConfigError(
+                f"{where}: run.budget.usd={recipe.run.budget.usd:g}, but the price of models.{name} "
+                f"({recipe.models[name].served!r}) is not in the list of {prices_date()}; set models.{name}.price, "
+                "for instance {input: 2.5, output: 10} in US dollars per million tokens (0 where it is free)"
+            )
+        settings = recipe.models[name].settings
+        if recipe.run.budget and "max_tokens" in (
+            *getattr(settings, "omit", ()),
+            *(str(key).replace("max_completion_tokens", "max_tokens") for key in getattr(settings, "extra_body", ())),
+        ):
+            raise ConfigError(
+                f"{where}: run.budget needs to know the most that models.{name} may say, which its omit or extra_body "
+                "takes away: leave max_tokens out of them, and set agents.*.max_tokens"
+            )
+
+
+def _without(value: Any, key: str) -> Any:
+    return {name: item for name, item in value.items() if name != key} if isinstance(value, dict) else value
 
 
 def _read_protocol(value: Any, where: str, folder: Path) -> tuple[str, ProtocolSettings, PromptSet]:
@@ -281,6 +333,7 @@ def _read_tasks(value: Any, where: str, folder: Path) -> TaskSource:
 
 
 def _read_model(value: Any, where: str, at: str) -> Model:
+    refuse_literal_keys(value, f"{where}: {at}")  # before any error can show it
     section = dict(_table(value, where, at))
     backend = section.get("backend")
     if not isinstance(backend, str) or backend not in BACKENDS:
@@ -294,10 +347,15 @@ def _read_model(value: Any, where: str, at: str) -> Model:
     return Model(
         backend=backend,
         settings=settings,
-        limits=read_section(ours.get("limits", {}), Limits, where, f"{at}.limits"),
+        limits=_read_limits(ours.get("limits", {}), BACKENDS[backend].limits, where, f"{at}.limits"),
         num_cpus=_typed(ours.get("num_cpus", 1.0 if heavy else 0.0), float, where, f"{at}.num_cpus"),
         num_gpus=_typed(ours.get("num_gpus", 0.0), float, where, f"{at}.num_gpus"),
+        price=read_section(ours["price"], Price, where, f"{at}.price") if "price" in ours else None,
     )
+
+
+def _read_limits(value: Any, defaults: Mapping[str, float], where: str, at: str) -> Limits:
+    return read_section({**defaults, **_table(value, where, at)}, Limits, where, at)
 
 
 def _read_agent(value: Any, where: str, at: str) -> Agent:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from actors.prices import NOTHING
 from engine.cluster import Cluster
 from engine.evaluate import FINAL_VOTE, SINGLE_AGENT, Evaluation, evaluate
 from engine.folder import Manifest, RunFolder, machine_description, new_run_path, versions, write_atomically
 from engine.loop import Loop, base_model_of, evaluate_stage, keep_statistics, publish, summary
 from engine.media import collect_media
 from engine.progress import Progress
-from engine.recipe import Recipe, build_recipe, load_recipe
+from engine.recipe import Recipe, apply_override, build_recipe, load_recipe
+from engine.spending import money, spent_so_far
 from engine.stage import run_stage
 from engine.tasks import Split, load_split
-from protocols.errors import ConfigError
+from engine.terminal import check_people, with_people
+from protocols.errors import ConfigError, PausedError
 from trainers.registry import Registry
 
 Outcome = dict[str, Any]
@@ -41,6 +44,7 @@ def start(
     recipe = load_recipe(recipe_path, overrides)
     tasks = limited(load_split(recipe.tasks), limit)
     check_tasks(kind, recipe, tasks, progress)
+    check_people(recipe, str(recipe_path))
     run_id, path = new_run_path(Path(recipe.run.runs_dir), recipe.name)
     if run_dir is not None:
         run_id, path = _folder_id(recipe.name, run_dir), run_dir
@@ -59,6 +63,7 @@ def evaluate_run(path: Path, *, progress: Progress) -> Outcome:
     recipe = _recipe_of(source)
     tasks = limited(load_split(recipe.tasks), source.limit)
     check_tasks("eval", recipe, tasks, progress)
+    check_people(recipe, source.recipe_path)
     run_id, target = new_run_path(Path(recipe.run.runs_dir), f"{recipe.name}-eval")
     manifest = _manifest(run_id, "eval", recipe, Path(source.recipe_path), source.limit)
     manifest.adapters_from = str((path / "adapters").absolute())
@@ -96,9 +101,11 @@ def _recipe_of(manifest: Manifest) -> Recipe:
     return build_recipe(manifest.recipe, where=str(path), folder=path.parent)
 
 
-def resume(path: Path, *, progress: Progress) -> Outcome:
+def resume(path: Path, *, budget: Sequence[str] = (), progress: Progress) -> Outcome:
     """Go on with a run where it stood; a run that is done is left as it is.
 
+    Args:
+        budget: ``usd=Y`` or ``tokens=N``: the run's new budget, what was spent before included.
     Raises: ConfigError: not a run, or its recipe does not read any more. MootError: see the stages.
     """
     folder = RunFolder.open(path)
@@ -107,6 +114,8 @@ def resume(path: Path, *, progress: Progress) -> Outcome:
         return _outcome(folder)
     folder.lock()
     manifest = folder.manifest
+    for given in budget:
+        apply_override(manifest.recipe, f"run.budget.{given}")
     recipe = _recipe_of(manifest)
     if recipe.fingerprint != manifest.fingerprint:
         raise ConfigError(
@@ -117,6 +126,9 @@ def resume(path: Path, *, progress: Progress) -> Outcome:
     if manifest.finished_at is not None:
         progress.note(f"{path} is done already; nothing to resume")
         return _outcome(folder)
+    check_people(recipe, manifest.recipe_path)
+    if budget:
+        folder.save()
     return _do(folder, recipe, tasks, progress)
 
 
@@ -131,13 +143,25 @@ def _do(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> 
         for note in collect_media([*tasks.train, *tasks.test], folder.path):
             progress.note(note)
         outcome = asyncio.run(_with_cluster(folder, recipe, tasks, progress, work))
-        outcome = {"run": str(folder.path)} | outcome | {"wall_s": round(time.monotonic() - began, 2)}
+        wall_s = round(time.monotonic() - began, 2)
+        outcome = {"run": str(folder.path)} | outcome | _spending(folder, recipe) | {"wall_s": wall_s}
         write_atomically(folder.path / "results.json", msgspec.json.format(msgspec.json.encode(outcome), indent=2))
         folder.manifest.finished_at = time.time()  # last: what is finished has its results
         folder.save()
+    except PausedError as err:
+        raise PausedError(str(err).replace("resume RUN", f"resume {folder.path}")) from err
     finally:
         folder.release()
     return outcome
+
+
+def _spending(folder: RunFolder, recipe: Recipe) -> Outcome:
+    """Money and tokens of the whole run. Where nothing costs anything, the stages' own sums are enough."""
+    if recipe.run.budget or any(recipe.price_of(name) is not None for name in recipe.models):
+        return money(folder)
+    stages = folder.manifest.done.values()
+    tokens = sum(stage.get("prompt_tokens", 0) + stage.get("completion_tokens", 0) for stage in stages)
+    return {"cost_usd": 0.0, "tokens": tokens}
 
 
 Work = Callable[[RunFolder, Recipe, Split, Cluster, Progress], Awaitable[Outcome]]
@@ -147,9 +171,12 @@ async def _with_cluster(folder: RunFolder, recipe: Recipe, tasks: Split, progres
     progress.note(
         "starting " + ", ".join(sorted({recipe.agents[a].model for names in recipe.cast.values() for a in names}))
     )
-    cluster = await Cluster.start(recipe)
+    spent = spent_so_far(folder) if recipe.run.budget else NOTHING
+    cluster = await Cluster.start(recipe, media=[folder.path / "media"], spent=spent)
     try:
-        return await work(folder, recipe, tasks, cluster, progress)
+        return await with_people(
+            recipe, folder.path / "media", progress, work(folder, recipe, tasks, cluster, progress)
+        )
     finally:
         await cluster.stop()
 

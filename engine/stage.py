@@ -15,7 +15,7 @@ from engine.cluster import Cluster, of_actor
 from engine.folder import RunFolder
 from engine.journal import read_journal
 from engine.progress import Progress
-from protocols.errors import AgentError, JournalError, MootError
+from protocols.errors import AgentError, JournalError, MootError, PausedError
 from protocols.graph import Debate, decode_debate
 from protocols.machine import derive_seed
 from protocols.message import Usage
@@ -87,6 +87,7 @@ async def run_stage(
     Args:
         on_closed: told of debates as they close, those on record first; it slows the stage down when it is slow itself.
     Raises: JournalError, AgentError: the stage stopped; what is on record stays, and running it again goes on.
+        PausedError: a host stopped it; the replies that were on their way are on record too.
     """
     began = time.monotonic()
     ids = {debate_id(stage, task): task for task in tasks}
@@ -149,7 +150,10 @@ async def _drive(cluster: Cluster, folder: RunFolder, stage: str, waiting: deque
         ours = errors.subgroup(MootError)
         if ours is None:
             raise
-        raise _first(ours) from errors
+        first = _first(ours)
+        if isinstance(first, PausedError):
+            await _bring_in(cluster, list(arenas.values()), str(first))
+        raise first from errors
     finally:
         for name, arena in arenas.items():
             await _stop(cluster, name, arena)
@@ -162,6 +166,8 @@ async def _feed_arena(name: str, arena: Any, waiting: deque[Assignment], max_ope
         await take(name, finished, stats)
         if stats.error:
             raise (JournalError if stats.error.startswith("journal") else AgentError)(stats.error)
+        if stats.paused:
+            raise PausedError(stats.paused)
         room = max_open - stats.open
         given = [waiting.popleft() for _ in range(min(room, len(waiting)))]
         if given:
@@ -169,6 +175,13 @@ async def _feed_arena(name: str, arena: Any, waiting: deque[Assignment], max_ope
         elif stats.open == 0 and not finished:
             return
         finished, stats = await of_actor(arena.collect.remote(COLLECT_S))
+
+
+async def _bring_in(cluster: Cluster, arenas: Sequence[Any], reason: str) -> None:
+    """Send nothing more, and put what was on its way on record: it is paid for."""
+    await cluster.halt(reason)
+    for arena in arenas:
+        await of_actor(arena.settle.remote())
 
 
 async def _stop(cluster: Cluster, name: str, arena: Any) -> None:

@@ -1,0 +1,208 @@
+"""Drawing replies from a causal language model, many rows at once: one forward pass a token, a draw of each row's own.
+
+Pure computation on torch tensors: knows nothing of asks, chats, adapters, threads. Shapes: B rows, T tokens, V words of
+the vocabulary. A row's tokens depend on its prompt, its settings and its seed; who shares its batch moves its logits by
+rounding alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from protocols.errors import ReplyError
+from protocols.message import FinishReason, Sampling
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+NUCLEUS_FIRST_LOOK = (
+    256  # most probable words looked at before the whole vocabulary is sorted, which costs 20 times more
+)
+
+
+@dataclass(eq=False)
+class Row:
+    """One reply in the making. ``dropped`` may be set from any thread: the row leaves before its next token.
+
+    ``token_ids`` and ``logprobs`` are both [T]; logprobs in nats, the model's own: before temperature and top_p.
+    """
+
+    prompt_ids: list[int]
+    sampling: Sampling
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    error: ReplyError | None = None
+    dropped: bool = False
+    chance: Generator | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.finish_reason is not None or self.error is not None or self.dropped
+
+    def draw(self) -> float:
+        """The row's next number, uniform from 0 up to 1."""
+        import torch
+
+        if self.chance is None:
+            self.chance = torch.Generator()
+            if self.sampling.seed is None:
+                self.chance.seed()
+            else:
+                self.chance.manual_seed(self.sampling.seed)
+        return float(torch.rand((), generator=self.chance, dtype=torch.float64).item())
+
+
+def pick(logits: Tensor, sampling: Sampling, draw: Callable[[], float]) -> tuple[int, float]:
+    """The next token and its log-probability, in nats, under the model itself.
+
+    Args:
+        logits: [V] on the CPU.
+        draw: gives a number from 0 up to 1; not called at temperature 0.
+    Raises: ReplyError: the logits hold NaN, as those of a training that diverged do.
+    """
+    logits = logits.double()
+    logprobs = logits.log_softmax(-1)
+    if logprobs.isnan().any():
+        raise ReplyError("the model's logits are not numbers; its weights or its adapter are broken", "malformed")
+    if sampling.temperature == 0:
+        token = int(logits.argmax())
+    else:
+        token = _drawn(((logits - logits.max()) / sampling.temperature).softmax(-1), sampling.top_p, draw())
+    return token, float(logprobs[token])
+
+
+def _drawn(probs: Tensor, top_p: float, uniform: float) -> int:
+    """Inverts the distribution along the vocabulary: rounding moves a draw only at the boundary of two words."""
+    import torch
+
+    cumulative = nucleus(probs, top_p).cumsum(-1)
+    target = uniform * cumulative[-1]
+    return min(int(torch.searchsorted(cumulative, target, right=True)), len(cumulative) - 1)
+
+
+def nucleus(probs: Tensor, top_p: float) -> Tensor:
+    """The most probable words that together reach ``top_p``, the others at 0; not scaled up again.
+
+    Source: Holtzman et al. 2020, arXiv:1904.09751, sec. 3.1.
+    """
+    if top_p >= 1.0:
+        return probs
+    for count in (min(NUCLEUS_FIRST_LOOK, len(probs)), len(probs)):
+        top = probs.topk(count)
+        if top.values.sum() >= top_p:
+            break
+    kept = top.values.cumsum(-1) - top.values < top_p
+    inside = probs.new_zeros(len(probs))
+    inside[top.indices[kept]] = top.values[kept]
+    return inside
+
+
+class Batch:
+    """Rows that speak at once, each until it is done. Rows that are done leave; none joins.
+
+    Args:
+        model: a causal language model of transformers, in evaluation mode.
+        decode: token ids -> text, special tokens left out.
+        ends: the tokens that end a turn.
+    """
+
+    def __init__(
+        self, model: Any, rows: Sequence[Row], decode: Callable[[list[int]], str], ends: frozenset[int]
+    ) -> None:
+        import torch
+
+        self.rows = list(rows)
+        self._model, self._decode, self._ends = model, decode, ends
+        self._cache: Any = None
+        longest = max(len(row.prompt_ids) for row in rows)
+        padding = [longest - len(row.prompt_ids) for row in rows]
+        filler = next(iter(ends), 0)  # masked out: any word does
+        ids = [[filler] * pad + row.prompt_ids for pad, row in zip(padding, rows, strict=True)]
+        mask = [[0] * pad + [1] * (longest - pad) for pad in padding]
+        self._input_BT = torch.tensor(ids, device=model.device)
+        self._mask_BT = torch.tensor(mask, device=model.device)
+        self._position_BT = (self._mask_BT.cumsum(-1) - 1).clamp(min=0)
+
+    def step(self) -> list[Row]:
+        """Draw one token for every row.
+
+        Returns: the rows that are done now and have left; the batch is over when ``rows`` is empty.
+        """
+        self._leave()  # those who were dropped since
+        if not self.rows:
+            return []
+        spoke = self.rows
+        for row, logits in zip(spoke, self._forward(), strict=True):
+            self._extend(row, logits)
+        self._leave()
+        if self.rows:
+            self._feed()
+        return [row for row in spoke if row.done]
+
+    def _forward(self) -> Tensor:
+        """[B, V] float32 on the CPU: what comes next."""
+        import torch
+
+        with torch.inference_mode():
+            output = self._model(
+                input_ids=self._input_BT,
+                attention_mask=self._mask_BT,
+                position_ids=self._position_BT,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self._cache = output.past_key_values
+        logits: Tensor = output.logits[:, -1].float().cpu()
+        return logits
+
+    def _extend(self, row: Row, logits: Tensor) -> None:
+        try:
+            token, logprob = pick(logits, row.sampling, row.draw)
+        except ReplyError as err:
+            row.error = err
+            return
+        row.token_ids.append(token)
+        row.logprobs.append(logprob)
+        if token in self._ends:
+            self._finish(row, "stop")
+        elif any(stop in self._tail(row) for stop in row.sampling.stop):
+            self._finish(row, "stop", row.sampling.stop)
+        elif len(row.token_ids) >= row.sampling.max_tokens:
+            self._finish(row, "length")
+
+    def _tail(self, row: Row) -> str:
+        """The end of the text, long enough for every stop string that the last token may have completed."""
+        longest = max(len(stop.encode("utf-8", "replace")) for stop in row.sampling.stop)
+        return self._decode(row.token_ids[-longest - 8 :])  # a token is a byte at least; some for half letters before
+
+    def _finish(self, row: Row, reason: FinishReason, stops: Sequence[str] = ()) -> None:
+        row.text, row.finish_reason = self._decode(row.token_ids), reason
+        found = [at for at in (row.text.find(stop) for stop in stops) if at >= 0]
+        row.text = row.text[: min(found)] if found else row.text
+
+    def _leave(self) -> None:
+        import torch
+
+        staying = [number for number, row in enumerate(self.rows) if not row.done]
+        if len(staying) == len(self.rows):
+            return
+        index = torch.tensor(staying, device=self._mask_BT.device, dtype=torch.long)
+        self.rows = [self.rows[number] for number in staying]
+        self._input_BT, self._mask_BT = self._input_BT[index], self._mask_BT[index]
+        self._position_BT = self._position_BT[index]
+        if self._cache is not None and staying:
+            self._cache.batch_select_indices(index)
+
+    def _feed(self) -> None:
+        """The drawn tokens are what the next pass reads; all before them is in the cache."""
+        import torch
+
+        last = [[row.token_ids[-1]] for row in self.rows]
+        self._input_BT = torch.tensor(last, device=self._mask_BT.device)
+        self._mask_BT = torch.cat([self._mask_BT, torch.ones_like(self._input_BT)], dim=-1)
+        self._position_BT = self._position_BT[:, -1:] + 1

@@ -41,9 +41,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         if self.max_tries < 1:
             raise ValueError(f"max_tries={self.max_tries} must be at least 1")
-        if not (
-            self.timeout_s > 0 and self.backoff_s >= 0 and self.max_concurrency >= 0
-        ):  # NaN is refused too
+        if not (self.timeout_s > 0 and self.backoff_s >= 0 and self.max_concurrency >= 0):  # NaN is refused too
             raise ValueError("timeout_s must be above 0, backoff_s and max_concurrency not below")
 
 

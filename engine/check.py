@@ -13,7 +13,7 @@ from actors.agent import Limits
 from actors.catalogue import BACKENDS
 from engine.named_protocol import find_protocol
 from engine.recipe import LoopSettings, Recipe, RunSettings, TrainSettings, load_recipe
-from engine.run import limited
+from engine.run import check_debatable, limited
 from engine.tasks import SOURCES, Split, load_split
 from protocols.catalogue import PROTOCOLS
 from protocols.errors import ConfigError
@@ -28,6 +28,7 @@ def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dic
     """
     recipe = load_recipe(path, overrides)
     tasks = limited(load_split(recipe.tasks), limit)
+    check_debatable(recipe, tasks)
     for name, model in recipe.models.items():
         _check_model(str(path), name, model.settings)
     return {
@@ -59,9 +60,11 @@ def _check_model(where: str, name: str, settings: msgspec.Struct) -> None:
         raise ConfigError(f"{where}: models.{name}.model={model!r}: there is no such folder")
 
 
-def calls(recipe: Recipe, tasks: Split) -> dict[str, int]:
-    """Asks of a debate stage and of an evaluation when nobody fails."""
+def calls(recipe: Recipe, tasks: Split) -> dict[str, int | str]:
+    """Asks at most of a debate stage and of an evaluation when nobody fails."""
     each = find_protocol(recipe.protocol).max_asks(recipe.settings, recipe.cast)
+    if not each:
+        return {"debating": "unknown", "evaluating": "unknown"}
     return {"debating": each * len(tasks.train), "evaluating": each * len(tasks.test)}
 
 

@@ -1,8 +1,9 @@
 """A simulated model: deterministic replies, a latency distribution, seeded faults. For tests and runs at scale.
 
 It works an arithmetic question out with a set skill, and where it is shown the answers of others it follows their
-majority with a set conformity. What it says depends on the ask's id and the seed alone, so neither order nor timing nor
-a restart changes a reply.
+majority with a set conformity. Of a question with lettered choices it takes one, the same whenever the skill is there,
+right or not; to anything else it answers with a number: beyond sums it knows nothing, and accuracy means nothing. What
+it says depends on the ask's id and the seed alone, so neither order nor timing nor a restart changes a reply.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import random
 import re
 import time
 from collections import Counter
+from contextlib import suppress
 
 import msgspec
 
@@ -23,6 +25,8 @@ from protocols.machine import derive_seed
 from protocols.message import Ask, Reply, Usage
 
 _EXPRESSION = re.compile(r"[0-9]+(?: *[-+*] *[0-9]+)+")
+_CHOICE = re.compile(r"^\(([A-Z])\) ", re.MULTILINE)  # as questions show their choices
+_LOOKED_AT = 8  # sums of a message, the last ones
 _MAX_CHARS = 1000
 _MAX_TERMS = 40
 
@@ -93,7 +97,9 @@ class ScriptedBackend:
 
     def _say(self, ask: Ask, draw: random.Random, *, trained: bool) -> str:
         prompt = ask.messages[-1].text
-        truth = _truth(prompt)
+        if letters := _CHOICE.findall(prompt):
+            return self._choose(prompt, letters, draw)
+        truth = _truth([message.text for message in reversed(ask.messages)])
         skill = self._settings.skill + (self._settings.skill_per_adapter if trained else 0.0)
         answer = truth if draw.random() < skill else truth + draw.choice((-10, -2, -1, 1, 2, 10))
         shown = [parse_answer(line, "boxed").value for line in prompt.splitlines() if "\\boxed{" in line]
@@ -103,6 +109,12 @@ class ScriptedBackend:
         if draw.random() < self._settings.unparsed:
             return "I would rather not say."
         return f"Worked out step by step, this comes to \\boxed{{{said}}}."
+
+    def _choose(self, prompt: str, letters: list[str], draw: random.Random) -> str:
+        asked = "".join(line for line in prompt.splitlines() if _CHOICE.match(line))
+        usual = letters[derive_seed(0, asked) % len(letters)]
+        said = usual if draw.random() < self._settings.skill else draw.choice(letters)
+        return f"All considered, the answer is ({said})."
 
     async def load_adapter(self, adapter: AdapterRef) -> None:
         self._adapters.add(adapter.name)
@@ -117,12 +129,13 @@ class ScriptedBackend:
         return None
 
 
-def _truth(prompt: str) -> int:
-    """The value of the last sum in the prompt; without one, a number that is this prompt's own."""
-    try:
-        return evaluate(_EXPRESSION.findall(prompt)[-1])
-    except (IndexError, ValueError):  # none, or too long a one
-        return derive_seed(0, prompt) % 100
+def _truth(chat: list[str]) -> int:
+    """The value of the last sum in the chat, newest message first; without one, a number that is this prompt's own."""
+    for text in chat:
+        for expression in reversed(_EXPRESSION.findall(text)[-_LOOKED_AT:]):
+            with suppress(ValueError):  # too long a one
+                return evaluate(expression)
+    return derive_seed(0, chat[0]) % 100
 
 
 def evaluate(expression: str) -> int:

@@ -16,7 +16,7 @@ from engine.cluster import models_in_use
 from engine.named_protocol import find_protocol
 from engine.recipe import LoopSettings, Model, Recipe, RunSettings, TrainSettings, load_recipe
 from engine.rehearsal import agents_shown_images
-from engine.run import limited
+from engine.run import check_debatable, limited
 from engine.tasks import SOURCES, Split, load_split
 from engine.terminal import check_people
 from protocols.catalogue import PROTOCOLS
@@ -32,6 +32,7 @@ def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dic
     """
     recipe = load_recipe(path, overrides)
     tasks = limited(load_split(recipe.tasks), limit)
+    check_debatable(recipe, tasks)
     for name in sorted(models_in_use(recipe)):
         _check_model(str(path), name, recipe.models[name])
     _check_images(str(path), recipe, tasks)
@@ -86,9 +87,11 @@ def _check_images(where: str, recipe: Recipe, tasks: Split) -> None:
         )
 
 
-def calls(recipe: Recipe, tasks: Split) -> dict[str, int]:
-    """Asks of a debate stage and of an evaluation when nobody fails."""
+def calls(recipe: Recipe, tasks: Split) -> dict[str, int | str]:
+    """Asks at most of a debate stage and of an evaluation when nobody fails."""
     each = find_protocol(recipe.protocol).max_asks(recipe.settings, recipe.cast)
+    if not each:
+        return {"debating": "unknown", "evaluating": "unknown"}
     return {"debating": each * len(tasks.train), "evaluating": each * len(tasks.test)}
 
 

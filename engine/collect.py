@@ -56,6 +56,7 @@ def collect(folder: RunFolder) -> ReportData:
         finished_unix_s=manifest.finished_at,
         stages=tuple(Stage(name, manifest.done[name]["wall_s"]) for name in stages),
         evaluations=_evaluations(folder),
+        held_out=manifest.kind not in ("run", "import"),
         statistics=_statistics(folder, stages),
         iterations=_iterations(folder),
         trainings=_trainings(folder),
@@ -72,14 +73,15 @@ def _evaluations(folder: RunFolder) -> tuple[tuple[str, Evaluation], ...]:
     files = [file for file in (folder.path / "results").glob("*.json") if not file.stem.endswith("-statistics")]
     for file in sorted(files, key=_number):
         evaluation = msgspec.json.decode(file.read_bytes(), type=Evaluation)
-        found.append((_label(file.stem), evaluation))
+        found.append((_label(file.stem, folder.manifest), evaluation))
     return tuple(found)
 
 
-def _label(stage: str) -> str:
+def _label(stage: str, manifest: Manifest) -> str:
     """What the page calls a stage of debates."""
     kind, _, number = stage.partition("-")
-    known = {"debate": PLAIN_DEBATES, "eval-0": "before training"}
+    alone = "with the newest adapters" if manifest.adapters_from else "as they are"
+    known = {"debate": PLAIN_DEBATES, "eval-0": alone if manifest.kind == "eval" else "before training"}
     return known.get(stage, f"debates of iteration {number}" if kind == "debate" else f"after iteration {number}")
 
 
@@ -92,7 +94,7 @@ def _statistics(folder: RunFolder, stages: list[str]) -> tuple[tuple[str, Statis
             counts = msgspec.json.decode(file.read_bytes(), type=Statistics)
         else:
             counts = statistics(item.debate for item in recorded(folder, stage))
-        found.append((_label(stage), counts))
+        found.append((_label(stage, folder.manifest), counts))
     return tuple(found)
 
 

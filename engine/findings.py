@@ -6,7 +6,7 @@ import math
 from datetime import UTC, datetime
 
 from engine.evaluate import FINAL_VOTE, SINGLE_AGENT, Difference, Figure
-from engine.report_data import PLAIN_DEBATES, ReportData
+from engine.report_data import ReportData
 
 
 def headline(data: ReportData) -> str:
@@ -14,7 +14,7 @@ def headline(data: ReportData) -> str:
     if not data.evaluations:
         return "Nothing was evaluated in this run."
     first, last = data.evaluations[0][1], data.evaluations[-1][1]
-    held_out = data.evaluations[-1][0] != PLAIN_DEBATES
+    held_out = data.held_out
     after = last.figure(SINGLE_AGENT) or last.figure(FINAL_VOTE)
     if after is None or after.accuracy is None:
         return (
@@ -95,7 +95,7 @@ def own_warnings(data: ReportData) -> list[str]:
         if 0 < evaluation.num_graded < evaluation.num_tasks:
             found.append(
                 f"{label}: {evaluation.num_tasks - evaluation.num_graded} of "
-                f"{_tasks(evaluation.num_tasks, held_out=label != PLAIN_DEBATES)} have no gold answer "
+                f"{_tasks(evaluation.num_tasks, held_out=data.held_out)} have no gold answer "
                 "and are in no accuracy."
             )
     if len(data.evaluations) > 1:

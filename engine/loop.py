@@ -90,7 +90,7 @@ class Loop:
         result = await run_stage(
             self._cluster, self._folder, stage, self._tasks.train, on_closed=learn, progress=self._progress
         )
-        keep_statistics(self._folder, stage, result.debates)
+        keep_statistics(self._folder, stage, result.graded)
         self._folder.mark_done(stage, summary(result))
         await of_actor(feed.finish.remote())
         counts = await of_actor(feed.counts.remote())
@@ -162,10 +162,12 @@ async def evaluate_stage(
     if stage in folder.manifest.done and file.exists():
         return msgspec.json.decode(file.read_bytes(), type=Evaluation)
     result = await run_stage(cluster, folder, stage, tasks.test, progress=progress)
-    found = evaluate(result.debates, tie_break=cluster.recipe.settings.tie_break)
+    for reason in result.reasons()[:3]:
+        progress.note(f"{stage}: {reason}")
+    found = evaluate(result.graded, tie_break=cluster.recipe.settings.tie_break)
     file.parent.mkdir(exist_ok=True)
     write_atomically(file, msgspec.json.format(msgspec.json.encode(found), indent=2))
-    keep_statistics(folder, stage, result.debates)
+    keep_statistics(folder, stage, result.graded)
     folder.mark_done(stage, summary(result))
     single = found.figure(SINGLE_AGENT)
     if single is not None and single.accuracy is not None:
@@ -209,6 +211,8 @@ def base_model_of(recipe: Recipe, tell: Callable[[str], None] | None = None) -> 
     """
     if recipe.train.base_model:
         return recipe.train.base_model
+    if not recipe.learners:
+        raise ConfigError(f"protocol {recipe.protocol!r} names nobody to train; set train.agents to those who learn")
     models = {recipe.agents[agent].model for agent in recipe.learners}
     bases = {str(getattr(recipe.models[name].settings, "model", "")) for name in models}
     if len(bases) != 1 or "" in bases:

@@ -23,6 +23,8 @@ def find_protocol(name: str) -> type[Conversation]:
         found = getattr(importlib.import_module(module), attribute, None)
     except ImportError as err:
         raise ConfigError(f"protocol {name!r}: cannot import {module!r}: {err}; is it on PYTHONPATH?") from err
+    except Exception as err:  # it is the user's code that runs here
+        raise ConfigError(f"protocol {name!r}: importing {module!r} failed: {type(err).__name__}: {err}") from err
     if not (isinstance(found, type) and issubclass(found, Conversation)):
         raise ConfigError(f"protocol {name!r}: {module!r} has no Conversation called {attribute!r}")
     return checked(found)

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -415,10 +415,29 @@ def _typed(value: Any, kind: type[K], where: str, at: str) -> K:
     except msgspec.ValidationError as err:
         text, _, inside = str(err).partition(" - at `$")
         deeper = inside.rstrip("`")
-        text += _hint(_at(value, deeper))
+        text += _hint(_at(value, deeper)) + _allowed(kind, deeper)
         shown = "" if isinstance(value, dict) and not deeper else f"={_at(value, deeper)!r}"
         cause = err.__cause__
         raise ConfigError(f"{where}: {at}{deeper}{'' if cause else shown}: {text}") from err
+
+
+def _allowed(kind: Any, path: str) -> str:
+    """What a setting may be, where that is one of a few words."""
+    name = path.strip(".").partition("[")[0].partition(".")[0]
+    fields = {field.name: field.type for field in msgspec.structs.fields(kind)} if _is_struct(kind) else {}
+    words = sorted(_words(fields.get(name)))
+    return f"; use one of: {', '.join(words)}" if words else ""
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _words(kind: Any) -> set[str]:
+    """The words that a type is made of, however deep."""
+    if get_origin(kind) is Literal:
+        return {word for word in get_args(kind) if isinstance(word, str)}
+    return set().union(*map(_words, get_args(kind)))
 
 
 def _hint(value: Any) -> str:
@@ -434,6 +453,8 @@ def _at(value: Any, path: str) -> Any:
     for step in path.strip(".").replace("[", ".").replace("]", "").split("."):
         if isinstance(value, dict) and step in value:
             value = value[step]
+        elif isinstance(value, list) and step.isdigit() and int(step) < len(value):
+            value = value[int(step)]
     return value
 
 

@@ -105,6 +105,7 @@ class ReportData(msgspec.Struct, frozen=True, kw_only=True):
     adapters: tuple[AdapterEntry, ...] = ()
     usage: UsageTotals | None = None
     set_aside: tuple[SetAside, ...] = ()
+    held_out: bool = True  # whether the figures are of tasks that nobody learns from
     transcripts: tuple[tuple[str, Debate], ...] = ()  # (label, debate), e.g. ("before training", ...)
     warnings: tuple[str, ...] = ()
 

@@ -15,14 +15,18 @@ from engine.evaluate import FINAL_VOTE, SINGLE_AGENT, Evaluation, evaluate
 from engine.folder import Manifest, RunFolder, machine_description, new_run_path, versions, write_atomically
 from engine.loop import Loop, base_model_of, evaluate_stage, keep_statistics, publish, summary
 from engine.media import collect_media
+from engine.named_protocol import find_protocol
 from engine.progress import Progress
 from engine.recipe import Recipe, apply_override, build_recipe, load_recipe
 from engine.spending import money, spent_so_far
 from engine.stage import run_stage
 from engine.tasks import Split, load_split
 from engine.terminal import check_people, with_people
-from protocols.errors import ConfigError, PausedError
+from protocols.errors import ConfigError, PausedError, TaskError
+from protocols.machine import Opened
 from trainers.registry import Registry
+
+SHOWN_REASONS = 5  # why debates were set aside, at most; the report has all
 
 Outcome = dict[str, Any]
 """What a command reports: one flat, JSON-able mapping."""
@@ -184,10 +188,12 @@ async def _with_cluster(folder: RunFolder, recipe: Recipe, tasks: Split, progres
 async def _debate(folder: RunFolder, recipe: Recipe, tasks: Split, cluster: Cluster, progress: Progress) -> Outcome:
     result = await run_stage(cluster, folder, "debate", [*tasks.train, *tasks.test], progress=progress)
     folder.mark_done("debate", summary(result))
-    found = evaluate(result.debates, tie_break=recipe.settings.tie_break)
+    for reason in result.reasons()[:SHOWN_REASONS]:
+        progress.note(f"debate: {reason}")
+    found = evaluate(result.graded, tie_break=recipe.settings.tie_break)
     (folder.path / "results").mkdir(exist_ok=True)
     write_atomically(folder.path / "results" / "debate.json", msgspec.json.format(msgspec.json.encode(found), indent=2))
-    keep_statistics(folder, "debate", result.debates)
+    keep_statistics(folder, "debate", result.graded)
     return _figures(found) | {
         "debates": len(result.closed),
         "closed": len(result.closed) - len(result.set_aside),
@@ -220,6 +226,7 @@ async def _evaluate(folder: RunFolder, recipe: Recipe, tasks: Split, cluster: Cl
 
 def check_tasks(kind: str, recipe: Recipe, tasks: Split, progress: Progress) -> None:
     """Whether there is what this kind of run needs, and a base to train. Raises: ConfigError."""
+    check_debatable(recipe, tasks)
     if kind == "loop":
         if not tasks.train:
             raise ConfigError("tasks.train=0: the loop has nothing to learn from; set it above 0")
@@ -228,6 +235,20 @@ def check_tasks(kind: str, recipe: Recipe, tasks: Split, progress: Progress) -> 
         base_model_of(recipe, progress.note)
     elif kind == "eval" and not tasks.test:
         raise ConfigError("tasks.test=0: there is nothing held out to evaluate on; set it above 0")
+
+
+def check_debatable(recipe: Recipe, tasks: Split) -> None:
+    """Raises: TaskError: the protocol can do nothing with some of the tasks."""
+    machine = find_protocol(recipe.protocol)(recipe.settings, recipe.players, recipe.prompts)
+    refused = []
+    for task in (*tasks.train, *tasks.test):
+        try:
+            machine.check(Opened(debate_id="", task=task, seed=0))
+        except TaskError as err:
+            refused.append(str(err))
+    if refused:
+        number = len(tasks.train) + len(tasks.test)
+        raise TaskError(f"{len(refused)} of {number} tasks cannot be debated under {recipe.protocol!r}: {refused[0]}")
 
 
 def limited(tasks: Split, limit: int | None) -> Split:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -51,6 +51,16 @@ class StageResult(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def debates(self) -> list[Debate]:
         return [closed.debate for closed in self.closed]
+
+    @property
+    def graded(self) -> list[Debate]:
+        """Those that came to something: what was set aside is in no figure."""
+        return [closed.debate for closed in self.closed if not closed.set_aside]
+
+    def reasons(self) -> list[str]:
+        """Why debates were set aside, the most frequent reason first, one sentence each."""
+        counted = Counter(closed.set_aside for closed in self.set_aside)
+        return [f"{number} set aside: {reason}" for reason, number in counted.most_common()]
 
 
 def debate_id(stage: str, task: Task) -> str:

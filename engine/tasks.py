@@ -186,7 +186,8 @@ def load_split(source: TaskSource) -> Split:
     tasks = canonise_gold([*split.train, *split.test])
     for task in tasks:
         _check_gold(task)
-    return Split(tasks[: len(split.train)], tasks[len(split.train) :])
+    test = [msgspec.structs.replace(task, held_out=True) for task in tasks[len(split.train) :]]
+    return Split(tasks[: len(split.train)], test)
 
 
 def _check_gold(task: Task) -> None:

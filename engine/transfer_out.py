@@ -80,10 +80,14 @@ def export_run(
     if form in ROWS and stage.startswith("eval"):
         raise ConfigError(f"stage {stage!r} holds held-out tasks, which nobody may learn from; choose one of debates")
     tally = _Tally()
-    debates = tally.count(_closed(folder, stage))
+    debates = _closed(folder, stage)
+    if form in LEARNED_FROM:
+        debates = (debate for debate in debates if not debate.task.held_out)
+    debates = tally.count(debates)
     first = list(islice(debates, 2))
     if not first:
-        raise ConfigError(f"{run_dir}: its stage {stage!r} holds no debate that has ended; nothing to export")
+        kind = "debate of a task that is learned from" if form in LEARNED_FROM else "debate"
+        raise ConfigError(f"{run_dir}: its stage {stage!r} holds no {kind} that has ended; nothing to export")
     single = len(first) == 1 and form in FOLDERS and form not in SHARED and output.suffix == FOLDERS[form][0]
     _check_target(output, force=force, many=form in FOLDERS and not single)
     debates = chain(first, debates)
@@ -252,6 +256,7 @@ def _mag_batch(debates: Debates, folder: RunFolder) -> Iterator[tuple[str, str]]
 
 
 ROWS = ("trl-sft", "trl-preference", "messages")
+LEARNED_FROM = (*ROWS, "llava")  # held-out tasks stay out of these
 FILES: dict[str, Callable[[Debates, Options], Iterator[str]]] = {
     "maft": lambda debates, _: write_maft(debates),
     "mag": lambda debates, _: write_mag(debates),

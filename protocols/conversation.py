@@ -65,6 +65,10 @@ class Role(msgspec.Struct, frozen=True):
     least: int = 1
     most: int | None = 1
 
+    def __post_init__(self) -> None:
+        if self.most is not None and not 0 <= self.least <= self.most:
+            raise ValueError(f"a role played by {self.least} to {self.most} agents; give least <= most, or most=None")
+
 
 class ProtocolSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every protocol can be told. A protocol's own settings extend this."""

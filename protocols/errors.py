@@ -55,7 +55,10 @@ class AgentError(MootError):
 
 
 class ReplyError(AgentError):
-    """One ask failed. ``kind`` tells whether another try can help, ``retry_after_s`` how long the provider asks to wait."""
+    """One ask failed.
+
+    ``kind`` tells whether another try can help, ``retry_after_s`` how long the provider asks to wait before it.
+    """
 
     def __init__(self, message: str, kind: FailureKind = "transient", retry_after_s: float | None = None) -> None:
         super().__init__(message, kind, retry_after_s)  # all in args, so that the error pickles

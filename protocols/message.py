@@ -182,7 +182,7 @@ Outcome = Reply | Failure
 
 
 class Stopped(msgspec.Struct, frozen=True, tag="stopped"):
-    """A host's last word to an arena: it sends nothing more, what it held stays unanswered, and the run can go on later.
+    """A host's last word to an arena: it sends nothing more, what it held stays unanswered, the run can go on later.
 
     ``reason`` is one sentence with the way out.
     """

@@ -25,6 +25,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     answer_format: str = "number"  # how a reply's answer is read: see protocols.answer
     tolerance: float = 0.0  # numbers this far apart, absolutely, still count as equal; in the answer's unit
     canonical_gold: tuple[str, ...] = ()  # aligned with gold, for formats that need an algebra system
+    held_out: bool = False  # for evaluation alone: nothing is ever learned from its debates
     details: dict[str, str] = {}  # what a protocol or an exporter needs beside: a category, a caption, the source's id
 
 

@@ -111,12 +111,16 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 def select(rule: str, debate: Debate, *, min_support: int = 1) -> dict[str, list[Example]]:
     """A rule applied for every agent of the debate; agents without a row are left out.
 
+    A task that is held out teaches nobody anything, whatever the rule.
+
     Raises: ConfigError: no such rule, or ``min_support`` below 1.
     """
     if rule not in RULES:
         raise ConfigError(f"train.rule={rule!r} is not known; use one of: {', '.join(sorted(RULES))}")
     if min_support < 1:
         raise ConfigError(f"train.min_support={min_support} must be at least 1; use 1 to take every verdict")
+    if debate.task.held_out:
+        return {}
     agents = dict.fromkeys(agent for cast in debate.cast.values() for agent in cast)
     chosen = {agent: RULES[rule](debate, agent, min_support=min_support) for agent in agents}
     return {agent: examples for agent, examples in chosen.items() if examples}

@@ -20,7 +20,7 @@ class Review(Conversation):
     TEMPLATES = {
         "write": "${question}\nPut the final number in \\boxed{}.",
         "review": "${question}\n\nAn answer to it:\n${draft}\n\nSay OK if it is right, or else what is wrong with it.",
-        "mend": "A reviewer says:\n${review}\n\nAnswer again, the final number in \\boxed{}.",
+        "mend": "${question}\n\nA reviewer says:\n${review}\n\nAnswer again, the final number in \\boxed{}.",
     }
 
     def script(self) -> Script:

@@ -59,9 +59,15 @@ def rows_of(chat: Chat) -> list[dict[str, str]]:
     return [{"role": message.role, "content": text_of(message)} for message in chat]
 
 
+def asked(prompt: Chat) -> list[Message]:
+    """What a turn was asked, without worked examples: a reader would take those for turns of the debate."""
+    end = max((number for number, message in enumerate(prompt, 1) if message.role == "assistant"), default=0)
+    return [*(message for message in prompt[:end] if message.role == "system"), *prompt[end:]]
+
+
 def folded(prompt: Chat) -> str:
-    """All of a prompt as one text, for formats that know one message a turn."""
-    return "\n\n".join(text_of(message) for message in prompt)
+    """All that a turn was asked as one text, for formats that know one message a turn."""
+    return "\n\n".join(text_of(message) for message in asked(prompt))
 
 
 def image_name(image: ImagePart) -> str:
@@ -86,7 +92,7 @@ def chain_of(debate: Debate, nodes: Iterable[Utterance]) -> list[Utterance]:
 
 def chat_of(debate: Debate, nodes: Iterable[Utterance]) -> list[Message]:
     """The chat that these nodes hold, oldest first, with their replies."""
-    return [m for node in chain_of(debate, nodes) for m in (*node.prompt, assistant(node.reply.text))]
+    return [m for node in chain_of(debate, nodes) for m in (*asked(node.prompt), assistant(node.reply.text))]
 
 
 def seat_of(node: Utterance) -> str:
@@ -105,8 +111,8 @@ def seats(debate: Debate) -> dict[str, list[Utterance]]:
 def chain_chat(debate: Debate) -> list[Message] | None:
     """The task as asked alone, with its images, and its debate condensed to a chain; None where there is no chain."""
     chain = chain_of_debate(debate)
-    asked = user(render_question(debate.task), debate.task.images)
-    return [asked, assistant(chain.reply.text)] if chain else None
+    question = user(render_question(debate.task), debate.task.images)
+    return [question, assistant(chain.reply.text)] if chain else None
 
 
 def pair_chats(debate: Debate) -> list[list[Message]]:
@@ -117,7 +123,7 @@ def pair_chats(debate: Debate) -> list[list[Message]]:
     turns = [[user(pair.instruction), assistant(pair.response)] for pair in kept_pairs(debate)]
     if debate.verdict is not None and debate.verdict.details.get("category") == DIALOGUE:
         turns = [[message for turn in turns for message in turn]] if turns else []
-    return [[user(asked.text, debate.task.images), *rest] for asked, *rest in turns]
+    return [[user(first.text, debate.task.images), *rest] for first, *rest in turns]
 
 
 def uses_gold(debate: Debate) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from protocols.answer import Answer, same
+from protocols.answer import Answer, as_number, parse_answer, same
 from protocols.errors import ConfigError
 from protocols.formats.chats import Said, chain_of, chat_of, read_chat, rows_of, seats, turns_of
 from protocols.formats.common import Draft, expect, inexpressible, keep_rest, needed, parse_json, plain, with_rest
@@ -80,12 +80,13 @@ def read_mad(source: str | Mapping[str, Any], where: str) -> list[Debate]:
     if not said.get(AFFIRMATIVE):
         raise ConfigError(f"{where}: holds no reply of the affirmative side")
     gold = row.get(schema.gold)
+    counted = schema is _QUESTION and isinstance(gold, str) and as_number(gold) is not None
     task = Task(
         id=stable_id("mad", question),
         question=question,
         gold=(gold,) if isinstance(gold, str) and gold else (),
         dataset="mad",
-        answer_format="text",
+        answer_format="number" if counted else "text",
         details={"mad.schema": schema.name} | _languages(row),
     )
     debate = _closed(_spoken(row, task, said), row, schema, judged=bool(said.get(JUDGE)))
@@ -122,7 +123,7 @@ def _spoken(row: Mapping[str, Any], task: Task, said: Mapping[str, list[Said]]) 
         if role in (MODERATOR, JUDGE):
             last[agent] = draft.say(place, role, agent, text, prompt=prompt, saw=saw, ruling=_ruling(text, task))
         else:
-            answer = Answer(text.strip(), "given") if role == BASE else read_stated(text)
+            answer = _stated(text, task, role)
             last[agent] = draft.say(place, role, agent, text, prompt=prompt, saw=saw, answer=answer)
         return last[agent]
 
@@ -145,6 +146,13 @@ def _spoken(row: Mapping[str, Any], task: Task, said: Mapping[str, list[Said]]) 
     for number, turn in enumerate(said.get(JUDGE, ())):
         speak(JUDGE, (final, "judge", str(number)), turn, [] if number else openings)
     return draft
+
+
+def _stated(text: str, task: Task, role: str) -> Answer:
+    """What a debater's turn answers: a number where the task's answer is one, else what it says so in so many words."""
+    if task.answer_format == "number":
+        return parse_answer(text, "number")
+    return Answer(text.strip(), "given") if role == BASE else read_stated(text)
 
 
 def _ruling(text: str, task: Task) -> Answer:

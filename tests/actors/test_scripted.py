@@ -9,8 +9,9 @@ import pytest
 
 from actors.backend import AdapterRef
 from actors.scripted import ScriptedBackend, ScriptedSettings, evaluate
+from protocols.answer import parse_answer
 from protocols.errors import FailureKind, ReplyError
-from protocols.message import Ask, Reply, Sampling, user
+from protocols.message import Ask, Reply, Sampling, assistant, user
 
 ADAPTER = AdapterRef(name="ada@r-v1", agent="ada", path="nowhere")
 
@@ -149,3 +150,33 @@ def test_evaluate_refuses_everything_else(expression: str) -> None:
 def test_settings_out_of_bounds_are_refused(settings: dict[str, float], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ScriptedSettings(**settings)  # type: ignore[arg-type]
+
+
+def test_the_sum_may_stand_earlier_in_the_chat() -> None:
+    ask = Ask(
+        id="d#1.answer.0",
+        debate_id="d",
+        agent="ada",
+        role="writer",
+        messages=(user("What is 20 + 22?"), assistant("41"), user("Mend it.")),
+        sampling=Sampling(),
+    )
+    reply = asyncio.run(ScriptedBackend(ScriptedSettings(skill=1.0)).generate(ask, None))
+    assert r"\boxed{42}" in reply.text
+
+
+def test_of_lettered_choices_it_takes_one() -> None:
+    question = "Which?\nChoices:\n(A) red\n(B) blue\n(C) green"
+    said = set()
+    for number in range(20):
+        ask = Ask(
+            id=f"d{number}#0.answer.0",
+            debate_id="d",
+            agent="ada",
+            role="generator",
+            messages=(user(question),),
+            sampling=Sampling(),
+        )
+        reply = asyncio.run(ScriptedBackend(ScriptedSettings(skill=1.0)).generate(ask, None))
+        said.add(parse_answer(reply.text, "choice").value)
+    assert len(said) == 1 and said <= {"A", "B", "C"}

@@ -75,6 +75,21 @@ def test_every_kind_of_outcome_can_be_shown(capsys: pytest.CaptureFixture[str]) 
     ]
 
 
+def test_tasks_that_the_protocol_refuses_are_found_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text("".join(f'{{"question": "q{n}", "answer": "{n or ""}"}}\n' for n in range(4)))
+    recipe = GOOD | {
+        "tasks": {"source": "file", "path": str(tmp_path / "t.jsonl"), "test": 1},
+        "protocol": {"name": "reflect"},
+        "cast": {"teacher": ["ada"], "student": ["bo"]},
+    }
+    path = tmp_path / "reflect.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    said = "1 of 4 tasks cannot be debated under 'reflect': "
+    assert_one_line(moot("check", path), said)
+    assert_one_line(moot("run", path, "--run-dir", tmp_path / "run"), said)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:
     path = tmp_path / "twice.yaml"
     path.write_text("name: a\ntasks: {source: arithmetic}\nname: b\n")
@@ -84,6 +99,8 @@ def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:
 
 
 MISTAKES = {
+    "one of few words": ("tasks.level=add50", "use one of: add20, add3, add30"),
+    "one of few words in a list": ("protocol.stop=[foo]", "protocol.stop[0]='foo'"),
     "a limit that is no number": ("models.simulated.limits={timeout_s: .nan}", "timeout_s must be above 0"),
     "a latency that is no number": ("models.simulated.latency_s=.nan", "must be numbers from 0 up"),
     "wrong key": ("protocol.round=3", "protocol.round=3 is not known; did you mean 'rounds'?"),

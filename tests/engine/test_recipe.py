@@ -62,7 +62,10 @@ BROKEN: list[tuple[str, str]] = [
     ("models={}", "models is empty: the models, by name"),
     ("models={1: {backend: scripted}}", "models.1: a name must be text; put it in quotes"),
     ("models.simulated.backend=vlm", "models.simulated.backend='vlm' is not known; did you mean 'vllm'?"),
-    ("models.simulated.backend={}", "models.simulated.backend={} is not known; there is: anthropic, azure, human, openai"),
+    (
+        "models.simulated.backend={}",
+        "models.simulated.backend={} is not known; there is: anthropic, azure, human",
+    ),
     ("models.simulated.skil=1", "models.simulated.skil=1 is not known; did you mean 'skill'?"),
     ("models.simulated.skill=2", "models.simulated: skill=2 must be between 0 and 1"),
     ("models.simulated.skill=1e-1", "skill='1e-1': Expected `float`, got `str`; write 1.0e-01 without quotes"),

@@ -196,9 +196,9 @@ def test_statistics_are_kept_beside_the_results_and_found_again(run: RunFolder) 
     keep_statistics(run, "eval-0", found)
     (run.path / "results" / "eval-0.json").write_bytes(msgspec.json.encode(evaluate(found)))
     data = collect(run)
-    assert [label for label, _ in data.evaluations] == ["before training"]
+    assert [label for label, _ in data.evaluations] == ["as they are"]
     # of debate-1 nothing was kept, and its journals hold nothing
     assert data.statistics == (
-        ("before training", statistics(found)),
+        ("as they are", statistics(found)),
         ("debates of iteration 1", Statistics()),
     )

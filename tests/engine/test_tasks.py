@@ -639,3 +639,9 @@ def test_repeated_questions_leave_no_trace_of_the_files_order(
     if len({n for n, _ in numbers}) > 1:
         assert split(numbers) == split(mixed)
         assert len(split(numbers).train) == len({n for n, _ in numbers})
+
+
+def test_the_held_out_side_is_marked_as_such() -> None:
+    split = load_split(ArithmeticSource(level="add30", train=5, test=4))
+    assert [task.held_out for task in split.train] == [False] * 5
+    assert [task.held_out for task in split.test] == [True] * 4

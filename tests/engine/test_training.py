@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.folder import Manifest, RunFolder
@@ -67,6 +68,12 @@ def test_rows_come_from_debates_alone_and_each_agent_has_its_own(tmp_path: Path)
     }
     assert [example.debate_id for found in rows["cy"] for example in found] == ["debate/b"]
     assert list(_rows(folder, TrainSettings(min_support=3, agents=("bo",)))) == ["bo"]
+
+
+def test_held_out_tasks_teach_nobody_whatever_stage_they_were_debated_in(tmp_path: Path) -> None:
+    held_out = msgspec.structs.replace(DEBATES[1].task, held_out=True)
+    folder = folder_with(tmp_path, [DEBATES[0], msgspec.structs.replace(DEBATES[1], task=held_out)])
+    assert {agent: len(debates) for agent, debates in _rows(folder, TrainSettings()).items()} == {"ada": 1, "bo": 1}
 
 
 def test_evaluations_are_never_learned_from(tmp_path: Path) -> None:

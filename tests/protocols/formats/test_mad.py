@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 
 from protocols.answer import Answer
+from protocols.catalogue import build_machine, load_protocol_prompts
+from protocols.conversation import Player
 from protocols.errors import ConfigError, GraphError
 from protocols.formats.common import Draft
 from protocols.formats.mad import mad_log, read_mad
+from protocols.mad import MadSettings
 from protocols.task import Task
+from tests.fakes import node_of, play
 from tests.protocols.formats.samples import chat, edges, ids, published_mad, question_mad, translation_mad
 
 
@@ -137,3 +141,18 @@ def test_more_than_two_sides_are_no_log() -> None:
         GraphError, match=r"debate 'debate/t' cannot be written as a MAD log: it has the role 'debater'"
     ):
         mad_log(own("debater").close(Answer(), "rounds", "moderator"))
+
+
+def test_worked_examples_are_no_turns_and_numbers_are_read_as_numbers() -> None:
+    settings = MadSettings(rounds=1, prompts="mad.sum.en")
+    cast = {role: (Player(name=role),) for role in ("affirmative", "negative", "moderator")}
+    machine = build_machine("mad", settings, cast, load_protocol_prompts("mad", settings))
+    said = {"argue": "24 + 19 = 43", "moderate": '{"reason": "r", "side": "affirmative", "answer": "43"}'}
+    task = Task(id="t", question="24 + 19", gold=("43",))
+    ours = play(machine, task, lambda ask: said[node_of(ask).split(".")[1]]).debate
+    ours.cast = {role: (role,) for role in cast}
+    assert any(message.role == "assistant" for message in ours.utterances[0].prompt)  # it has worked examples
+    (back,) = read_mad(mad_log(ours), "here")
+    assert len(back.utterances) == len(ours.utterances) == 3
+    assert [node.answer.value for node in back.turns()] == [node.answer.value for node in ours.turns()] == ["43", "43"]
+    assert all(node.correct for node in back.turns())

@@ -23,7 +23,15 @@ dir_option = click.option(
     "--run-dir", type=click.Path(path_type=Path), help="Folder for this run. Default: runs/NAME-TIME."
 )
 limit_option = click.option("--limit", type=click.IntRange(min=1), help="At most so many tasks of each side.")
-recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
+
+
+def _shipped(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
+    """A recipe's path; the bare name of one that moot ships will do."""
+    named = RECIPES / f"{value}.yaml"
+    return named if not value.exists() and value.name == str(value) and named.exists() else value
+
+
+recipe_argument = click.argument("recipe", type=click.Path(path_type=Path), callback=_shipped)
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 run_argument = click.argument("run", type=click.Path(path_type=Path))
 
@@ -197,7 +205,7 @@ def export_debates(
 ) -> None:
     """Write a run's debates in another system's format, or as rows for trainers.
 
-    FORMAT: mad, maft, mag, magdi, magdi-graph, m2d, llava, trl-sft, trl-preference, messages, graphml or json.
+    FORMAT: mad, maft, mag, mag-batch, magdi, magdi-graph, m2d, llava, trl-sft, trl-preference, messages, graphml, json.
     """
 
     def work(progress: Progress) -> dict[str, Any]:
@@ -292,7 +300,8 @@ def _command(work: Callable[[Progress], dict[str, Any]], as_json: bool) -> NoRet
         with progress:
             outcome = work(progress)
     except KeyboardInterrupt:
-        click.echo("interrupted; what is on record stays: go on with `moot resume RUN`", err=True)
+        run = progress.run or "RUN"
+        click.echo(f"interrupted; what is on record stays: go on with `moot resume {run}`", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except MootError as err:
         click.echo("moot: " + " ".join(str(err).split("\n")), err=True)  # what is quoted may hold lines

@@ -29,6 +29,7 @@ class Progress:
         self._live = sys.stderr.isatty() if live is None else live
         self._status: Status | None = None
         self._hushed = False
+        self.run = ""  # the folder of the run under way, for those who must tell how to go on
         self._stage, self._total, self._closed, self._start = "", 0, 0, 0
         self._began = self._printed = time.monotonic()
 

@@ -142,6 +142,7 @@ def _do(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> 
     works = {"run": _debate, "loop": _loop, "eval": _evaluate}
     work = works[folder.manifest.kind]
     began = time.monotonic()
+    progress.run = str(folder.path)
     progress.note(f"run {folder.path}")
     try:
         for note in collect_media([*tasks.train, *tasks.test], folder.path):

@@ -90,6 +90,12 @@ def test_tasks_that_the_protocol_refuses_are_found_before_anything_starts(tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_the_name_of_a_shipped_recipe_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert moot("check", "scripted", "--json").exit_code == 0
+    assert_one_line(moot("check", "scripte"), "recipe scripte: No such file or directory")
+
+
 def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:
     path = tmp_path / "twice.yaml"
     path.write_text("name: a\ntasks: {source: arithmetic}\nname: b\n")

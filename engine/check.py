@@ -35,6 +35,7 @@ def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dic
     check_debatable(recipe, tasks)
     for name in sorted(models_in_use(recipe)):
         _check_model(str(path), name, recipe.models[name])
+    _check_room(str(path), recipe)
     _check_images(str(path), recipe, tasks)
     check_people(recipe, str(path))
     return {
@@ -71,6 +72,21 @@ def _check_model(where: str, name: str, model: Model) -> None:
         raise ConfigError(f"{where}: models.{name}.model={folder!r}: there is no such folder")
 
 
+def _check_room(where: str, recipe: Recipe) -> None:
+    """A reply must fit into its model beside the prompt, and a base to train must be there."""
+    for name in sorted({agent for names in recipe.cast.values() for agent in names}):
+        agent = recipe.agents[name]
+        length = getattr(recipe.models[agent.model].settings, "max_model_len", None)
+        if length is not None and agent.sampling.max_tokens >= length:
+            raise ConfigError(
+                f"{where}: agents.{name}.max_tokens={agent.sampling.max_tokens} leaves no room for a prompt: "
+                f"models.{agent.model}.max_model_len={length} holds both; lower the first or raise the second"
+            )
+    base = recipe.train.base_model
+    if base.startswith((".", "/", "~")) and not Path(base).expanduser().is_dir():
+        raise ConfigError(f"{where}: train.base_model={base!r}: there is no such folder")
+
+
 def _check_images(where: str, recipe: Recipe, tasks: Split) -> None:
     """Whoever is shown an image must be able to see it."""
     task = next((task for task in (*tasks.train, *tasks.test) if task.images), None)
@@ -93,6 +109,12 @@ def calls(recipe: Recipe, tasks: Split) -> dict[str, int | str]:
     if not each:
         return {"debating": "unknown", "evaluating": "unknown"}
     return {"debating": each * len(tasks.train), "evaluating": each * len(tasks.test)}
+
+
+def _protocols(known: dict[str, Any]) -> dict[str, Any]:
+    """moot's own, or one of the user's, whose settings only its class knows."""
+    own = {"type": "object", "properties": {"name": {"type": "string", "pattern": ":"}}, "required": ["name"]}
+    return {"oneOf": [*known["oneOf"], own]}
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -146,7 +168,7 @@ def recipe_schema() -> dict[str, Any]:
             "additionalProperties": tagged({k: v.settings for k, v in BACKENDS.items()}, "backend", model_extra),
         },
         "agents": {"type": "object", "additionalProperties": agent},
-        "protocol": tagged({k: v.SETTINGS for k, v in PROTOCOLS.items()}, "name", {}),
+        "protocol": _protocols(tagged({k: v.SETTINGS for k, v in PROTOCOLS.items()}, "name", {})),
         "cast": {"type": "object", "additionalProperties": names},
         "train": {"$ref": "#/$defs/TrainSettings"},
         "sft": {"$ref": "#/$defs/SFTSettings"},

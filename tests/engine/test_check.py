@@ -55,6 +55,23 @@ def test_the_schema_and_the_recipe_refuse_the_same(validator: Any, section: str,
         build_recipe(data, where="r")
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_schema_takes_every_example(validator: Any, path: Path) -> None:
+    validator.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("agents.ada.max_tokens=2048", r"agents\.ada\.max_tokens=2048 leaves no room .*max_model_len=2048"),
+        ("train.base_model=/nowhere", r"train\.base_model='/nowhere': there is no such folder"),
+    ],
+)
+def test_what_could_never_work_is_found_before_it_starts(override: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        check_recipe(ROOT / "recipes" / "society.yaml", [override], limit=None)
+
+
 def test_a_check_says_what_a_run_would_do(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump(GOOD), encoding="utf-8")

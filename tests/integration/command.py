@@ -219,7 +219,7 @@ class RunOnDisk:
 def timeless(debate: Debate) -> Any:
     """A graph without what may differ between two runs: how long things took, and so what came first."""
     nodes = [
-        msgspec.structs.replace(node, reply=msgspec.structs.replace(node.reply, latency_s=0.0, tries=1))
+        msgspec.structs.replace(node, reply=msgspec.structs.replace(node.reply, latency_s=0.0, tries=1, attempts=()))
         for node in sorted(debate.utterances, key=lambda node: node.id)
     ]
     edges = sorted(debate.edges, key=lambda edge: (edge.source, edge.target, edge.kind))

@@ -164,16 +164,3 @@ def test_eval_of_a_run_serves_its_newest_adapters_and_list_shows_both(
     found = listed.outcome()
     assert any(recipe.endswith("scripted.yaml") for recipe in found["recipes"])
     assert len(found["runs"]) == 2 and all("done" in line for line in found["runs"])
-
-
-def test_what_is_on_record_can_be_trained_on_again(looped: tuple[RunOnDisk, Process], moot: Moot) -> None:
-    run, _ = looped
-    trained = moot("train", "runs/one", "train.agents=[ada, cy]", "sft.epochs=1", "--json")
-    assert trained.wait() == 0, trained.stderr
-    check_clean(trained.stderr)
-    outcome = trained.outcome()
-    assert outcome["adapters"] == ["ada@one-v2", "cy@one-v2"]
-    rows = {agent: result.rows for agent, result in results(run).items()}
-    assert outcome["rows"] == {"ada": rows["ada"], "cy": rows["cy"]}
-    names = [record["name"] for record in run.json("adapters/registry.json")]
-    assert sorted(names) == ["ada@one-v1", "ada@one-v2", "bo@one-v1", "cy@one-v1", "cy@one-v2"]

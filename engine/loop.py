@@ -162,8 +162,7 @@ async def evaluate_stage(
     if stage in folder.manifest.done and file.exists():
         return msgspec.json.decode(file.read_bytes(), type=Evaluation)
     result = await run_stage(cluster, folder, stage, tasks.test, progress=progress)
-    for reason in result.reasons()[:3]:
-        progress.note(f"{stage}: {reason}")
+    result.tell_reasons(progress)
     found = evaluate(result.graded, tie_break=cluster.recipe.settings.tie_break)
     file.parent.mkdir(exist_ok=True)
     write_atomically(file, msgspec.json.format(msgspec.json.encode(found), indent=2))

@@ -26,8 +26,6 @@ from protocols.errors import ConfigError, PausedError, TaskError
 from protocols.machine import Opened
 from trainers.registry import Registry
 
-SHOWN_REASONS = 5  # why debates were set aside, at most; the report has all
-
 Outcome = dict[str, Any]
 """What a command reports: one flat, JSON-able mapping."""
 
@@ -189,8 +187,7 @@ async def _with_cluster(folder: RunFolder, recipe: Recipe, tasks: Split, progres
 async def _debate(folder: RunFolder, recipe: Recipe, tasks: Split, cluster: Cluster, progress: Progress) -> Outcome:
     result = await run_stage(cluster, folder, "debate", [*tasks.train, *tasks.test], progress=progress)
     folder.mark_done("debate", summary(result))
-    for reason in result.reasons()[:SHOWN_REASONS]:
-        progress.note(f"debate: {reason}")
+    result.tell_reasons(progress)
     found = evaluate(result.graded, tie_break=recipe.settings.tie_break)
     (folder.path / "results").mkdir(exist_ok=True)
     write_atomically(folder.path / "results" / "debate.json", msgspec.json.format(msgspec.json.encode(found), indent=2))

@@ -21,6 +21,7 @@ from protocols.machine import derive_seed
 from protocols.message import Usage
 from protocols.task import Task
 
+SHOWN_REASONS = 5  # why debates were set aside, at most; the report has all
 COLLECT_S = 1.0  # how long an arena may hold a call that has nothing to tell
 
 OnClosed = Callable[[list["Closed"]], Awaitable[None]]
@@ -61,6 +62,11 @@ class StageResult(msgspec.Struct, frozen=True, kw_only=True):
         """Why debates were set aside, the most frequent reason first, one sentence each."""
         counted = Counter(closed.set_aside for closed in self.set_aside)
         return [f"{number} set aside: {reason}" for reason, number in counted.most_common()]
+
+    def tell_reasons(self, progress: Progress) -> None:
+        """The most frequent reasons, for whoever watches."""
+        for reason in self.reasons()[:SHOWN_REASONS]:
+            progress.note(f"{self.name}: {reason}")
 
 
 def debate_id(stage: str, task: Task) -> str:

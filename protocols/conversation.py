@@ -133,6 +133,7 @@ class _Try(msgspec.Struct):
     head: int  # messages that open the chat
     reply: Reply | None = None
     answer: Answer = Answer()
+    correct: bool | None = None
 
 
 class _Thread(msgspec.Struct):
@@ -386,6 +387,7 @@ class Conversation(Machine):
         tried.reply, tried.answer = event.reply, self._read(turn, event.reply.text)
         if event.canonical:
             tried.answer = msgspec.structs.replace(tried.answer, canonical=event.canonical)
+        tried.correct = grade(tried.answer, self.task) if turn.answers else None
         if not tried.answer.how and (turn.answers or turn.reads) and len(turn.tries) <= turn.retries:
             return [Request(self._ask(turn, self._again(turn, tried)))]
         return [] if self.outstanding else self._end_step()
@@ -479,7 +481,9 @@ class Conversation(Machine):
         node_id = f"{first.node_id}~{len(turn.tries)}"
         if not turn.repair:
             edges = tuple(Edge(edge.source, node_id, edge.kind) for edge in first.edges)
-            return msgspec.structs.replace(first, node_id=node_id, edges=edges, reply=None, answer=Answer())
+            return msgspec.structs.replace(
+                first, node_id=node_id, edges=edges, reply=None, answer=Answer(), correct=None
+            )
         assert last.reply is not None  # it is this reply that could not be read
         chat, prompt = (*last.chat, *last.prompt, assistant(last.reply.text)), (user(turn.repair),)
         return msgspec.structs.replace(
@@ -493,6 +497,7 @@ class Conversation(Machine):
             head=last.head or len(last.prompt),
             reply=None,
             answer=Answer(),
+            correct=None,
         )
 
     def _to_elide(self, chat: tuple[Message, ...], head: int, prompt: tuple[Message, ...]) -> int:
@@ -554,14 +559,14 @@ class Conversation(Machine):
             reply=tried.reply,
             answer=tried.answer,
             answers=turn.answers and counts,
-            correct=grade(tried.answer, self.task) if turn.answers else None,
+            correct=tried.correct,
             elided=tried.elided,
         )
 
     def _keep(self, turn: Turn, last: _Try) -> None:
         """What the script finds on the turn, and what its chat now holds."""
         turn.reply, turn.answer, turn.node_id = last.reply, last.answer, last.node_id
-        turn.correct = grade(last.answer, self.task) if turn.answers else None
+        turn.correct = last.correct
         self.history.append(turn)
         if turn.answers:
             self.latest[turn.seat] = turn

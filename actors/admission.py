@@ -130,7 +130,11 @@ class Account:
             self._queue[told.id] = told
         elif isinstance(told, RateHint):
             self._learn(told, now_s)
-        elif self._queue.pop(told.id, None) is None and (running := self._running.pop(told.id, None)) is not None:
+        elif (
+            isinstance(told, Done)
+            and self._queue.pop(told.id, None) is None
+            and (running := self._running.pop(told.id, None)) is not None
+        ):
             self._over(told, running, now_s)
 
     def _over(self, done: Done, running: _Running, now_s: float) -> None:

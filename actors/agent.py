@@ -17,13 +17,13 @@ from contextlib import suppress
 import msgspec
 
 from actors.backend import AdapterRef, Backend, BackendInfo
-from actors.gate import Gate, RateHint, TellsRates, Ticket
+from actors.gate import Gate, Hint, TellsLoad, TellsRates, Ticket
 from actors.mailbox import Outbox
 from actors.policy import why_stopped
 from actors.prices import Meter
 from actors.tries import Limits, Start, Tries, WithheldError, sendable
 from actors.tries import spent as spent_on
-from protocols.errors import AgentError, ReplyError
+from protocols.errors import AgentError, EngineDownError, ReplyError
 from protocols.message import Ask, Outcome, Reply, Stopped, Usage
 
 __all__ = ["AgentHost", "HostStats", "Limits", "Send"]
@@ -54,6 +54,7 @@ class HostStats(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: float = 0.0  # of replies, and of failed tries as far as they may be billed
     stopped: str = ""  # why it sends nothing any more
     gates: dict[str, dict[str, float]] = {}  # gate -> its figures
+    adapters: dict[str, str] = {}  # agent -> the version that answers for it
 
 
 class AgentHost:
@@ -84,23 +85,27 @@ class AgentHost:
         self._speaking: Counter[str] = Counter()  # adapter version -> asks that it is answering
         self._outgoing: dict[str, AdapterRef] = {}  # replaced, but still answering
         self._tasks: dict[asyncio.Task[None], Ask] = {}
+        self._under_way: set[str] = set()
         self._sent: Counter[str] = Counter()  # ask -> its tries in the model
         self._running = self._replies = 0
         self._failures: Counter[str] = Counter()
         self._usage, self._cost_usd = Usage(), 0.0
         self._stopped, self._drained = "", asyncio.Event()
+        self._down, self._over = "", asyncio.Event()
 
     async def start(self) -> BackendInfo:
         """Start the model. Raises: AgentError: see the backend."""
         if self._info is None:
             if isinstance(self._backend, TellsRates):
                 self._backend.on_rate = self._hint
+            if isinstance(self._backend, TellsLoad):
+                self._backend.on_load = self._hint
             info = await self._backend.start()
             self._slots = asyncio.Semaphore(self._limits.max_concurrency or info.max_concurrency)
             self._info = info
         return self._info
 
-    def _hint(self, hint: RateHint) -> None:
+    def _hint(self, hint: Hint) -> None:
         for gate in self._gates.values():
             gate.hint(hint)
 
@@ -125,18 +130,24 @@ class AgentHost:
     def tell(self, arena: str, packed: bytes) -> None:
         """Take a batch of asks. Returns at once; every ask brings one outcome to the arena, unless the host stops.
 
+        An ask that is told again while it is under way, as its sender could not know whether it came, counts once.
+
         Raises: AgentError: the model was not started; none of the batch was taken.
         """
         if self._info is None:
             raise AgentError(f"agent host {self._name!r} was asked before it was started")
-        asks = _ASKS.decode(packed) if not self._stopped else []
+        asks = _ASKS.decode(packed) if not (self._stopped or self._down) else []
         for ask in asks:
+            if ask.id in self._under_way:
+                continue
+            self._under_way.add(ask.id)
             task = asyncio.get_running_loop().create_task(self._serve(arena, ask))
             self._tasks[task] = ask
             task.add_done_callback(self._served)
 
     def _served(self, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(task, None)
+        if (ask := self._tasks.pop(task, None)) is not None:
+            self._under_way.discard(ask.id)
         if self._stopped and not self._tasks:
             self._settle()
 
@@ -174,6 +185,27 @@ class AgentHost:
         await self._drained.wait()
         for outbox in list(self._arenas.values()):
             await outbox.drain()
+
+    async def watch(self) -> None:
+        """Returns when the host is closed. Raises: AgentError: its model is down: what it held stays unanswered."""
+        await self._over.wait()
+        if self._down:
+            raise AgentError(self._down)
+
+    def _break_down(self, reason: str) -> None:
+        if not self._down:
+            log.error("%s: %s", self._name, reason)
+            self._down = reason
+            self._over.set()
+
+    async def prepare(self, adapter: AdapterRef) -> None:
+        """Load a new version, which nobody speaks with before it is published. Raises: AgentError: see ``publish``."""
+        await self._backend.load_adapter(adapter)
+
+    async def discard(self, adapter: AdapterRef) -> None:
+        """Unload a version that was prepared and is not to be published after all."""
+        if self._adapters.get(adapter.agent) != adapter:
+            await self._take_out(adapter)
 
     async def publish(self, adapter: AdapterRef) -> str:
         """Load a new version; from the return on, every ask of its agent is answered by it.
@@ -217,10 +249,12 @@ class AgentHost:
             cost_usd=self._cost_usd,
             stopped=self._stopped,
             gates={name: gate.figures() for name, gate in self._gates.items()},
+            adapters={agent: adapter.name for agent, adapter in self._adapters.items()},
         )
 
     async def close(self) -> None:
         """Drop every ask under way and stop the model."""
+        self._over.set()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*list(self._tasks), return_exceptions=True)  # the model is stopped once nobody is in it
@@ -232,6 +266,9 @@ class AgentHost:
         try:
             outcome = await self._tries.answer(ask, lambda: bool(self._stopped))
         except WithheldError:
+            return
+        except EngineDownError as err:
+            self._break_down(str(err))
             return
         except ReplyError as err:
             self.stop(why_stopped(self._name, err))

@@ -10,7 +10,6 @@ from collections import OrderedDict
 
 import msgspec
 
-from actors.gate import RateHint
 from actors.policy import PAUSED
 from actors.prices import NOTHING, Amount
 from actors.queue_gate import Decision, Done, Told, Want
@@ -58,7 +57,7 @@ class Purse:
     def tell(self, told: Told, now_s: float) -> None:
         if isinstance(told, Want):
             self._queue[told.id] = told
-        elif not isinstance(told, RateHint) and self._queue.pop(told.id, None) is None:
+        elif isinstance(told, Done) and self._queue.pop(told.id, None) is None:
             self._settle(told)
 
     def _settle(self, done: Done) -> None:

@@ -16,19 +16,22 @@ from actors.scripted import ScriptedBackend, ScriptedSettings
 from actors.transformers_model import TransformersBackend, TransformersSettings
 from actors.transformers_settings import required_env as transformers_env
 from actors.vllm_engine import VLLMBackend, VLLMSettings, required_env
+from actors.vllm_settings import on_gpus
 
 
 class BackendSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One backend as a recipe sees it.
 
     ``build`` makes it inside its actor; ``env`` names the variables that the actor's process must start with. ``check``
-    raises ConfigError where what the settings name is not on this machine.
+    raises ConfigError where what the settings name is not on this machine. ``on_gpus`` gives the settings for so many
+    GPUs, and raises ValueError where they do not go together.
     """
 
     settings: type[msgspec.Struct]
     build: Callable[..., Backend]
     env: Callable[..., Mapping[str, str]] = lambda settings: {}
     check: Callable[..., None] = lambda settings: None
+    on_gpus: Callable[..., msgspec.Struct] = lambda settings, num_gpus: settings
     takes_images: Callable[..., bool] = lambda settings: bool(getattr(settings, "images", False))
     limits: Mapping[str, float] = {}  # what its ``limits`` are unless a recipe says otherwise
     heavy: bool = False  # holds a model in memory: takes a CPU or a GPU of the cluster
@@ -36,7 +39,7 @@ class BackendSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 BACKENDS: dict[str, BackendSpec] = {
     "scripted": BackendSpec(settings=ScriptedSettings, build=ScriptedBackend, takes_images=lambda settings: True),
-    "vllm": BackendSpec(settings=VLLMSettings, build=VLLMBackend, env=required_env, heavy=True),
+    "vllm": BackendSpec(settings=VLLMSettings, build=VLLMBackend, env=required_env, on_gpus=on_gpus, heavy=True),
     "transformers": BackendSpec(
         settings=TransformersSettings, build=TransformersBackend, env=transformers_env, heavy=True
     ),

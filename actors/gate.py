@@ -2,7 +2,7 @@
 
 An agent host enters its gates in order for every try and leaves them in the reverse order, whatever came of it. A gate
 makes an ask wait (a rate limit) or turns it away (a budget). Backends tell gates what response headers say of an
-account's limits through ``RateHint``.
+account's limits (``RateHint``), or how full their engine is (``LoadHint``).
 """
 
 from __future__ import annotations
@@ -32,7 +32,17 @@ class RateHint(msgspec.Struct, frozen=True, kw_only=True):
     reset_s: float | None = None
 
 
+class LoadHint(msgspec.Struct, frozen=True, kw_only=True):
+    """What a local engine has to do: requests in its batch, those that wait for room, the share of its cache in use."""
+
+    running: float
+    waiting: float
+    kv_usage: float
+
+
+Hint = RateHint | LoadHint
 OnRate = Callable[[RateHint], None]
+OnLoad = Callable[[LoadHint], None]
 
 
 @runtime_checkable
@@ -41,6 +51,14 @@ class TellsRates(Protocol):
     it is set, with every response whose headers say something, failed ones too."""
 
     on_rate: OnRate | None
+
+
+@runtime_checkable
+class TellsLoad(Protocol):
+    """A backend that says what its engine has to do. The host sets ``on_load`` before ``start``; it is called while
+    anything waits inside the engine, and once when nothing does any more."""
+
+    on_load: OnLoad | None
 
 
 class Gate(Protocol):
@@ -57,7 +75,7 @@ class Gate(Protocol):
         """The try is over; None: it was never sent. One cut short ends as a ``ReplyError`` of kind ``timeout``."""
         ...
 
-    def hint(self, hint: RateHint) -> None:
+    def hint(self, hint: Hint) -> None:
         """Told by the backend, at any time."""
         ...
 

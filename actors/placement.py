@@ -12,9 +12,11 @@ from actors.admission import Rates
 from actors.agent import AgentHost, HostStats, Limits
 from actors.backend import AdapterRef, BackendInfo
 from actors.catalogue import BACKENDS
-from actors.gate import Gate, TellsRates
+from actors.engine_room import EngineRoom
+from actors.gate import Gate, LoadHint, TellsLoad, TellsRates
 from actors.images import ImageFolder, ReadsImages
 from actors.prices import Meter, Price
+from actors.queue_gate import local_gate
 from actors.shared_gate import PURSE, Line
 from protocols.errors import AgentError
 
@@ -28,11 +30,15 @@ MAX_ACCOUNT_CONCURRENCY = 1_000  # asks in flight an account, all hosts together
 class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One agent host to start: its model, what it takes of the cluster, and what it costs.
 
+    ``name``: unique in the run; of several replicas of ``model`` each has its own. ``incarnation``: how often the host
+    was started again.
     ``media``: folders of images. ``keeper``: the handle of ``actors.shared_gate.Keeper``, for limits that hosts share.
     ``budgeted``: nothing is sent that the keeper's purse does not allow.
     """
 
     name: str
+    model: str = ""  # default: as the host
+    incarnation: int = 0
     backend: str
     settings: msgspec.Struct
     limits: Limits = Limits()
@@ -43,6 +49,11 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     keeper: Any = None
     budgeted: bool = False
 
+    @property
+    def line(self) -> str:
+        """What the keeper knows the host's process by: another one's asks are not its own."""
+        return f"{self.name}~{self.incarnation}"
+
 
 class AgentActor:
     """``AgentHost`` as a Ray actor: the same methods, with handles where it takes functions."""
@@ -52,7 +63,7 @@ class AgentActor:
         if isinstance(backend, ReadsImages):
             backend.read_image = ImageFolder([Path(folder) for folder in spec.media]).read
         meter, gates = Meter(spec.price), dict[str, Gate]()
-        self._line = Line(spec.name, spec.keeper, self._stop) if spec.keeper is not None else None
+        self._line = Line(spec.line, spec.keeper, self._stop) if spec.keeper is not None else None
         self._account: tuple[str, Rates] | None = None
         if self._line is not None and spec.budgeted:
             gates["budget"] = self._line.gate(PURSE, meter)
@@ -61,6 +72,9 @@ class AgentActor:
             account = str(getattr(backend, "account", "") or account_of(spec))
             self._account = (account, rates)
             gates["admission"] = self._line.gate(account, meter)
+        if isinstance(backend, TellsLoad):
+            most = spec.limits.max_concurrency or getattr(spec.settings, "max_concurrency", MAX_CALLS)
+            gates["engine"] = local_gate(f"{spec.name} engine", EngineRoom(most), meter, LoadHint)
         self._host = AgentHost(spec.name, backend, spec.limits, gates, meter)
 
     def _stop(self, reason: str) -> None:
@@ -82,6 +96,15 @@ class AgentActor:
 
     async def tell(self, arena: str, packed: bytes) -> None:
         self._host.tell(arena, packed)
+
+    async def watch(self) -> None:
+        await self._host.watch()
+
+    async def prepare(self, adapter: AdapterRef) -> None:
+        await self._host.prepare(adapter)
+
+    async def discard(self, adapter: AdapterRef) -> None:
+        await self._host.discard(adapter)
 
     async def publish(self, adapter: AdapterRef) -> str:
         return await self._host.publish(adapter)
@@ -118,14 +141,14 @@ def rates_of(limits: Limits) -> Rates:
 
 def account_of(spec: HostSpec) -> str:
     """Whose limits a host's asks count against: providers count by account and model, and a backend may know better."""
-    return f"{spec.backend}:{getattr(spec.settings, 'model', '') or spec.name}"
+    return f"{spec.backend}:{getattr(spec.settings, 'model', '') or spec.model or spec.name}"
 
 
 def place(spec: HostSpec) -> Any:
     """Create the actor. It starts its model when ``start`` is called.
 
-    Restarts are off: a host that dies takes the asks it held with it, the run stops with a sentence, and resuming asks
-    those again.
+    Ray restarts nothing: a new process knows of no arena, adapter or ask, so whoever watches the host places another
+    one and tells it.
     """
     import ray
 
@@ -152,10 +175,10 @@ async def start_hosts(specs: Sequence[HostSpec]) -> dict[str, Any]:
 
     handles = {spec.name: place(spec) for spec in specs}
     results = await asyncio.gather(*(_started(handle) for handle in handles.values()), return_exceptions=True)
-    for name, result in zip(handles, results, strict=True):
+    for spec, result in zip(specs, results, strict=True):
         if isinstance(result, BaseException):
             await stop_hosts(handles)
-            raise AgentError(f"model {name!r} cannot start: {reason(result)}") from result
+            raise AgentError(f"model {spec.model or spec.name!r} cannot start: {reason(result)}") from result
     return handles
 
 

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from actors.gate import RateHint
+from actors.gate import Hint, LoadHint, RateHint
 from actors.prices import Amount, Meter, prompt_bytes
 from protocols.errors import FailureKind, ReplyError
 from protocols.message import Ask, Reply
@@ -46,7 +46,7 @@ class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
     retry_after_s: float | None = None
 
 
-Told = Want | Done | RateHint
+Told = Want | Done | RateHint | LoadHint
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -142,10 +142,17 @@ class Ticket(msgspec.Struct, frozen=True):
 
 
 class QueueGate:
-    """The gate in front of a desk, wherever that is. ``post`` takes what the desk must be told."""
+    """The gate in front of a desk, wherever that is. ``post`` takes what the desk must be told, ``hears`` hints of one
+    kind."""
 
-    def __init__(self, meter: Meter, post: Callable[[Told], None], figures: Callable[[], dict[str, float]]) -> None:
-        self._meter, self._post, self._figures = meter, post, figures
+    def __init__(
+        self,
+        meter: Meter,
+        post: Callable[[Told], None],
+        figures: Callable[[], dict[str, float]],
+        hears: type[Hint] = RateHint,
+    ) -> None:
+        self._meter, self._post, self._figures, self._hears = meter, post, figures, hears
         self._ids = itertools.count()
         self._waiting: dict[str, asyncio.Future[str]] = {}
 
@@ -175,8 +182,9 @@ class QueueGate:
             done = Done(ticket.id, outcome.kind, charged, retry_after_s=outcome.retry_after_s)
         self._post(done)
 
-    def hint(self, hint: RateHint) -> None:
-        self._post(hint)
+    def hint(self, hint: Hint) -> None:
+        if isinstance(hint, self._hears):
+            self._post(hint)
 
     def figures(self) -> dict[str, float]:
         return self._figures()
@@ -188,10 +196,10 @@ class QueueGate:
             word.set_result(decision.refusal)
 
 
-def local_gate(name: str, core: Core, meter: Meter) -> QueueGate:
+def local_gate(name: str, core: Core, meter: Meter, hears: type[Hint] = RateHint) -> QueueGate:
     """A gate whose core is for this host alone."""
     desk = Desk(name, core, lambda decision: gate.decided(decision))  # noqa: PLW0108  # the gate is made next
-    gate = QueueGate(meter, lambda told: desk.tell([told]), desk.figures)
+    gate = QueueGate(meter, lambda told: desk.tell([told]), desk.figures, hears)
     return gate
 
 

@@ -19,7 +19,7 @@ import msgspec
 
 from actors.admission import Account, Rates
 from actors.budget import Budget, Purse
-from actors.gate import RateHint
+from actors.gate import LoadHint, RateHint
 from actors.mailbox import Outbox
 from actors.prices import Amount, Meter
 from actors.queue_gate import Decision, Desk, Done, QueueGate, Told, Want
@@ -69,7 +69,7 @@ class Keeper:
                 self._held[host][desk, item.id] = None
             elif isinstance(item, Done):
                 self._held[host].pop((desk, item.id), None)
-            told[desk].append(item if isinstance(item, RateHint) else _renamed(item, f"{host}/{item.id}"))
+            told[desk].append(item if isinstance(item, RateHint | LoadHint) else _renamed(item, f"{host}/{item.id}"))
         for desk, items in told.items():
             self._desks[desk].tell(items)
 
@@ -82,6 +82,11 @@ class Keeper:
                     await self._news[host].wait()
         self._news[host].clear()
         return self._decided.pop(host, [])
+
+    async def forget(self, host: str) -> None:
+        """This host is known to have died: what it held is taken back now and not when it has long been silent."""
+        if host in self._heard_s:
+            self._forget(host)
 
     async def figures(self) -> dict[str, dict[str, float]]:
         return {name: desk.figures() for name, desk in self._desks.items()}

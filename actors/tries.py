@@ -15,7 +15,7 @@ import msgspec
 
 from actors.policy import stops_run, wait_s
 from actors.prices import Amount, Meter
-from protocols.errors import ReplyError
+from protocols.errors import EngineDownError, ReplyError
 from protocols.message import MAX_ATTEMPTS, Ask, Attempt, Failure, Outcome, Reply
 
 MAX_REASON_CHARS = 500
@@ -76,7 +76,8 @@ class Tries:
     async def answer(self, ask: Ask, stopped: Callable[[], bool]) -> Outcome:
         """Try, and try again where that can help, until ``stopped``.
 
-        Raises: ReplyError: no ask would fare better; the run must stop. WithheldError: it has stopped.
+        Raises: ReplyError: no ask would fare better; the run must stop, or (``EngineDownError``) the model be started
+            again. WithheldError: it has stopped.
         """
         began = time.monotonic()
         attempts: list[Attempt] = []
@@ -86,7 +87,7 @@ class Tries:
                 return _told(reply, attempts)
             except ReplyError as err:
                 error = err
-            if stops_run(error):
+            if isinstance(error, EngineDownError) or stops_run(error):
                 raise error
             limits = self._limits
             wait = wait_s(
@@ -139,7 +140,7 @@ class Tries:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         errors = [err for task in tasks if isinstance(err := task.exception(), ReplyError)]
-        raise max(errors, key=stops_run)
+        raise max(errors, key=lambda err: isinstance(err, EngineDownError) or stops_run(err))
 
 
 async def _slow(first: asyncio.Future[Reply], start: Start, hedge_after_s: float) -> bool:

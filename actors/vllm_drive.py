@@ -15,13 +15,15 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from protocols.errors import AgentError, ReplyError
+from actors.gate import LoadHint, OnLoad
+from protocols.errors import AgentError, EngineDownError, ReplyError
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
     from vllm.sampling_params import SamplingParams
 
+POLL_S = 0.5  # between looks at what an engine in another process has to do
 CLOSE_TIMEOUT_S = 30.0  # a step of the largest batch on a busy laptop takes a few seconds
 
 EngineArguments = dict[str, Any]  # keyword arguments of vllm.EngineArgs
@@ -65,8 +67,8 @@ class ThreadDrive:
     only. ``_pending`` belongs to the loop: whoever waits is in there, and is failed from there when the engine breaks.
     """
 
-    def __init__(self, arguments: EngineArguments) -> None:
-        self._arguments = arguments
+    def __init__(self, arguments: EngineArguments, on_load: OnLoad) -> None:
+        self._arguments, self._on_load = arguments, on_load
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # None: stop
         self._pending: dict[str, asyncio.Future[Any]] = {}
         self._call_ids = itertools.count()
@@ -122,7 +124,7 @@ class ThreadDrive:
 
     def _expect(self, key: str) -> asyncio.Future[Any]:
         if self._failure:
-            raise ReplyError(f"the vLLM engine cannot answer: {self._failure}")
+            raise EngineDownError(f"the vLLM engine cannot answer: {self._failure}")
         return self._pending.setdefault(key, self._loop.create_future())
 
     async def _call(self, work: Callable[[], object]) -> None:
@@ -143,7 +145,7 @@ class ThreadDrive:
 
     def _fail(self, reason: str) -> None:
         self._failure = self._failure or reason
-        error = ReplyError(f"the vLLM engine cannot answer: {self._failure}")
+        error = EngineDownError(f"the vLLM engine cannot answer: {self._failure}")
         self._settle([(key, error) for key in self._pending])
 
     # -- the thread's side -------------------------------------------------------------------------------------------
@@ -163,7 +165,7 @@ class ThreadDrive:
             while self._take_in():
                 self._step()
         except Exception as err:
-            self._post(self._fail, f"it stopped with {err!r}; start the agent again")
+            self._post(self._fail, f"it stopped with {err!r}")
         finally:
             self._engine.engine_core.shutdown()
 
@@ -188,7 +190,12 @@ class ThreadDrive:
         scheduler = self._engine.engine_core.engine_core.scheduler
         running, waiting = scheduler.get_request_counts()
         usage = float(scheduler.kv_cache_manager.usage)
-        self._gauges = {"running": float(running), "waiting": float(waiting), "kv_usage": usage}
+        waited, self._gauges = (
+            self._gauges["waiting"],
+            {"running": float(running), "waiting": float(waiting), "kv_usage": usage},
+        )
+        if waiting or waited:
+            self._post(self._on_load, LoadHint(**self._gauges))
 
     def _submit(self, request_id: str, prompt: Any, params: SamplingParams, lora: LoRARequest | None) -> None:
         try:
@@ -214,8 +221,10 @@ class ThreadDrive:
 class ProcessDrive:
     """``AsyncLLM``: the engine runs in a process of its own, and vLLM carries requests to it and answers back."""
 
-    def __init__(self, arguments: EngineArguments) -> None:
+    def __init__(self, arguments: EngineArguments, on_load: OnLoad) -> None:
         self._arguments = arguments | {"disable_log_stats": False}  # the other process tells its gauges that way
+        self._on_load = on_load
+        self._polling: asyncio.Task[None] | None = None
         self._engine: Any = None
         self._failure = ""
 
@@ -229,6 +238,7 @@ class ProcessDrive:
 
         arguments = AsyncEngineArgs(**self._arguments)
         self._engine = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
+        self._polling = asyncio.get_running_loop().create_task(self._poll())
         return int(self._engine.model_config.max_model_len)
 
     async def complete(
@@ -243,8 +253,9 @@ class ProcessDrive:
                 if output.finished:
                     return output
         except EngineDeadError as err:
-            self._failure = f"its process died with {err!r}; start the agent again"
-        raise ReplyError(f"the vLLM engine cannot answer: {self._failure or 'it ended a request without an output'}")
+            self._failure = f"its process died with {err!r}"
+            raise EngineDownError(f"the vLLM engine cannot answer: {self._failure}") from err
+        raise ReplyError(f"vLLM ended request {request_id} without an output")
 
     async def add_lora(self, request: LoRARequest) -> None:
         await self._living().add_lora(request)
@@ -263,7 +274,19 @@ class ProcessDrive:
         }
         return {ours: float(found.get(f"vllm:{theirs}", 0.0)) for ours, theirs in names.items()}
 
+    async def _poll(self) -> None:
+        """The other process says nothing by itself."""
+        waited = 0.0
+        while True:
+            await asyncio.sleep(POLL_S)
+            load = LoadHint(**self.gauges())
+            if load.waiting or waited:
+                self._on_load(load)
+            waited = load.waiting
+
     async def close(self) -> None:
+        if self._polling is not None:
+            self._polling.cancel()
         engine, self._engine = self._engine, None
         if engine is not None:
             await asyncio.to_thread(engine.shutdown)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.backend import AdapterRef, BackendInfo
 from actors.embedded import EMBEDDED_NAME, embedded_model_path
+from actors.gate import LoadHint, OnLoad
 from actors.vllm_adapters import AdapterTable
 from actors.vllm_drive import Drive, ProcessDrive, ThreadDrive
 from actors.vllm_settings import VLLMSettings, engine_arguments, required_env, runs_on_cpu
@@ -35,6 +36,7 @@ class VLLMBackend:
     """The ``Backend`` of a vLLM engine; one engine serves a base model and any number of adapter versions."""
 
     def __init__(self, settings: VLLMSettings) -> None:
+        self.on_load: OnLoad | None = None
         self._settings = settings
         self._drive: Drive | None = None
         self._model_path = ""
@@ -61,7 +63,7 @@ class VLLMBackend:
         if settings.model == "embedded":
             self._model_path = str(await asyncio.to_thread(embedded_model_path))
         arguments = engine_arguments(settings, self._model_path, on_cpu)
-        drive: Drive = ThreadDrive(arguments) if in_process else ProcessDrive(arguments)
+        drive: Drive = ThreadDrive(arguments, self._tell) if in_process else ProcessDrive(arguments, self._tell)
         try:
             self._tokenizer = await asyncio.to_thread(_load_tokenizer, self._model_path)
             self._context_tokens = await drive.start()
@@ -76,6 +78,10 @@ class VLLMBackend:
             max_concurrency=settings.max_concurrency,
             takes_adapters=settings.max_adapters > 0,
         )
+
+    def _tell(self, load: LoadHint) -> None:
+        if self.on_load is not None:
+            self.on_load(load)
 
     async def generate(self, ask: Ask, adapter: AdapterRef | None) -> Reply:
         started = time.monotonic()

@@ -18,6 +18,7 @@ from protocols.errors import AgentError
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the only ones vLLM reserves room for
 CPU_KV_CACHE_MB = 512  # without a size vLLM takes a share of all memory of the machine
+GPU_MEMORY = 0.9  # of what a host takes of a GPU; the rest is for what vLLM does not count
 CPU_BLOCK_SIZE = 32  # tokens; the CPU's default of 128 shares almost nothing of short prompts
 
 
@@ -34,7 +35,7 @@ class VLLMSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_rank: int = 16
     enforce_eager: bool | None = None  # None is yes on CPU, where compiling costs a minute for a tenth of the time
     tensor_parallel: int = 1
-    gpu_memory_utilization: float = 0.9
+    gpu_memory_utilization: float | None = None  # share of a GPU's memory; None is 0.9 of what the host takes of it
     max_concurrency: int = 128  # asks in one batch
     threads: int | None = None  # OpenMP threads on CPU; None is one per core
     per_request_seed: bool = False  # obey Sampling.seed: slower, and repeatable only in the same batches
@@ -50,8 +51,31 @@ class VLLMSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError(f"max_adapters={self.max_adapters} must not be negative; 0 serves the base model only")
         if not 1 <= self.max_rank <= RANKS[-1]:
             raise ValueError(f"max_rank={self.max_rank} must be between 1 and {RANKS[-1]}")
-        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+        if self.gpu_memory_utilization is not None and not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ValueError(f"gpu_memory_utilization={self.gpu_memory_utilization:g} must be above 0 and at most 1")
+
+
+def on_gpus(settings: VLLMSettings, num_gpus: float) -> VLLMSettings:
+    """The settings of an engine that is given so many GPUs, or a share of one.
+
+    Raises: ValueError: they do not go together.
+    """
+    if num_gpus >= 1 and settings.tensor_parallel != num_gpus:
+        raise ValueError(
+            f"num_gpus={num_gpus:g} and tensor_parallel={settings.tensor_parallel}: an engine uses as many GPUs as it "
+            "is split over; set both to the same number, and replicas for several engines"
+        )
+    if 0 < num_gpus < 1 and settings.tensor_parallel > 1:
+        raise ValueError(f"tensor_parallel={settings.tensor_parallel} needs as many GPUs, not num_gpus={num_gpus:g}")
+    share, used = min(num_gpus or 1.0, 1.0), settings.gpu_memory_utilization
+    if used is None:
+        return msgspec.structs.replace(settings, gpu_memory_utilization=round(GPU_MEMORY * share, 4))
+    if used > share:
+        raise ValueError(
+            f"gpu_memory_utilization={used:g} is more than num_gpus={num_gpus:g} of a GPU's memory, which others "
+            f"share; set it to at most {share:g}, or leave it out"
+        )
+    return settings
 
 
 def runs_on_cpu() -> bool:
@@ -105,7 +129,7 @@ def engine_arguments(settings: VLLMSettings, model_path: str, on_cpu: bool) -> d
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_concurrency,
         "tensor_parallel_size": settings.tensor_parallel,
-        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "gpu_memory_utilization": settings.gpu_memory_utilization or GPU_MEMORY,
         "enable_prefix_caching": True,
         "enforce_eager": on_cpu if settings.enforce_eager is None else settings.enforce_eager,
         "disable_log_stats": True,  # we count for ourselves
@@ -114,6 +138,10 @@ def engine_arguments(settings: VLLMSettings, model_path: str, on_cpu: bool) -> d
     }
     if settings.kv_cache_mb or on_cpu:
         arguments["kv_cache_memory_bytes"] = (settings.kv_cache_mb or CPU_KV_CACHE_MB) << 20
+    if settings.tensor_parallel > 1:
+        arguments["distributed_executor_backend"] = (
+            "mp"  # its processes share this one's GPUs; Ray would look for others
+        )
     if settings.block_size or on_cpu:
         arguments["block_size"] = settings.block_size or CPU_BLOCK_SIZE
     if settings.max_adapters:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from actors.mailbox import Outbox
+from actors.router import Router, Tell
 from engine.journal import CloseEntry, Entry, EventEntry, Journal, NoteEntry, Sync, read_journal
 from protocols.errors import GraphError, IllegalEventError, JournalError
 from protocols.graph import Debate, decode_debate, encode_debate
@@ -41,8 +41,6 @@ _OUTCOMES = msgspec.msgpack.Decoder(list[Outcome | Stopped])
 _ENCODER = msgspec.msgpack.Encoder()
 
 Build = Callable[[], Machine]
-Tell = Callable[[bytes], Awaitable[None]]
-"""Delivers one packed batch of asks to a host; returns when the host has taken it."""
 Canonise = Callable[[str], Awaitable[str]]
 """The canonical spelling of a mathematical answer; "" where none is found in time."""
 
@@ -98,7 +96,8 @@ class Arena:
         build: makes a fresh machine; called once a debate.
         protocol, cast: recorded on every graph.
         deadline_s: of each phase.
-        hosts: agent name -> how to tell the host it lives in. Agents of one host share one function.
+        models: agent -> the model it speaks through.
+        hosts: model -> its hosts, and how to tell each: see ``Router``.
         canonise: for replies to tasks with the format "math"; without it they are compared by notation.
     Raises: JournalError: see ``Journal``.
     """
@@ -113,7 +112,8 @@ class Arena:
         protocol: str,
         cast: Mapping[str, tuple[str, ...]],
         deadline_s: float,
-        hosts: Mapping[str, Tell],
+        models: Mapping[str, str],
+        hosts: Mapping[str, Mapping[str, Tell]],
         sync: Sync = "full",
         max_journal_mb: int = 0,
         lock_wait_s: float = 0.0,
@@ -124,7 +124,7 @@ class Arena:
             journal, fingerprint=fingerprint, sync=sync, max_size_mb=max_journal_mb, lock_wait_s=lock_wait_s
         )
         self._build, self._protocol, self._cast, self._deadline_s = build, protocol, dict(cast), deadline_s
-        self._outboxes = self._make_outboxes(hosts)
+        self._router = Router(models, hosts, self._waits_for, self._untold)
         self._canonise = canonise
         self._settling: set[asyncio.Task[None]] = set()  # replies whose answers are being spelled
         self._open: dict[str, _Open] = {}
@@ -139,20 +139,20 @@ class Arena:
         self._error = self._paused = ""
         self._busy = False  # a batch is being committed and applied
 
-    def _make_outboxes(self, hosts: Mapping[str, Tell]) -> dict[str, Outbox[Ask]]:
-        by_host: dict[Tell, Outbox[Ask]] = {}
+    def _waits_for(self, ask: Ask) -> bool:
+        held = self._open.get(ask.debate_id)
+        return held is not None and ask.id in held.machine.outstanding
 
-        def lost(err: Exception) -> None:
-            self._fail(f"an agent host is gone: {type(err).__name__}; `moot resume` asks again what it held")
+    def _untold(self, err: Exception) -> None:
+        self._fail(f"an agent host takes no asks: {type(err).__name__}: {err}")
 
-        for tell in hosts.values():
-            if tell not in by_host:
+    def host_lost(self, host: str) -> None:
+        """A host has died: what it held is asked of its other replicas, or waits for it."""
+        self._router.lost(host)
 
-                async def send(batch: list[Ask], tell: Tell = tell) -> None:
-                    await tell(_ENCODER.encode(batch))
-
-                by_host[tell] = Outbox(send, lost)
-        return {agent: by_host[tell] for agent, tell in hosts.items()}
+    def host_back(self, host: str, tell: Tell) -> None:
+        """The host lives again, in a new process."""
+        self._router.back(host, tell)
 
     async def recover(self) -> tuple[list[Finished], list[str]]:
         """Start, from what the journal holds: open debates go on from where they stood.
@@ -179,7 +179,7 @@ class Arena:
             self._obey(opened.debate_id, self._step(held, event), ask=False)
             if opened.debate_id not in self._open:
                 return  # over; what is left was committed together with the event that ended it
-        self._post(held.machine.outstanding.values())
+        self._router.put(held.machine.outstanding.values())
 
     def open(self, assignments: Iterable[Assignment]) -> None:
         """Take debates on; each is asked about as soon as its opening is on record."""
@@ -194,6 +194,7 @@ class Arena:
                 self._paused = self._paused or outcome.reason
                 self._news.set()
                 continue
+            self._router.over(outcome.ask_id)
             debate_id = outcome.ask_id.rpartition("#")[0]
             if not isinstance(outcome, Reply):
                 self._inbound.append((debate_id, AgentFailed(outcome)))
@@ -255,8 +256,7 @@ class Arena:
         for held in self._open.values():
             if held.timer is not None:
                 held.timer.cancel()
-        for outbox in set(self._outboxes.values()):
-            await outbox.close()
+        await self._router.close()
         self._journal.close()
 
     async def _run(self) -> None:
@@ -359,7 +359,7 @@ class Arena:
                 if isinstance(command, Record):
                     held.debate.add(command.utterance, command.edges)
                 elif isinstance(command, Request):
-                    if command.ask.agent not in self._outboxes:
+                    if not self._router.serves(command.ask.agent):
                         raise GraphError(f"it asks {command.ask.agent!r}, who is not in the cast")
                     asks.append(command.ask)
                 elif isinstance(command, Close):
@@ -369,13 +369,9 @@ class Arena:
             self._protocol_failed(held, err)
             return
         if ask:
-            self._post(asks)
+            self._router.put(asks)
         if debate_id in self._open:
             self._set_timer(debate_id, held)
-
-    def _post(self, asks: Iterable[Ask]) -> None:
-        for ask in asks:
-            self._outboxes[ask.agent].put([ask])
 
     def _set_timer(self, debate_id: str, held: _Open) -> None:
         index = held.machine.phase_index
@@ -398,6 +394,7 @@ class Arena:
     def _leave(self, held: _Open) -> None:
         """Out of the arena; reported once its graph is on record."""
         del self._open[held.debate.id]
+        self._router.forget(held.debate.id)
         if held.timer is not None:
             held.timer.cancel()
         now = time.time()

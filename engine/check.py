@@ -14,7 +14,7 @@ from actors.catalogue import BACKENDS
 from actors.prices import Price
 from engine.cluster import models_in_use
 from engine.named_protocol import find_protocol
-from engine.recipe import LoopSettings, Model, Recipe, RunSettings, TrainSettings, load_recipe
+from engine.recipe import LoopSettings, Model, Place, Recipe, RunSettings, TrainSettings, load_recipe
 from engine.rehearsal import agents_shown_images
 from engine.run import check_debatable, limited
 from engine.tasks import SOURCES, Split, load_split
@@ -124,6 +124,7 @@ def recipe_schema() -> dict[str, Any]:
         *(machine.SETTINGS for machine in PROTOCOLS.values()),
         *SOURCES.values(),
         Limits,
+        Place,
         Sampling,
         TrainSettings,
         SFTSettings,
@@ -147,8 +148,7 @@ def recipe_schema() -> dict[str, Any]:
 
     model_extra = {
         "limits": {"$ref": "#/$defs/Limits"},
-        "num_cpus": {"type": "number"},
-        "num_gpus": {"type": "number"},
+        **parts["Place"]["properties"],
         "price": {"$ref": "#/$defs/Price"},
     }
     agent = {

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from actors.placement import HostSpec, limits_rates, reason, start_hosts, stop_hosts
+from actors.placement import HostSpec, limits_rates, reason
 from actors.prices import NOTHING, Amount
+from actors.router import Tell
 from actors.shared_gate import place_keeper
 from engine.arena import Arena, ArenaStats, Assignment, Finished
 from engine.canonical import Canoniser
+from engine.hosts import Hosts
 from engine.named_protocol import find_protocol
 from engine.recipe import Recipe
+from engine.remote import of_reachable
+from engine.resources import Need, check_resources, machines_of_cluster
 from protocols.conversation import Player, ProtocolSettings
-from protocols.errors import AgentError, ConfigError, MootError
+from protocols.errors import AgentError
 from protocols.prompt import PromptSet
+
+log = logging.getLogger("moot.cluster")
 
 MAX_CALLS = 10_000  # concurrent calls one arena admits
 LOCK_WAIT_S = 30.0  # an arena outlives a killed driver for a moment, and holds its journal until then
@@ -52,18 +59,18 @@ class ArenaPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ArenaActor:
-    """``Arena`` as a Ray actor. ``hosts``: agent name -> (host name, its handle)."""
+    """``Arena`` as a Ray actor. ``hosts``: model -> host -> its handle."""
 
     def __init__(
-        self, name: str, journal: str, plan: ArenaPlan, prompts: PromptSet, hosts: Mapping[str, tuple[str, Any]]
+        self,
+        name: str,
+        journal: str,
+        plan: ArenaPlan,
+        prompts: PromptSet,
+        models: Mapping[str, str],
+        hosts: Mapping[str, Mapping[str, Any]],
     ) -> None:
-        tells = {}
-        for host, handle in dict(hosts.values()).items():
-
-            async def tell(packed: bytes, handle: Any = handle) -> None:
-                await handle.tell.remote(name, packed)
-
-            tells[host] = tell
+        self._name = name
         self._canoniser = Canoniser()  # starts nothing before the first answer that needs it
         machine = find_protocol(plan.protocol)
         self._arena = Arena(
@@ -74,12 +81,25 @@ class ArenaActor:
             protocol=plan.protocol,
             cast={role: tuple(player.name for player in players) for role, players in plan.cast.items()},
             deadline_s=plan.settings.deadline_s,
-            hosts={agent: tells[host] for agent, (host, _) in hosts.items()},
+            models=models,
+            hosts={model: {host: self._tell(handle) for host, handle in of.items()} for model, of in hosts.items()},
             sync=plan.sync,  # type: ignore[arg-type]  # checked when the recipe was read
             max_journal_mb=plan.max_journal_mb,
             lock_wait_s=LOCK_WAIT_S,
             canonise=self._canoniser.canonise,
         )
+
+    def _tell(self, handle: Any) -> Tell:
+        async def tell(packed: bytes) -> None:
+            await of_reachable(lambda: handle.tell.remote(self._name, packed))
+
+        return tell
+
+    async def host_lost(self, host: str) -> None:
+        self._arena.host_lost(host)
+
+    async def host_back(self, host: str, handle: Any) -> None:
+        self._arena.host_back(host, self._tell(handle))
 
     async def recover(self) -> tuple[list[Finished], list[str]]:
         return await self._arena.recover()
@@ -101,82 +121,94 @@ class ArenaActor:
         await asyncio.to_thread(self._canoniser.close)
 
 
+def host_names(model: str, replicas: int) -> list[str]:
+    """Of a model's hosts: its own name, or one a replica."""
+    return [model] if replicas == 1 else [f"{model}/{number}" for number in range(replicas)]
+
+
 class Cluster:
     """A joined cluster with the recipe's models up. Use ``Cluster.start``, and ``stop`` in the end."""
 
-    def __init__(self, recipe: Recipe, hosts: dict[str, Any], *, ours: bool, keeper: Any = None) -> None:
+    def __init__(self, recipe: Recipe, hosts: Hosts, *, ours: bool, keeper: Any = None) -> None:
         self.recipe = recipe
-        self.hosts = hosts  # model name -> actor handle
+        self.hosts = hosts
         self.keeper = keeper  # of the limits that hosts share; it lives as long as this does
         self._ours = ours  # the Ray that was started here is stopped here
 
     @classmethod
-    async def start(cls, recipe: Recipe, *, media: Sequence[Path] = (), spent: Amount = NOTHING) -> Cluster:
+    async def start(
+        cls,
+        recipe: Recipe,
+        *,
+        media: Sequence[Path] = (),
+        spent: Amount = NOTHING,
+        note: Callable[[str], None] = log.warning,
+    ) -> Cluster:
         """Join Ray and start every model that the cast needs.
 
         Args:
             media: folders of images that asks may show.
             spent: of the run's budget, before now.
+            note: is told when a model had to be started again.
 
         Raises: ConfigError: the cluster has not what the models need. AgentError: a model cannot start.
         """
         ours = join_ray()
-        check_resources(recipe)
+        used = {name: recipe.models[name] for name in sorted(models_in_use(recipe))}
+        placed = {host: model for name, model in used.items() for host in host_names(name, model.place.replicas)}
+        check_resources(
+            [Need(host, model.place.num_cpus, model.place.num_gpus) for host, model in placed.items()],
+            machines_of_cluster(),
+        )
         keeper = place_keeper(recipe.run.budget, spent) if needs_keeper(recipe) else None
         specs = [
             HostSpec(
-                name=name,
+                name=host,
+                model=name,
                 backend=model.backend,
                 settings=model.settings,
                 limits=model.limits,
-                num_cpus=model.num_cpus,
-                num_gpus=model.num_gpus,
+                num_cpus=model.place.num_cpus,
+                num_gpus=model.place.num_gpus,
                 media=tuple(str(folder.absolute()) for folder in media),
                 price=recipe.price_of(name),
                 keeper=keeper,
                 budgeted=bool(recipe.run.budget),
             )
-            for name, model in recipe.models.items()
-            if name in models_in_use(recipe)
+            for name, model in used.items()
+            for host in host_names(name, model.place.replicas)
         ]
-        return cls(recipe, await start_hosts(specs), ours=ours, keeper=keeper)
-
-    async def halt(self, reason: str) -> None:
-        """Send no ask any more; returns once those in the models are over and the arenas have their outcomes."""
-        await asyncio.gather(*(of_actor(host.halt.remote(reason)) for host in self.hosts.values()))
+        max_restarts = {name: model.place.max_restarts for name, model in used.items()}
+        return cls(recipe, await Hosts.start(specs, max_restarts, note), ours=ours, keeper=keeper)
 
     async def start_arena(self, name: str, journal: Path) -> Any:
         """An arena actor on a journal, connected both ways; ``recover`` is for the caller."""
         import ray
 
-        hosts = {agent: (spec.model, self.hosts[spec.model]) for agent, spec in self._agents().items()}
+        cast = {name for names in self.recipe.cast.values() for name in names}
+        models = {name: agent.model for name, agent in self.recipe.agents.items() if name in cast}
+        hosts = {model: self.hosts.of(model) for model in models.values()}
         actor = ray.remote(ArenaActor).options(num_cpus=0, max_concurrency=MAX_CALLS, max_restarts=0)
         plan = ArenaPlan.of(self.recipe)
-        handle = actor.remote(name, str(journal.absolute()), plan, self.recipe.prompts, hosts)
-        for host in self.hosts.values():
-            await host.connect.remote(name, handle)
+        handle = actor.remote(name, str(journal.absolute()), plan, self.recipe.prompts, models, hosts)
+        await self.hosts.connect(name, handle)
         return handle
 
     async def stop_arena(self, name: str, handle: Any) -> None:
         import ray
 
-        for host in self.hosts.values():
-            await host.disconnect.remote(name)
+        await self.hosts.disconnect(name)
         await handle.close.remote()
         ray.kill(handle)
 
     async def stop(self) -> None:
         import ray
 
-        await stop_hosts(self.hosts)
+        await self.hosts.stop()
         if self.keeper is not None:
             ray.kill(self.keeper)
         if self._ours:
             ray.shutdown()
-
-    def _agents(self) -> dict[str, Any]:
-        cast = {name for names in self.recipe.cast.values() for name in names}
-        return {name: agent for name, agent in self.recipe.agents.items() if name in cast}
 
 
 def models_in_use(recipe: Recipe) -> set[str]:
@@ -188,21 +220,6 @@ def needs_keeper(recipe: Recipe) -> bool:
     """Whether hosts share any limit: a budget, or an account of a service."""
     models = [recipe.models[name] for name in models_in_use(recipe)]
     return bool(recipe.run.budget) or any(model.paid or limits_rates(model.limits) for model in models)
-
-
-async def of_actor(call: Awaitable[Any]) -> Any:
-    """Await a call, Ray's errors put into one sentence."""
-    import ray
-
-    try:
-        return await call
-    except ray.exceptions.RayActorError as err:
-        raise AgentError(f"a process of the run died: {reason(err)}; go on with `moot resume`") from err
-    except ray.exceptions.RayTaskError as err:
-        cause = err.cause
-        if isinstance(cause, MootError):
-            raise cause from err
-        raise
 
 
 def join_ray() -> bool:
@@ -251,17 +268,3 @@ def prepare_environment() -> None:
     here = str(Path(__file__).resolve().parent.parent)
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != here]
     os.environ["PYTHONPATH"] = os.pathsep.join([here, *paths])
-
-
-def check_resources(recipe: Recipe) -> None:
-    """Raises: ConfigError: the cluster lacks CPUs or GPUs that the models need together, with what is missing."""
-    import ray
-
-    have = ray.cluster_resources()
-    models = [recipe.models[name] for name in models_in_use(recipe)]
-    for key, need in (("CPU", sum(m.num_cpus for m in models)), ("GPU", sum(m.num_gpus for m in models))):
-        if need > have.get(key, 0.0):
-            raise ConfigError(
-                f"the models need {need:g} {key}s, the cluster has {have.get(key, 0.0):g}; "
-                f"lower models.*.num_{key.lower()}s or add machines"
-            )

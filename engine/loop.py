@@ -15,11 +15,12 @@ import msgspec
 
 from actors.backend import AdapterRef
 from actors.catalogue import BACKENDS
-from engine.cluster import Cluster, of_actor
+from engine.cluster import Cluster
 from engine.evaluate import SINGLE_AGENT, Evaluation, evaluate
 from engine.folder import RunFolder, write_atomically
 from engine.progress import Progress
 from engine.recipe import Recipe
+from engine.remote import of_actor
 from engine.stage import Closed, StageResult, run_stage
 from engine.tasks import Split
 from engine.training import Training
@@ -151,7 +152,7 @@ class Loop:
 async def publish(cluster: Cluster, recipe: Recipe, record: AdapterRecord, registry: Registry) -> None:
     """Put one adapter into its agent's model; asks from the return on are answered by it."""
     ref = AdapterRef(name=record.name, agent=record.agent, path=str(registry.folder_of(record)))
-    await of_actor(cluster.hosts[recipe.agents[record.agent].model].publish.remote(ref))
+    await cluster.hosts.publish(recipe.agents[record.agent].model, ref)
 
 
 async def evaluate_stage(

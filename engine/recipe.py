@@ -28,14 +28,33 @@ from trainers.sft import SFTSettings
 T = TypeVar("T", bound=msgspec.Struct)
 
 
+class Place(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a model takes of the cluster, each of its hosts for itself."""
+
+    num_cpus: float = 0.0
+    num_gpus: float = 0.0  # a whole number, or a share of one
+    replicas: int = 1  # hosts with a copy each, between which debates are spread
+    max_restarts: int = 3  # of a host that dies, before the run goes on without it, or stops
+
+    def __post_init__(self) -> None:
+        for name in ("num_cpus", "num_gpus"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name):g} must be a number from 0 up")
+        if self.num_gpus > 1 and not self.num_gpus.is_integer():
+            raise ValueError(f"num_gpus={self.num_gpus:g} must be a share of one GPU, or a whole number")
+        if self.replicas < 1 or self.max_restarts < 0:
+            raise ValueError(
+                f"replicas={self.replicas} must be at least 1, max_restarts={self.max_restarts} at least 0"
+            )
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """One model: its backend, the backend's settings, the host's limits, and what it takes of the cluster."""
+    """One model: its backend, the backend's settings, the host's limits, and where it lives."""
 
     backend: str
     settings: msgspec.Struct
     limits: Limits = Limits()
-    num_cpus: float = 0.0
-    num_gpus: float = 0.0
+    place: Place = Place()
     price: Price | None = None  # the user's own; see ``Recipe.price_of``
 
     @property
@@ -174,7 +193,8 @@ _TOP = {
     "run": "how the work is spread",
     "prices": "what tokens cost, by model id",
 }
-_MODEL_KEYS = {"backend", "limits", "num_cpus", "num_gpus", "price"}
+_PLACE_KEYS = set(Place.__struct_fields__)
+_MODEL_KEYS = {"backend", "limits", "price", *_PLACE_KEYS}
 _AGENT_KEYS = {"model", "persona"}
 _TASK_PATHS = ("path", "test_path", "reference_path", "image_folder")
 
@@ -341,15 +361,17 @@ def _read_model(value: Any, where: str, at: str) -> Model:
     ours = {key: section.pop(key) for key in _MODEL_KEYS & section.keys()}
     settings = read_section(section, BACKENDS[backend].settings, where, at, also=_MODEL_KEYS)
     heavy = BACKENDS[backend].heavy
-    for key in ("num_cpus", "num_gpus"):
-        if isinstance(ours.get(key), int | float) and not 0 <= ours[key] < float("inf"):
-            raise ConfigError(f"{where}: {at}.{key}={ours[key]} must be a number from 0 up")
+    taken = {key: ours[key] for key in _PLACE_KEYS & ours.keys()}
+    place = read_section({"num_cpus": 1.0 if heavy else 0.0} | taken, Place, where, at)
+    try:
+        settings = BACKENDS[backend].on_gpus(settings, place.num_gpus)
+    except ValueError as err:
+        raise ConfigError(f"{where}: {at}: {err}") from err
     return Model(
         backend=backend,
         settings=settings,
         limits=_read_limits(ours.get("limits", {}), BACKENDS[backend].limits, where, f"{at}.limits"),
-        num_cpus=_typed(ours.get("num_cpus", 1.0 if heavy else 0.0), float, where, f"{at}.num_cpus"),
-        num_gpus=_typed(ours.get("num_gpus", 0.0), float, where, f"{at}.num_gpus"),
+        place=place,
         price=read_section(ours["price"], Price, where, f"{at}.price") if "price" in ours else None,
     )
 

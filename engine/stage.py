@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 
 from engine.arena import ArenaStats, Assignment, Finished, failure_summary
-from engine.cluster import Cluster, of_actor
+from engine.cluster import Cluster
 from engine.folder import RunFolder
 from engine.journal import read_journal
 from engine.progress import Progress
+from engine.remote import of_actor
 from protocols.errors import AgentError, JournalError, MootError, PausedError
 from protocols.graph import Debate, decode_debate
 from protocols.machine import derive_seed
@@ -160,8 +161,13 @@ async def _drive(cluster: Cluster, folder: RunFolder, stage: str, waiting: deque
             if (given := waiting.popleft()).debate_id not in opened:
                 waiting.append(given)
         async with asyncio.TaskGroup() as group:
-            for name, arena in arenas.items():
-                group.create_task(_feed_arena(name, arena, waiting, cluster.recipe.run.max_open, take))
+            watching = group.create_task(cluster.hosts.watch())
+            max_open = cluster.recipe.run.max_open
+            feeding = [
+                group.create_task(_feed_arena(name, arena, waiting, max_open, take)) for name, arena in arenas.items()
+            ]
+            await asyncio.wait(feeding)
+            watching.cancel()
     except BaseExceptionGroup as errors:
         ours = errors.subgroup(MootError)
         if ours is None:
@@ -195,7 +201,7 @@ async def _feed_arena(name: str, arena: Any, waiting: deque[Assignment], max_ope
 
 async def _bring_in(cluster: Cluster, arenas: Sequence[Any], reason: str) -> None:
     """Send nothing more, and put what was on its way on record: it is paid for."""
-    await cluster.halt(reason)
+    await cluster.hosts.halt(reason)
     for arena in arenas:
         await of_actor(arena.settle.remote())
 

@@ -8,6 +8,8 @@
     ├── JournalError               the durable record cannot be written or read                exit code 2
     ├── AgentError                 an agent could not be started or spoken to              exit code 2
     │   ├── ReplyError             one ask failed; ``kind`` says how
+    │   │   └── EngineDownError    no ask will be answered before the model is started again
+    │   ├── HostLostError          the process of a model died
     │   └── PausedError            the run stopped before its end and can go on             exit code 3
     └── TrainerError               a training cannot start or go on
 
@@ -67,6 +69,14 @@ class ReplyError(AgentError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class EngineDownError(ReplyError):
+    """The model answers nothing any more: its host must be started again, and what it held asked again."""
+
+
+class HostLostError(AgentError):
+    """The process of a model died, with all that it held."""
 
 
 class PausedError(AgentError):

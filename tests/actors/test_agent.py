@@ -11,11 +11,11 @@ import pytest
 
 from actors.agent import AgentHost, Limits
 from actors.backend import AdapterRef, BackendInfo
-from actors.gate import Gate, OnRate, RateHint
+from actors.gate import Gate, Hint, OnRate, RateHint
 from actors.policy import POLICIES
 from actors.prices import Meter, Price
 from actors.scripted import ScriptedBackend, ScriptedSettings
-from protocols.errors import AgentError, FailureKind, ReplyError
+from protocols.errors import AgentError, EngineDownError, FailureKind, ReplyError
 from protocols.message import Ask, Failure, Outcome, Reply, Sampling, Stopped, Usage, user
 
 pytestmark = pytest.mark.asyncio
@@ -532,7 +532,7 @@ class WatchedGate:
 
     def __init__(self, name: str, log: list[str], refuses: str = "") -> None:
         self.name, self.log, self.refuses = name, log, refuses
-        self.hints: list[RateHint] = []
+        self.hints: list[Hint] = []
 
     async def enter(self, ask: Ask) -> str:
         self.log.append(f"enter {self.name}")
@@ -544,7 +544,7 @@ class WatchedGate:
         shown = outcome.kind if isinstance(outcome, ReplyError) else type(outcome).__name__
         self.log.append(f"leave {self.name} {shown}")
 
-    def hint(self, hint: RateHint) -> None:
+    def hint(self, hint: Hint) -> None:
         self.hints.append(hint)
 
     def figures(self) -> dict[str, float]:
@@ -623,4 +623,62 @@ async def test_halting_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -
     await asyncio.sleep(0.001)
     await asyncio.wait_for(host.halt("enough"), 5)
     assert arena.outcomes == [] and arena.stopped == [Stopped("h", "enough")]
+    await host.close()
+
+
+@pytest.mark.parametrize("hedge_after_s", [0.0, 0.001])
+async def test_a_model_that_is_down_leaves_its_asks_without_an_outcome_and_whoever_watches_is_told(
+    hedge_after_s: float,
+) -> None:
+    async def down(ask: Ask, adapter: AdapterRef | None) -> str:
+        await asyncio.sleep(0.01)
+        raise EngineDownError("out of memory")
+
+    host, arena = await started(Fake(down), hedge_after_s=hedge_after_s)
+    watching = asyncio.ensure_future(host.watch())
+    tell(host, make_ask(1))
+    with pytest.raises(AgentError, match="out of memory"):
+        await watching
+    tell(host, make_ask(2))  # nobody is there to answer it
+    await asyncio.sleep(0.02)
+    assert not arena.outcomes and not arena.stopped
+    await host.close()
+
+
+async def test_watching_ends_when_the_host_is_closed() -> None:
+    host, _ = await started(Fake(ok))
+    watching = asyncio.ensure_future(host.watch())
+    await asyncio.sleep(0)
+    assert not watching.done()
+    await host.close()
+    await watching
+
+
+async def test_an_ask_that_is_told_twice_is_asked_once() -> None:
+    backend = Fake(ok)
+    host, arena = await started(backend)
+    tell(host, make_ask(1), make_ask(1))
+    tell(host, make_ask(1), make_ask(2))
+    assert sorted(outcome.ask_id for outcome in await arena.wait(2)) == ["d1#0.answer.0", "d2#0.answer.0"]
+    assert len(backend.tries) == 2
+    await host.close()
+
+
+async def test_a_prepared_adapter_speaks_once_it_is_published_and_not_before() -> None:
+    backend = Fake(ok)
+    host, arena = await started(backend)
+    ready = AdapterRef(name="ada@r-1", agent="ada", path="good")
+    await host.prepare(ready)
+    tell(host, make_ask(1))
+    (first,) = await arena.wait(1)
+    await host.publish(ready)
+    await host.discard(ready)  # it is in use: not to be taken out
+    tell(host, make_ask(2))
+    second = (await arena.wait(2))[1]
+    assert isinstance(first, Reply) and first.adapter == ""
+    assert isinstance(second, Reply) and second.adapter == "ada@r-1"
+    other = AdapterRef(name="ada@r-2", agent="ada", path="good")
+    await host.prepare(other)
+    await host.discard(other)
+    assert backend.log[-2:] == ["load ada@r-2", "unload ada@r-2"]
     await host.close()

@@ -13,7 +13,7 @@ import pytest
 
 from actors.backend import AdapterRef
 from actors.vllm_engine import VLLMBackend, VLLMSettings, required_env
-from actors.vllm_settings import engine_arguments
+from actors.vllm_settings import engine_arguments, on_gpus
 from protocols.errors import AgentError, ReplyError
 from protocols.message import Ask, Sampling, user
 
@@ -61,6 +61,34 @@ def test_platform_fills_in_what_was_left_open() -> None:
     assert "kv_cache_memory_bytes" not in on_gpu  # gpu_memory_utilization says it
     assert (on_gpu["max_loras"], on_gpu["max_cpu_loras"], on_gpu["max_lora_rank"]) == (3, 6, 16)
     assert "enable_lora" not in engine_arguments(VLLMSettings(dtype="float32"), "/m", True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_gpus", "used"),
+    [
+        (VLLMSettings(), 0, 0.9),
+        (VLLMSettings(), 1, 0.9),
+        (VLLMSettings(), 0.5, 0.45),  # two such engines leave a tenth of the GPU
+        (VLLMSettings(gpu_memory_utilization=0.5), 0.5, 0.5),
+        (VLLMSettings(tensor_parallel=4, gpu_memory_utilization=0.8), 4, 0.8),
+    ],
+)
+def test_an_engine_uses_its_share_of_a_gpu(settings: VLLMSettings, num_gpus: float, used: float) -> None:
+    assert on_gpus(settings, num_gpus).gpu_memory_utilization == used
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_gpus", "said"),
+    [
+        (VLLMSettings(), 2, "set both to the same number"),
+        (VLLMSettings(tensor_parallel=2), 1, "set both to the same number"),
+        (VLLMSettings(tensor_parallel=2), 0.5, "needs as many GPUs"),
+        (VLLMSettings(gpu_memory_utilization=0.9), 0.5, "set it to at most 0.5"),
+    ],
+)
+def test_gpus_that_do_not_fit_the_engine_are_refused(settings: VLLMSettings, num_gpus: float, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        on_gpus(settings, num_gpus)
 
 
 def test_backend_that_is_not_started_says_so() -> None:

@@ -107,7 +107,8 @@ def make_arena(path: Path, host: Host, *, build: Build = build, deadline_s: floa
         protocol="society",
         cast=CAST,
         deadline_s=deadline_s,
-        hosts=dict.fromkeys(AGENTS, host.tell),
+        models=dict.fromkeys(AGENTS, "model"),
+        hosts={"model": {"model": host.tell}},
         sync="normal",
     )
     host.arena = arena

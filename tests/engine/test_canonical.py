@@ -161,7 +161,8 @@ def arena_of(path: Path, host: Host, canonise: Canonise | None) -> Arena:
         protocol="society",
         cast=CAST,
         deadline_s=60.0,
-        hosts=dict.fromkeys(AGENTS, host.tell),
+        models=dict.fromkeys(AGENTS, "model"),
+        hosts={"model": {"model": host.tell}},
         sync="normal",
         canonise=canonise,
     )
@@ -197,7 +198,16 @@ async def test_a_mathematical_answer_is_spelled_before_it_counts_and_delays_no_o
         ("cy", None, "", False),
     }
     again = Arena(
-        "b", path, fingerprint="f", build=build, protocol="society", cast=CAST, deadline_s=60.0, hosts={}, sync="normal"
+        "b",
+        path,
+        fingerprint="f",
+        build=build,
+        protocol="society",
+        cast=CAST,
+        deadline_s=60.0,
+        models={},
+        hosts={},
+        sync="normal",
     )
     closed, _ = await again.recover()
     await again.close()

@@ -40,7 +40,7 @@ def test_a_good_recipe_is_read_whole() -> None:
     assert [player.persona for player in recipe.players["generator"]] == ["", "Be brief."]
     assert recipe.learners == ("ada", "bo")
     assert recipe.run.num_arenas == 1
-    assert recipe.models["simulated"].num_cpus == 0.0  # it holds no model in memory
+    assert recipe.models["simulated"].place.num_cpus == 0.0  # it holds no model in memory
     assert built("train.agents=[bo]").learners == ("bo",)
 
 
@@ -71,7 +71,14 @@ BROKEN: list[tuple[str, str]] = [
     ("models.simulated.skill=1e-1", "skill='1e-1': Expected `float`, got `str`; write 1.0e-01 without quotes"),
     ("models.simulated.limits.max_tries=0", "models.simulated.limits: max_tries=0 must be at least 1"),
     ("models.simulated.limits.tries=2", "models.simulated.limits.tries=2 is not known; did you mean 'max_tries'?"),
-    ("models.simulated.num_cpus=-1", "models.simulated.num_cpus=-1 must be a number from 0 up"),
+    ("models.simulated.num_cpus=-1", "models.simulated: num_cpus=-1 must be a number from 0 up"),
+    ("models.simulated.num_gpus=1.5", "models.simulated: num_gpus=1.5 must be a share of one GPU, or a whole number"),
+    ("models.simulated.replicas=0", "models.simulated: replicas=0 must be at least 1"),
+    ("models.simulated.replica=2", "models.simulated.replica=2 is not known; did you mean 'replicas'?"),
+    (
+        "models.simulated={backend: vllm, num_gpus: 2}",
+        "models.simulated: num_gpus=2 and tensor_parallel=1: an engine uses as many GPUs as it is split over",
+    ),
     ("models.simulated.num_gpus=two", "models.simulated.num_gpus='two': Expected `float`, got `str`"),
     ("agents.ada=simulated", "agents.ada='simulated' must be a mapping"),
     ("agents.ada={}", "agents.ada.model is missing: name one of the models"),

@@ -1,0 +1,190 @@
+"""The hosts of a recipe's models as a run sees them: started, watched, started again when they die, given adapters.
+
+A host that dies takes nothing with it that is on record. What it held is asked again: of the model's other replicas at
+once, or of the host itself when it is back. A model that dies again and again ends the run with a sentence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from actors.agent import HostStats
+from actors.backend import AdapterRef
+from actors.placement import HostSpec, place, start_hosts, stop_hosts
+from engine.remote import of_actor, of_reachable
+from protocols.errors import AgentError, HostLostError
+
+log = logging.getLogger("moot.hosts")
+
+BACKOFF_S = 0.5  # before the first start again; doubles each time
+MAX_BACKOFF_S = 30.0
+
+
+class Hosts:
+    """See the module. Use ``Hosts.start``.
+
+    Args:
+        max_restarts: model -> how often each of its hosts may be started again.
+        note: tells whoever watches the run.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[HostSpec],
+        handles: Mapping[str, Any],
+        max_restarts: Mapping[str, int],
+        note: Callable[[str], None],
+    ) -> None:
+        self._specs = {spec.name: spec for spec in specs}
+        self._handles = dict(handles)  # of the hosts that are not given up
+        self._max_restarts, self._note = dict(max_restarts), note
+        self._arenas: dict[str, Any] = {}
+        self._adapters: dict[str, dict[str, AdapterRef]] = defaultdict(dict)  # model -> agent -> version
+        self._reviving: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    @classmethod
+    async def start(
+        cls, specs: Sequence[HostSpec], max_restarts: Mapping[str, int], note: Callable[[str], None]
+    ) -> Hosts:
+        """Raises: AgentError: one cannot start."""
+        return cls(specs, await start_hosts(specs), max_restarts, note)
+
+    def of(self, model: str) -> dict[str, Any]:
+        """The model's hosts, by name."""
+        return {name: handle for name, handle in self._handles.items() if self._specs[name].model == model}
+
+    async def connect(self, arena: str, handle: Any) -> None:
+        """Hosts answer this arena from now on, and it is told when one dies and when one is back."""
+        self._arenas[arena] = handle
+        await asyncio.gather(*(self._told(host, "connect", arena, handle) for host in list(self._handles)))
+
+    async def disconnect(self, arena: str) -> None:
+        self._arenas.pop(arena, None)
+        await asyncio.gather(*(self._informed(handle.disconnect.remote(arena)) for handle in self._handles.values()))
+
+    async def publish(self, model: str, adapter: AdapterRef) -> None:
+        """Put an adapter into every replica of a model; none uses it before all of them have loaded it.
+
+        Raises: AgentError: one cannot take it; the old version stays everywhere.
+        """
+        hosts = list(self.of(model))
+        results = await asyncio.gather(
+            *(self._told(host, "prepare", adapter) for host in hosts), return_exceptions=True
+        )
+        if failed := [result for result in results if isinstance(result, BaseException)]:
+            await asyncio.gather(*(self._told(host, "discard", adapter) for host in hosts))
+            raise failed[0]
+        self._adapters[model][adapter.agent] = adapter  # a host that is started again from here on gets it, too
+        await asyncio.gather(*(self._told(host, "publish", adapter) for host in hosts))
+
+    async def watch(self) -> None:
+        """Start again whatever dies, for as long as this is awaited.
+
+        Raises: AgentError: a model's last host has died more often than it may.
+        """
+        async with asyncio.TaskGroup() as group:
+            for host in list(self._handles):
+                group.create_task(self._watch(host))
+
+    async def _watch(self, host: str) -> None:
+        while (handle := self._handles.get(host)) is not None:
+            try:
+                await of_reachable(handle.watch.remote)
+            except AgentError as err:  # its process has died, or the engine in it
+                await self._revive(host, handle, str(err))
+            else:
+                return  # closed
+
+    async def halt(self, reason: str) -> None:
+        """Send no ask any more; returns once those in the models are over and the arenas have their outcomes."""
+        await asyncio.gather(*(self._informed(handle.halt.remote(reason)) for handle in self._handles.values()))
+
+    async def stats(self) -> dict[str, HostStats]:
+        """Of the hosts that can be reached, since they were last started."""
+        names = list(self._handles)
+        found = await asyncio.gather(
+            *(of_actor(self._handles[name].stats.remote()) for name in names), return_exceptions=True
+        )
+        return {name: stats for name, stats in zip(names, found, strict=True) if isinstance(stats, HostStats)}
+
+    async def stop(self) -> None:
+        await stop_hosts(self._handles)
+
+    async def _told(self, host: str, method: str, *args: Any) -> Any:
+        """Call a host's method; one that has died is started again first. A host that is given up is passed over."""
+        while (handle := self._handles.get(host)) is not None:
+            try:
+                return await of_reachable(lambda handle=handle: getattr(handle, method).remote(*args))  # type: ignore[misc]
+            except HostLostError as err:
+                await self._revive(host, handle, str(err))
+        return None
+
+    async def _revive(self, host: str, dead: Any, why: str) -> None:
+        """Start a host again, unless somebody else has. Raises: AgentError: it was the model's last."""
+        async with self._reviving[host]:
+            if self._handles.get(host) is not dead:
+                return
+            spec = self._specs[host]
+            await self._bury(spec, dead)
+            for arena in list(self._arenas.values()):
+                await self._informed(arena.host_lost.remote(host))
+            while spec.incarnation < self._max_restarts[spec.model]:
+                spec = self._specs[host] = msgspec.structs.replace(spec, incarnation=spec.incarnation + 1)
+                limit = self._max_restarts[spec.model]
+                self._note(f"model {host!r} went down, starting it again ({spec.incarnation} of {limit}): {why}")
+                await asyncio.sleep(min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (spec.incarnation - 1)))
+                try:
+                    self._handles[host] = await self._started_again(spec)
+                except AgentError as err:
+                    why = str(err)
+                else:
+                    return
+            self._give_up(spec, why)
+
+    async def _bury(self, spec: HostSpec, dead: Any) -> None:
+        """Make sure that it is dead, and take back what it held of shared limits."""
+        import ray
+
+        ray.kill(dead)
+        if spec.keeper is not None:
+            await of_actor(spec.keeper.forget.remote(spec.line))
+
+    async def _started_again(self, spec: HostSpec) -> Any:
+        import ray
+
+        handle = place(spec)
+        try:
+            await of_actor(handle.start.remote())
+            for adapter in self._adapters[spec.model].values():
+                await of_actor(handle.publish.remote(adapter))
+            for name, arena in list(self._arenas.items()):
+                await of_actor(handle.connect.remote(name, arena))
+        except BaseException:
+            ray.kill(handle)
+            raise
+        for arena in list(self._arenas.values()):
+            await self._informed(arena.host_back.remote(spec.name, handle))
+        return handle
+
+    def _give_up(self, spec: HostSpec, why: str) -> None:
+        del self._handles[spec.name]
+        times = f"{spec.incarnation + 1} times" if spec.incarnation else "once"
+        if not (left := self.of(spec.model)):
+            raise AgentError(
+                f"model {spec.name!r} went down {times}, the last time: {why.rstrip('.')}; mend what is wrong or raise "
+                f"models.{spec.model}.max_restarts={self._max_restarts[spec.model]}, then go on with `moot resume RUN`"
+            )
+        self._note(f"model {spec.name!r} went down {times} and is given up; {len(left)} of its replicas go on: {why}")
+
+    async def _informed(self, call: Any) -> None:
+        """News for an actor that may have died: then it needs none, and whoever needs the actor finds out."""
+        try:
+            await of_actor(call)
+        except HostLostError as err:
+            log.info("nobody was there to be told: %s", err)

@@ -1,0 +1,40 @@
+"""Calls to actors, Ray's errors put into moot's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from actors.placement import reason
+from protocols.errors import HostLostError, MootError
+
+AGAIN_S = 1.0  # before an actor that could not be reached, but may live, is called again
+
+
+async def of_actor(call: Awaitable[Any]) -> Any:
+    """Await a call. Raises: HostLostError: the actor's process died; what the actor itself raised, if it is moot's."""
+    import ray
+
+    try:
+        return await call
+    except ray.exceptions.RayActorError as err:
+        raise HostLostError(f"a process of the run died: {reason(err)}; go on with `moot resume`") from err
+    except ray.exceptions.RayTaskError as err:
+        cause = err.cause
+        if isinstance(cause, MootError):
+            raise cause from err
+        raise
+
+
+async def of_reachable(call: Callable[[], Awaitable[Any]]) -> Any:
+    """The same for a call that does no harm twice: an actor that cannot be reached is called again, unless it died."""
+    import ray
+
+    while True:
+        try:
+            return await of_actor(call())
+        except HostLostError as err:
+            if not isinstance(err.__cause__, ray.exceptions.ActorUnavailableError):
+                raise
+            await asyncio.sleep(AGAIN_S)

@@ -1,0 +1,91 @@
+"""Whether a cluster has what a recipe's models take: known before anything is started, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from protocols.errors import ConfigError
+
+UNLIMITED = 1_000  # machines of a kind, where the autoscaler sets no limit: more than any recipe needs
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """What one machine has for models."""
+
+    cpus: float
+    gpus: float
+
+
+class Need(msgspec.Struct, frozen=True):
+    """What one host takes, all of it on one machine."""
+
+    host: str
+    cpus: float
+    gpus: float  # a whole number, or a share of one
+
+
+def check_resources(needs: Sequence[Need], machines: Sequence[Machine]) -> None:
+    """Raises: ConfigError: the machines cannot hold all hosts at once; it says what is missing."""
+    for key, word in (("cpus", "CPU"), ("gpus", "GPU")):
+        need, have = (sum(getattr(item, key) for item in items) for items in (needs, machines))
+        if need > have + 1e-9:
+            raise ConfigError(
+                f"the models need {need:g} {word}s, the cluster has {have:g}; "
+                f"lower models.*.num_{key} or replicas, or add machines"
+            )
+    free = [_Free(machine) for machine in machines]
+    for need in sorted(needs, key=lambda need: (need.gpus, need.cpus), reverse=True):  # the largest first
+        if not any(machine.take(need) for machine in free):
+            raise ConfigError(
+                f"model {need.host!r} takes {need.cpus:g} CPUs and {need.gpus:g} GPUs of one machine, and beside the "
+                f"other models no machine has that left ({_told(machines)}); lower models.*.num_cpus, num_gpus or "
+                "replicas, or add machines"
+            )
+
+
+class _Free:
+    """What is left of a machine. GPUs are taken whole, or shared by those who take a share."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._cpus = machine.cpus
+        self._gpus = [1.0] * int(machine.gpus)
+
+    def take(self, need: Need) -> bool:
+        """Whether it was there."""
+        if need.cpus > self._cpus + 1e-9:
+            return False
+        share = need.gpus if need.gpus < 1 else 1.0
+        fit = [number for number, left in enumerate(self._gpus) if left >= share - 1e-9]
+        wanted = fit[: int(need.gpus) if need.gpus >= 1 else 1] if need.gpus else []
+        if len(wanted) < need.gpus:
+            return False
+        for number in wanted:
+            self._gpus[number] -= share
+        self._cpus -= need.cpus
+        return True
+
+
+def _told(machines: Iterable[Machine]) -> str:
+    return ", ".join(sorted({f"{machine.cpus:g} CPUs and {machine.gpus:g} GPUs" for machine in machines})) or "none"
+
+
+def machines_of_cluster() -> list[Machine]:
+    """The machines of the cluster that was joined; where it grows by itself, all that it may grow to."""
+    import ray
+    from ray._private.state import state  # Ray has no public word for it; its Train and Data ask here, too
+
+    config = state.get_cluster_config()
+    if config is not None and config.node_group_configs:
+        return [
+            _machine(group.resources)
+            for group in config.node_group_configs
+            for _ in range(group.max_count if group.max_count >= 0 else UNLIMITED)
+        ]
+    return [_machine(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def _machine(resources: Any) -> Machine:
+    return Machine(float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0)))

@@ -1,0 +1,137 @@
+"""Models whose processes are killed under a run: started again, their asks asked again, their adapters with them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from actors.backend import AdapterRef
+from actors.placement import HostSpec
+from actors.scripted import ScriptedSettings
+from engine.hosts import Hosts
+from tests.integration.command import Moot, Process, RunOnDisk, check_clean, moot_in, timeless, waited
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+HOSTS = 3
+RECIPE = """
+name: society
+seed: 3
+tasks: {source: arithmetic, level: mixed10, train: 60, test: 0}
+models:
+  twin: {backend: scripted, latency_s: 0.3, replicas: 2, limits: {max_concurrency: 8}}
+  lone: {backend: scripted, latency_s: 0.3, limits: {max_concurrency: 8}}
+agents:
+  ada: {model: twin}
+  bo: {model: twin}
+  cy: {model: lone}
+protocol: {name: society, rounds: 2}
+cast: {generator: [ada, bo, cy]}
+run: {num_arenas: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def moot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moot]:
+    folder = tmp_path_factory.mktemp("hosts")
+    (folder / "society.yaml").write_text(RECIPE)
+    with moot_in(folder) as moot:
+        yield moot
+
+
+def under_way(moot: Moot, name: str, *overrides: str) -> tuple[Process, RunOnDisk]:
+    run = RunOnDisk(moot.folder / name)
+    args = ("run", "society.yaml", *overrides, "--run-dir", name, "--json")
+    return moot.start_until(*args, ready=lambda process: len(run.outcomes("debate")) > 20), run
+
+
+def kill_host(process: Process, number: int) -> None:
+    """One of the models' processes, once all are up, in the order in which they were started."""
+    assert process.running_when(lambda: len(process.members("ray::AgentActor")) == HOSTS, 60.0), process.stderr
+    os.kill(sorted(process.members("ray::AgentActor"))[number], signal.SIGKILL)
+    assert waited(lambda: len(process.members("ray::AgentActor")) < HOSTS, 30.0)
+
+
+def test_a_run_whose_models_are_killed_ends_like_an_untouched_one(moot: Moot) -> None:
+    whole = RunOnDisk(moot.folder / "untouched")
+    assert moot("run", "society.yaml", "--run-dir", "untouched", "--json").wait() == 0
+    process, run = under_way(moot, "killed")
+    for number in range(3):  # each model, a replica among them, one after another
+        kill_host(process, number)
+    assert process.wait() == 0, process.stderr
+    check_clean(process.stderr)
+    assert process.stderr.count("went down, starting it again") == 3
+    outcomes = run.outcomes("debate")
+    assert len(outcomes) == len(set(outcomes)) and sorted(outcomes) == sorted(whole.outcomes("debate"))
+    assert {key: timeless(debate) for key, debate in run.debates("debate").items()} == {
+        key: timeless(debate) for key, debate in whole.debates("debate").items()
+    }
+
+
+def test_a_model_that_may_not_be_started_again_ends_the_run_which_can_be_resumed(moot: Moot) -> None:
+    process, run = under_way(moot, "bounded", "models.twin.max_restarts=0", "models.lone.max_restarts=0")
+    for pid in process.members("ray::AgentActor"):
+        os.kill(pid, signal.SIGKILL)
+    assert process.wait() == 2
+    assert "went down once" in process.sentence() and "moot resume" in process.sentence()
+    on_record = run.replies("debate")
+    done = moot("resume", "bounded", "--json")
+    assert done.wait() == 0, done.stderr
+    assert done.outcome()["closed"] == 60
+    replies = run.replies("debate")
+    assert len(replies) == len(set(replies)) and set(on_record) <= set(replies)
+
+
+class Watched:
+    """Hosts under watch, as they are while a stage runs, and what whoever watches is told."""
+
+    def __init__(self, hosts: Hosts, notes: list[str]) -> None:
+        self.hosts, self.notes = hosts, notes
+        self.watching = asyncio.ensure_future(hosts.watch())
+
+    async def kill(self, host: str) -> Any:
+        """Returns: the handle of the process that took its place."""
+        import ray
+
+        dead = self.hosts.of("m")[host]
+        ray.kill(dead)
+        async with asyncio.timeout(60):
+            while (now := self.hosts.of("m").get(host)) is dead:
+                await asyncio.sleep(0.05)
+        return now
+
+
+async def watched(max_restarts: int) -> Watched:
+    notes: list[str] = []
+    specs = [
+        HostSpec(name=f"m/{number}", model="m", backend="scripted", settings=ScriptedSettings()) for number in range(2)
+    ]
+    return Watched(await Hosts.start(specs, {"m": max_restarts}, notes.append), notes)
+
+
+def test_a_host_that_is_started_again_has_its_adapters_and_one_too_many_deaths_leave_its_replicas(
+    local_ray: Any,
+) -> None:
+    first = AdapterRef(name="ada@r-v1", agent="ada", path="somewhere")
+
+    async def play() -> None:
+        this = await watched(max_restarts=1)
+        await this.hosts.publish("m", first)
+        again = await this.kill("m/0")
+        assert (await again.stats.remote()).adapters == {"ada": "ada@r-v1"}
+        assert await this.kill("m/0") is None
+        assert list(this.hosts.of("m")) == ["m/1"] and not this.watching.done()
+        assert "given up; 1 of its replicas go on" in this.notes[-1]
+        second = AdapterRef(name="ada@r-v2", agent="ada", path="elsewhere")
+        await this.hosts.publish("m", second)  # to those that are left
+        stats = await this.hosts.stats()
+        assert {name: item.adapters for name, item in stats.items()} == {"m/1": {"ada": "ada@r-v2"}}
+        this.watching.cancel()
+        await this.hosts.stop()
+
+    asyncio.run(play())

@@ -315,7 +315,7 @@ def _command(work: Callable[[Progress], dict[str, Any]], as_json: bool) -> NoRet
 
 def _show(outcome: dict[str, Any]) -> None:
     for key, value in outcome.items():
-        rows = _rows(value)
+        rows = _host_rows(value) if key == "hosts" else _rows(value)
         if rows:
             click.echo(f"{key}:")
             for row in rows:
@@ -334,6 +334,18 @@ def _rows(value: Any) -> list[str]:
     if isinstance(value, dict) and any(isinstance(shown, list | str | dict) for shown in value.values()):
         return [f"{name}: {_row(shown)}" for name, shown in value.items()]
     return []
+
+
+def _host_rows(hosts: dict[str, Any]) -> list[str]:
+    """What each model's process did, in one line; ``--json`` has all of it."""
+    rows = []
+    for name, did in hosts.items():
+        told = {"replies": did["replies"], "failed": sum(did["failures"].values())}
+        told |= {key: did[key] for key in ("retries", "hedged", "restarts")}
+        rows.append(
+            f"{name}: " + ", ".join(f"{count} {key}" for key, count in told.items() if count or key == "replies")
+        )
+    return rows
 
 
 def _row(shown: Any) -> str:

@@ -113,6 +113,15 @@ class Hosts:
         )
         return {name: stats for name, stats in zip(names, found, strict=True) if isinstance(stats, HostStats)}
 
+    async def figures(self) -> dict[str, Any]:
+        """What ``stats`` says, as a run reports it: of each host what it did, its engine's figures and its gates'."""
+        shown = ("replies", "failures", "retries", "hedged", "usage", "backend", "gates")
+        return {
+            name: {key: msgspec.to_builtins(getattr(stats, key)) for key in shown}
+            | {"restarts": self._specs[name].incarnation}
+            for name, stats in (await self.stats()).items()
+        }
+
     async def stop(self) -> None:
         await stop_hosts(self._handles)
 

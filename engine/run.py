@@ -177,9 +177,10 @@ async def _with_cluster(folder: RunFolder, recipe: Recipe, tasks: Split, progres
     spent = spent_so_far(folder) if recipe.run.budget else NOTHING
     cluster = await Cluster.start(recipe, media=[folder.path / "media"], spent=spent, note=progress.note)
     try:
-        return await with_people(
+        outcome = await with_people(
             recipe, folder.path / "media", progress, work(folder, recipe, tasks, cluster, progress)
         )
+        return outcome | {"hosts": await cluster.hosts.figures()}
     finally:
         await cluster.stop()
 

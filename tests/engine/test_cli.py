@@ -53,6 +53,10 @@ def test_every_kind_of_outcome_can_be_shown(capsys: pytest.CaptureFixture[str]) 
             "phases": {"open": ["closed"], "closed": []},
             "diagram": "a\nb",
             "none": None,
+            "hosts": {
+                "m/0": {"replies": 7, "failures": {"timeout": 2}, "retries": 3, "hedged": 0, "restarts": 1},
+                "m/1": {"replies": 0, "failures": {}, "retries": 0, "hedged": 0, "restarts": 0},
+            },
         }
     )
     assert capsys.readouterr().out.splitlines() == [
@@ -72,6 +76,9 @@ def test_every_kind_of_outcome_can_be_shown(capsys: pytest.CaptureFixture[str]) 
         "diagram:",
         "a",
         "b",
+        "hosts:",
+        "  m/0: 7 replies, 2 failed, 3 retries, 1 restarts",
+        "  m/1: 0 replies",
     ]
 
 

@@ -30,6 +30,7 @@ class BackendSpec(msgspec.Struct, frozen=True, kw_only=True):
     env: Callable[..., Mapping[str, str]] = lambda settings: {}
     check: Callable[..., None] = lambda settings: None
     takes_images: Callable[..., bool] = lambda settings: bool(getattr(settings, "images", False))
+    cacheable: bool = True  # what it replies follows from what it is asked
     limits: Mapping[str, float] = {}  # what its ``limits`` are unless a recipe says otherwise
     heavy: bool = False  # holds a model in memory: takes a CPU or a GPU of the cluster
 
@@ -41,9 +42,15 @@ BACKENDS: dict[str, BackendSpec] = {
         settings=TransformersSettings, build=TransformersBackend, env=transformers_env, heavy=True
     ),
     "recorded": BackendSpec(
-        settings=RecordedSettings, build=RecordedBackend, check=check_run, takes_images=lambda settings: True
+        settings=RecordedSettings,
+        build=RecordedBackend,
+        check=check_run,
+        takes_images=lambda settings: True,
+        cacheable=False,
     ),
-    "human": BackendSpec(settings=HumanSettings, build=HumanBackend, takes_images=lambda settings: True, limits=LIMITS),
+    "human": BackendSpec(
+        settings=HumanSettings, build=HumanBackend, takes_images=lambda settings: True, limits=LIMITS, cacheable=False
+    ),
     "openai": BackendSpec(settings=OpenAISettings, build=ChatBackend, check=check_key),
     "azure": BackendSpec(settings=AzureSettings, build=ChatBackend, check=check_key),
     "anthropic": BackendSpec(settings=AnthropicSettings, build=AnthropicBackend, check=check_key),

@@ -15,6 +15,7 @@ from actors.catalogue import BACKENDS
 from actors.gate import Gate, TellsRates
 from actors.images import ImageFolder, ReadsImages
 from actors.prices import Meter, Price
+from actors.response_cache import CacheSettings, ResponseCache
 from actors.shared_gate import PURSE, Line
 from protocols.errors import AgentError
 
@@ -40,6 +41,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     num_gpus: float = 0.0
     media: tuple[str, ...] = ()
     price: Price | None = None
+    cache: CacheSettings | None = None
     keeper: Any = None
     budgeted: bool = False
 
@@ -61,7 +63,8 @@ class AgentActor:
             account = str(getattr(backend, "account", "") or account_of(spec))
             self._account = (account, rates)
             gates["admission"] = self._line.gate(account, meter)
-        self._host = AgentHost(spec.name, backend, spec.limits, gates, meter)
+        cache = ResponseCache(spec.cache, spec.backend, spec.settings) if spec.cache else None
+        self._host = AgentHost(spec.name, backend, spec.limits, gates, meter, cache)
 
     def _stop(self, reason: str) -> None:
         self._host.stop(reason)

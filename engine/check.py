@@ -12,6 +12,7 @@ import msgspec
 from actors.agent import Limits
 from actors.catalogue import BACKENDS
 from actors.prices import Price
+from actors.response_cache import CacheSettings
 from engine.cluster import models_in_use
 from engine.named_protocol import find_protocol
 from engine.recipe import LoopSettings, Model, Recipe, RunSettings, TrainSettings, load_recipe
@@ -130,6 +131,7 @@ def recipe_schema() -> dict[str, Any]:
         LoopSettings,
         RunSettings,
         Price,
+        CacheSettings,
     ]
     _, parts = msgspec.json.schema_components(structs, ref_template="#/$defs/{name}")
 
@@ -150,6 +152,7 @@ def recipe_schema() -> dict[str, Any]:
         "num_cpus": {"type": "number"},
         "num_gpus": {"type": "number"},
         "price": {"$ref": "#/$defs/Price"},
+        "cache": {"$ref": "#/$defs/CacheSettings"},
     }
     agent = {
         "type": "object",

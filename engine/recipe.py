@@ -15,6 +15,7 @@ from actors.api_key import refuse_literal_keys
 from actors.budget import Budget
 from actors.catalogue import BACKENDS
 from actors.prices import Price, find_price, prices_date
+from actors.response_cache import CacheSettings
 from engine.named_protocol import find_protocol
 from engine.tasks import SOURCES, FileSource, HubSource, TaskSource
 from protocols.catalogue import PROTOCOLS, prompts_of
@@ -37,6 +38,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     num_cpus: float = 0.0
     num_gpus: float = 0.0
     price: Price | None = None  # the user's own; see ``Recipe.price_of``
+    cache: CacheSettings | None = None  # of its replies; None: every ask goes to the model
 
     @property
     def served(self) -> str:
@@ -128,9 +130,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fingerprint(self) -> str:
-        """Identity of what is run: changes with anything that could change a result, prompts and task files too."""
+        """Identity of what is run: changes with anything that could change a result, prompts and task files too.
+
+        A cache is left out: it decides who is asked, while the reply is one of the same model to the same words.
+        """
         told = {key: value for key, value in self.source.items() if key not in ("run", "description", "prices")}
-        told["models"] = {name: _without(value, "price") for name, value in self.source["models"].items()}
+        told["models"] = {name: _without(value, "price", "cache") for name, value in self.source["models"].items()}
         told["prompt_text"] = self.prompts.digest
         if isinstance(self.tasks, FileSource | HubSource):
             told["task_files"] = self.tasks.digest()
@@ -174,7 +179,7 @@ _TOP = {
     "run": "how the work is spread",
     "prices": "what tokens cost, by model id",
 }
-_MODEL_KEYS = {"backend", "limits", "num_cpus", "num_gpus", "price"}
+_MODEL_KEYS = {"backend", "limits", "num_cpus", "num_gpus", "price", "cache"}
 _AGENT_KEYS = {"model", "persona"}
 _TASK_PATHS = ("path", "test_path", "reference_path", "image_folder")
 
@@ -294,8 +299,8 @@ def _check_budget(recipe: Recipe, where: str) -> None:
             )
 
 
-def _without(value: Any, key: str) -> Any:
-    return {name: item for name, item in value.items() if name != key} if isinstance(value, dict) else value
+def _without(value: Any, *keys: str) -> Any:
+    return {name: item for name, item in value.items() if name not in keys} if isinstance(value, dict) else value
 
 
 def _read_protocol(value: Any, where: str, folder: Path) -> tuple[str, ProtocolSettings, PromptSet]:
@@ -344,6 +349,8 @@ def _read_model(value: Any, where: str, at: str) -> Model:
     for key in ("num_cpus", "num_gpus"):
         if isinstance(ours.get(key), int | float) and not 0 <= ours[key] < float("inf"):
             raise ConfigError(f"{where}: {at}.{key}={ours[key]} must be a number from 0 up")
+    if "cache" in ours and not BACKENDS[backend].cacheable:
+        raise ConfigError(f"{where}: {at}.cache: backend {backend!r} has no model whose replies are kept; leave it out")
     return Model(
         backend=backend,
         settings=settings,
@@ -351,6 +358,7 @@ def _read_model(value: Any, where: str, at: str) -> Model:
         num_cpus=_typed(ours.get("num_cpus", 1.0 if heavy else 0.0), float, where, f"{at}.num_cpus"),
         num_gpus=_typed(ours.get("num_gpus", 0.0), float, where, f"{at}.num_gpus"),
         price=read_section(ours["price"], Price, where, f"{at}.price") if "price" in ours else None,
+        cache=read_section(ours["cache"], CacheSettings, where, f"{at}.cache") if "cache" in ours else None,
     )
 
 

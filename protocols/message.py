@@ -161,6 +161,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, tag="reply", omit_default
     tries: int = 1
     attempts: tuple[Attempt, ...] = ()  # those that failed before it, in order; the last ``MAX_ATTEMPTS``
     cost_usd: float = 0.0  # of this reply alone, US dollars; 0 where no price is known
+    cached: bool = False  # not asked for now: it answered the same ask before; ``usage`` is what it took then
 
     def __post_init__(self) -> None:
         if self.logprobs and len(self.token_ids) != len(self.logprobs):

@@ -99,6 +99,10 @@ BROKEN: list[tuple[str, str]] = [
     ("sft.schedule=cosin", "sft.schedule='cosin': Invalid enum value 'cosin'"),
     ("loop.iterations=0", "loop: iterations=0 must be at least 1"),
     ("loop.init_from=scratch", "loop.init_from='scratch': Invalid enum value 'scratch'"),
+    ("models.simulated.cache=yes", "models.simulated.cache=True must be a mapping"),
+    ("models.simulated.cache.paths=x", "models.simulated.cache.paths='x' is not known; did you mean 'path'?"),
+    ("models.simulated.cache.max_mb=-1", "models.simulated.cache: max_mb=-1 must not be below 0"),
+    ("models.simulated={backend: human, cache: {}}", "models.simulated.cache: backend 'human' has no model"),
     ("run.num_arenas=0", "run: num_arenas and max_open must be at least 1"),
     ("run.max_journal_mb=-5", "run: max_journal_mb=-5 must not be below 0"),
 ]
@@ -176,7 +180,10 @@ def test_overrides_that_make_no_sense_are_one_sentence(override: str, said: str)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("override", ["run.num_arenas=4", "run.sync=normal", "run.runs_dir=there", "description=hi"])
+@pytest.mark.parametrize(
+    "override",
+    ["run.num_arenas=4", "run.sync=normal", "run.runs_dir=there", "description=hi", "models.simulated.cache={}"],
+)
 def test_how_the_work_is_spread_is_no_part_of_the_identity(override: str) -> None:
     assert built(override).fingerprint == built().fingerprint
 

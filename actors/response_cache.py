@@ -79,8 +79,8 @@ class ResponseCache:
         greedy = drawn.temperature == 0 and self._obeys
         if weights is None or not (greedy or (self._sampled and drawn.seed is not None)):
             return ""
-        drawn = msgspec.structs.replace(drawn, seed=None if greedy else drawn.seed)
-        told = (KEY_VERSION, self._model, weights, ask.messages, drawn)
+        drawn = msgspec.structs.replace(drawn, seed=None if greedy else drawn.seed, structured=False)
+        told = (KEY_VERSION, self._model, weights, ask.messages, drawn, ask.schema)
         return hashlib.sha256(_ENCODER.encode(told)).hexdigest()
 
     async def answer(self, ask: Ask, adapter: AdapterRef | None, tries: Callable[[], Awaitable[Outcome]]) -> Outcome:

@@ -276,6 +276,7 @@ def build_recipe(data: Mapping[str, Any], *, where: str, folder: Path = Path()) 
     )
     _check_names(recipe, where)
     _check_budget(recipe, where)
+    _check_structured(recipe, where)
     return recipe
 
 
@@ -296,6 +297,27 @@ def _check_budget(recipe: Recipe, where: str) -> None:
             raise ConfigError(
                 f"{where}: run.budget needs to know the most that models.{name} may say, which its omit or extra_body "
                 "takes away: leave max_tokens out of them, and set agents.*.max_tokens"
+            )
+
+
+def _check_structured(recipe: Recipe, where: str) -> None:
+    """A reply that is to be held to a schema needs a model that can, and a schema."""
+    for name in sorted({name for names in recipe.cast.values() for name in names}):
+        model = recipe.agents[name].model
+        if not recipe.agents[name].sampling.structured:
+            continue
+        backend, settings = recipe.models[model].backend, recipe.models[model].settings
+        if not BACKENDS[backend].holds_schema(settings):
+            own = getattr(settings, "own_form", False)
+            why = "says itself what form replies take" if own else f"cannot hold a reply to a schema ({backend})"
+            raise ConfigError(
+                f"{where}: agents.{name}.structured=true, but models.{model} {why}; take one of the two away, or give "
+                f"{name} another model"
+            )
+        if not recipe.prompts.schemas:
+            raise ConfigError(
+                f"{where}: agents.{name}.structured=true, but prompt set {recipe.prompts.name!r} has no schema; add a "
+                "[schema.PART] to it, or leave structured out"
             )
 
 

@@ -159,7 +159,7 @@ def _do(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> 
 
 
 def _spending(folder: RunFolder, recipe: Recipe) -> Outcome:
-    """Money and tokens of the whole run. Where each reply costs its tokens and no money, the stages' sums are enough."""
+    """Money and tokens of the whole run. Where nothing is bought or cached, the stages' own sums are enough."""
     if recipe.run.budget or any(model.cache or recipe.price_of(name) for name, model in recipe.models.items()):
         return money(folder)
     stages = folder.manifest.done.values()

@@ -278,6 +278,7 @@ CHANGES: dict[str, Ask] = {
     "image": ask(messages=(system("Be brief."), user("24 + 19?", [ImagePart(sha256="0" * 64)]))),
     "other image": ask(messages=(system("Be brief."), user("24 + 19?", [ImagePart(sha256="1" * 64)]))),
     "max_tokens": ask(sampling=Sampling(temperature=0.0, max_tokens=9)),
+    "schema": msgspec.structs.replace(ask(), schema='{"type":"object"}'),
     "stop": ask(sampling=Sampling(temperature=0.0, stop=("\n",))),
 }
 MODELS: dict[str, tuple[str, msgspec.Struct]] = {

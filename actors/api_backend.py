@@ -54,7 +54,7 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def own_form(self) -> bool:
-        """Whether the settings themselves say what form replies take, so that no ask can."""
+        """Whether the settings say what form replies take, so that no ask can."""
         return False
 
 

@@ -35,7 +35,7 @@ class BackendSpec(msgspec.Struct, frozen=True, kw_only=True):
     check: Callable[..., None] = lambda settings: None
     takes_images: Callable[..., bool] = lambda settings: bool(getattr(settings, "images", False))
     holds_schema: Callable[..., bool] = lambda settings: False  # a reply to an ask's schema, or has no need to
-    cacheable: bool = True  # what it replies follows from what it is asked
+    cacheable: bool = True  # a model replies, or something that plays one
     limits: Mapping[str, float] = {}  # what its ``limits`` are unless a recipe says otherwise
     heavy: bool = False  # holds a model in memory: takes a CPU or a GPU of the cluster
 

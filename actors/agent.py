@@ -21,6 +21,7 @@ from actors.gate import Gate, Hint, TellsLoad, TellsRates, Ticket
 from actors.mailbox import Outbox
 from actors.policy import why_stopped
 from actors.prices import Meter
+from actors.response_cache import ResponseCache
 from actors.tries import Limits, Start, Tries, WithheldError, sendable
 from actors.tries import spent as spent_on
 from protocols.errors import AgentError, EngineDownError, ReplyError
@@ -55,6 +56,7 @@ class HostStats(msgspec.Struct, frozen=True, kw_only=True):
     stopped: str = ""  # why it sends nothing any more
     gates: dict[str, dict[str, float]] = {}  # gate -> its figures
     adapters: dict[str, str] = {}  # agent -> the version that answers for it
+    cache: dict[str, float] = {}
 
 
 class AgentHost:
@@ -63,6 +65,7 @@ class AgentHost:
     Args:
         gates: by name; entered in this order for every try, behind the host's own limit on concurrency.
         meter: what tries cost.
+        cache: of replies; what it holds passes no limit and no gate.
     """
 
     def __init__(
@@ -72,11 +75,12 @@ class AgentHost:
         limits: Limits,
         gates: Mapping[str, Gate] | Sequence[Gate] = (),
         meter: Meter | None = None,
+        cache: ResponseCache | None = None,
     ) -> None:
         self._name, self._backend, self._limits = name, backend, limits
         named = gates if isinstance(gates, Mapping) else {type(gate).__name__: gate for gate in gates}
         self._gates = dict(named)
-        self._meter = meter or Meter()
+        self._meter, self._cache = meter or Meter(), cache
         self._tries = Tries(limits, self._meter, self._send)
         self._info: BackendInfo | None = None
         self._slots = asyncio.Semaphore(1)
@@ -201,6 +205,8 @@ class AgentHost:
     async def prepare(self, adapter: AdapterRef) -> None:
         """Load a new version, which nobody speaks with before it is published. Raises: AgentError: see ``publish``."""
         await self._backend.load_adapter(adapter)
+        if self._cache is not None:
+            await self._cache.learn(adapter)
 
     async def discard(self, adapter: AdapterRef) -> None:
         """Unload a version that was prepared and is not to be published after all."""
@@ -212,7 +218,7 @@ class AgentHost:
 
         Returns: the version's name. Raises: AgentError: the model cannot take it; the old version stays.
         """
-        await self._backend.load_adapter(adapter)
+        await self.prepare(adapter)
         previous = self._adapters.get(adapter.agent)
         self._adapters[adapter.agent] = adapter
         self._outgoing.pop(adapter.name, None)  # it is back
@@ -250,6 +256,7 @@ class AgentHost:
             stopped=self._stopped,
             gates={name: gate.figures() for name, gate in self._gates.items()},
             adapters={agent: adapter.name for agent, adapter in self._adapters.items()},
+            cache=self._cache.figures() if self._cache else {},
         )
 
     async def close(self) -> None:
@@ -260,11 +267,13 @@ class AgentHost:
         await asyncio.gather(*list(self._tasks), return_exceptions=True)  # the model is stopped once nobody is in it
         for outbox in self._arenas.values():
             await outbox.close()
+        if self._cache is not None:
+            await self._cache.close()
         await self._backend.close()
 
     async def _serve(self, arena: str, ask: Ask) -> None:
         try:
-            outcome = await self._tries.answer(ask, lambda: bool(self._stopped))
+            outcome = await self._answer(ask)
         except WithheldError:
             return
         except EngineDownError as err:
@@ -277,11 +286,17 @@ class AgentHost:
         if arena in self._arenas:
             self._arenas[arena].put([outcome])
 
+    async def _answer(self, ask: Ask) -> Outcome:
+        def tries() -> Awaitable[Outcome]:
+            return self._tries.answer(ask, lambda: bool(self._stopped))
+
+        return await (self._cache.answer(ask, self._adapters.get(ask.agent), tries) if self._cache else tries())
+
     def _count(self, outcome: Outcome) -> None:
         self._cost_usd += spent_on(outcome).usd
         if isinstance(outcome, Reply):
             self._replies += 1
-            self._usage += outcome.usage
+            self._usage += Usage() if outcome.cached else outcome.usage
         else:
             self._failures[outcome.kind] += 1
 

@@ -59,6 +59,10 @@ class AnthropicSettings(ApiSettings, frozen=True, kw_only=True, forbid_unknown_f
         return "ANTHROPIC_API_KEY" if self.hosted and self.base_url.startswith("https://") else ""
 
     @property
+    def own_form(self) -> bool:
+        return "format" in self.extra_body.get("output_config", {})
+
+    @property
     def hosted(self) -> bool:
         return urlsplit(self.base_url).hostname == "api.anthropic.com"
 
@@ -144,7 +148,11 @@ class AnthropicBackend(ApiBackend):
             body["top_p"] = drawn.top_p
         if drawn.stop and "stop" not in omit:
             body["stop_sequences"] = drawn.stop
-        return body | self._settings.extra_body
+        body |= self._settings.extra_body
+        if ask.schema:
+            form = {"type": "json_schema", "schema": msgspec.Raw(ask.schema.encode())}
+            body["output_config"] = {"format": form} | body.get("output_config", {})
+        return body
 
     def _turns(self, messages: tuple[Message, ...]) -> list[dict[str, Any]]:
         """Turns that alternate; see the module."""

@@ -52,6 +52,16 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """The variable that holds the key; "" where none is needed."""
         return self.api_key_env or ""
 
+    @property
+    def own_form(self) -> bool:
+        """Whether the settings say what form replies take, so that no ask can."""
+        return False
+
+
+def leaves_form_open(settings: ApiSettings) -> bool:
+    """Whether a reply can be held to its ask's schema."""
+    return not settings.own_form
+
 
 def check_key(settings: ApiSettings) -> None:
     """Raises: ConfigError: the key is not where the settings say."""

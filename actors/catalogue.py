@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from actors.anthropic_messages import AnthropicBackend, AnthropicSettings
-from actors.api_backend import check_key
+from actors.api_backend import check_key, leaves_form_open
 from actors.backend import Backend
 from actors.human import LIMITS, HumanBackend, HumanSettings
 from actors.openai_chat import AzureSettings, ChatBackend, OpenAISettings
@@ -17,6 +17,10 @@ from actors.transformers_model import TransformersBackend, TransformersSettings
 from actors.transformers_settings import required_env as transformers_env
 from actors.vllm_engine import VLLMBackend, VLLMSettings, required_env
 from actors.vllm_settings import on_gpus
+
+
+def always(settings: msgspec.Struct) -> bool:
+    return True
 
 
 class BackendSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,22 +37,45 @@ class BackendSpec(msgspec.Struct, frozen=True, kw_only=True):
     check: Callable[..., None] = lambda settings: None
     on_gpus: Callable[..., msgspec.Struct] = lambda settings, num_gpus: settings
     takes_images: Callable[..., bool] = lambda settings: bool(getattr(settings, "images", False))
+    holds_schema: Callable[..., bool] = lambda settings: False  # a reply to an ask's schema, or has no need to
+    cacheable: bool = True  # a model replies, or something that plays one
     limits: Mapping[str, float] = {}  # what its ``limits`` are unless a recipe says otherwise
     heavy: bool = False  # holds a model in memory: takes a CPU or a GPU of the cluster
 
 
 BACKENDS: dict[str, BackendSpec] = {
-    "scripted": BackendSpec(settings=ScriptedSettings, build=ScriptedBackend, takes_images=lambda settings: True),
-    "vllm": BackendSpec(settings=VLLMSettings, build=VLLMBackend, env=required_env, on_gpus=on_gpus, heavy=True),
+    "scripted": BackendSpec(settings=ScriptedSettings, build=ScriptedBackend, takes_images=always, holds_schema=always),
+    "vllm": BackendSpec(
+        settings=VLLMSettings,
+        build=VLLMBackend,
+        env=required_env,
+        on_gpus=on_gpus,
+        holds_schema=always,
+        heavy=True,
+    ),
     "transformers": BackendSpec(
         settings=TransformersSettings, build=TransformersBackend, env=transformers_env, heavy=True
     ),
     "recorded": BackendSpec(
-        settings=RecordedSettings, build=RecordedBackend, check=check_run, takes_images=lambda settings: True
+        settings=RecordedSettings,
+        build=RecordedBackend,
+        check=check_run,
+        takes_images=always,
+        holds_schema=always,
+        cacheable=False,
     ),
-    "human": BackendSpec(settings=HumanSettings, build=HumanBackend, takes_images=lambda settings: True, limits=LIMITS),
-    "openai": BackendSpec(settings=OpenAISettings, build=ChatBackend, check=check_key),
-    "azure": BackendSpec(settings=AzureSettings, build=ChatBackend, check=check_key),
-    "anthropic": BackendSpec(settings=AnthropicSettings, build=AnthropicBackend, check=check_key),
+    "human": BackendSpec(
+        settings=HumanSettings,
+        build=HumanBackend,
+        takes_images=always,
+        holds_schema=always,
+        cacheable=False,
+        limits=LIMITS,
+    ),
+    "openai": BackendSpec(settings=OpenAISettings, build=ChatBackend, check=check_key, holds_schema=leaves_form_open),
+    "azure": BackendSpec(settings=AzureSettings, build=ChatBackend, check=check_key, holds_schema=leaves_form_open),
+    "anthropic": BackendSpec(
+        settings=AnthropicSettings, build=AnthropicBackend, check=check_key, holds_schema=leaves_form_open
+    ),
 }
 """Name in a recipe -> backend. A new one adds its line here."""

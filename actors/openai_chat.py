@@ -131,6 +131,9 @@ class ChatBackend(ApiBackend):
             body["stop"] = drawn.stop
         if drawn.seed is not None and "seed" not in left_out:
             body["seed"] = drawn.seed
+        if ask.schema:
+            schema = {"name": "reply", "strict": True, "schema": msgspec.Raw(ask.schema.encode())}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body | self._fixed
 
     def _message(self, message: Message) -> dict[str, Any]:

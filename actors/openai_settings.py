@@ -23,6 +23,10 @@ class ChatSettings(ApiSettings, frozen=True, kw_only=True, forbid_unknown_fields
     keep_logprobs: bool = False  # and token ids; of vLLM servers
 
     @property
+    def own_form(self) -> bool:
+        return self.response_format is not None or "response_format" in self.extra_body
+
+    @property
     def hosted(self) -> bool:
         """Whether OpenAI's own models answer. Their default is 1.0, and some refuse to be told it."""
         return False

@@ -17,6 +17,7 @@ from actors.gate import Gate, LoadHint, TellsLoad, TellsRates
 from actors.images import ImageFolder, ReadsImages
 from actors.prices import Meter, Price
 from actors.queue_gate import local_gate
+from actors.response_cache import CacheSettings, ResponseCache
 from actors.shared_gate import PURSE, Line
 from protocols.errors import AgentError
 
@@ -46,6 +47,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     num_gpus: float = 0.0
     media: tuple[str, ...] = ()
     price: Price | None = None
+    cache: CacheSettings | None = None
     keeper: Any = None
     budgeted: bool = False
 
@@ -75,7 +77,8 @@ class AgentActor:
         if isinstance(backend, TellsLoad):
             most = spec.limits.max_concurrency or getattr(spec.settings, "max_concurrency", MAX_CALLS)
             gates["engine"] = local_gate(f"{spec.name} engine", EngineRoom(most), meter, LoadHint)
-        self._host = AgentHost(spec.name, backend, spec.limits, gates, meter)
+        cache = ResponseCache(spec.cache, spec.backend, spec.settings) if spec.cache else None
+        self._host = AgentHost(spec.name, backend, spec.limits, gates, meter, cache)
 
     def _stop(self, reason: str) -> None:
         self._host.stop(reason)

@@ -75,7 +75,9 @@ class RecordedBackend:
             )
         self._hits += 1
         reply = _choose(found, ask.id)
-        return msgspec.structs.replace(reply, ask_id=ask.id, latency_s=0.0, tries=1, attempts=(), cost_usd=0.0)
+        return msgspec.structs.replace(
+            reply, ask_id=ask.id, latency_s=0.0, tries=1, attempts=(), cost_usd=0.0, cached=False
+        )
 
     async def load_adapter(self, adapter: AdapterRef) -> None:
         raise AgentError(

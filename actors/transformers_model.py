@@ -50,6 +50,8 @@ class TransformersBackend:
         self._counts["requests"] += 1
         if any(message.images for message in ask.messages):
             raise ReplyError(f"ask {ask.id} carries an image, but {self.name} reads only text", "malformed")
+        if ask.schema:
+            raise ReplyError(f"ask {ask.id} has a schema, to which transformers holds no reply; use vllm", "malformed")
         row = await self._running().answer(ask, adapter)
         usage = Usage(prompt_tokens=len(row.prompt_ids), completion_tokens=len(row.token_ids))
         self._counts["replies"] += 1

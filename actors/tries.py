@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from actors.policy import stops_run, wait_s
-from actors.prices import Amount, Meter
+from actors.prices import NOTHING, Amount, Meter
 from protocols.errors import EngineDownError, ReplyError
 from protocols.message import MAX_ATTEMPTS, Ask, Attempt, Failure, Outcome, Reply
 
@@ -183,7 +183,9 @@ def kept(attempts: list[Attempt]) -> tuple[Attempt, ...]:
 
 
 def spent(outcome: Outcome) -> Amount:
-    """What an outcome cost, its failed tries with it: what a budget was charged."""
+    """What an outcome cost, its failed tries with it: what a budget was charged. Nothing where no model was asked."""
+    if isinstance(outcome, Reply) and outcome.cached:
+        return NOTHING
     usd = sum(item.cost_usd for item in outcome.attempts)
     tokens = sum(item.tokens for item in outcome.attempts)
     if isinstance(outcome, Reply):

@@ -20,7 +20,7 @@ from actors.vllm_adapters import AdapterTable
 from actors.vllm_drive import Drive, ProcessDrive, ThreadDrive
 from actors.vllm_settings import VLLMSettings, engine_arguments, required_env, runs_on_cpu
 from protocols.errors import AgentError, ReplyError
-from protocols.message import Ask, FinishReason, Reply, Sampling, Usage
+from protocols.message import Ask, FinishReason, Reply, Usage
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -91,7 +91,7 @@ class VLLMBackend:
         self._counts["requests"] += 1
         try:
             lora = None if adapter is None else await self._loaded(adapter)  # a restarted actor has forgotten it
-            output = await drive.complete(request_id, prompt_ids, self._params(ask.sampling), lora)
+            output = await drive.complete(request_id, prompt_ids, self._params(ask), lora)
         except ReplyError:
             raise
         except AgentError as err:
@@ -152,9 +152,10 @@ class VLLMBackend:
             )
         return list(ids)
 
-    def _params(self, sampling: Sampling) -> SamplingParams:
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
+    def _params(self, ask: Ask) -> SamplingParams:
+        from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
+        sampling = ask.sampling
         return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -163,6 +164,7 @@ class VLLMBackend:
             seed=sampling.seed if self._settings.per_request_seed else None,
             logprobs=0 if self._settings.keep_logprobs else None,  # 0: the sampled token's own and no others
             flat_logprobs=True,
+            structured_outputs=StructuredOutputsParams(json=ask.schema) if ask.schema else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_clone=True,
         )

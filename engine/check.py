@@ -12,6 +12,7 @@ import msgspec
 from actors.agent import Limits
 from actors.catalogue import BACKENDS
 from actors.prices import Price
+from actors.response_cache import CacheSettings
 from engine.cluster import models_in_use
 from engine.named_protocol import find_protocol
 from engine.recipe import LoopSettings, Model, Place, Recipe, RunSettings, TrainSettings, load_recipe
@@ -131,6 +132,7 @@ def recipe_schema() -> dict[str, Any]:
         LoopSettings,
         RunSettings,
         Price,
+        CacheSettings,
     ]
     _, parts = msgspec.json.schema_components(structs, ref_template="#/$defs/{name}")
 
@@ -150,6 +152,7 @@ def recipe_schema() -> dict[str, Any]:
         "limits": {"$ref": "#/$defs/Limits"},
         **parts["Place"]["properties"],
         "price": {"$ref": "#/$defs/Price"},
+        "cache": {"$ref": "#/$defs/CacheSettings"},
     }
     agent = {
         "type": "object",

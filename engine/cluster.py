@@ -172,6 +172,7 @@ class Cluster:
                 num_gpus=model.place.num_gpus,
                 media=tuple(str(folder.absolute()) for folder in media),
                 price=recipe.price_of(name),
+                cache=model.cache and model.cache.absolute(),
                 keeper=keeper,
                 budgeted=bool(recipe.run.budget),
             )

@@ -15,6 +15,7 @@ from actors.api_key import refuse_literal_keys
 from actors.budget import Budget
 from actors.catalogue import BACKENDS
 from actors.prices import Price, find_price, prices_date
+from actors.response_cache import CacheSettings
 from engine.named_protocol import find_protocol
 from engine.tasks import SOURCES, FileSource, HubSource, TaskSource
 from protocols.catalogue import PROTOCOLS, prompts_of
@@ -56,6 +57,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     place: Place = Place()
     price: Price | None = None  # the user's own; see ``Recipe.price_of``
+    cache: CacheSettings | None = None  # of its replies; None: every ask goes to the model
 
     @property
     def served(self) -> str:
@@ -147,9 +149,15 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fingerprint(self) -> str:
-        """Identity of what is run: changes with anything that could change a result, prompts and task files too."""
+        """Identity of what is run: changes with anything that could change a result, prompts and task files too.
+
+        A cache is left out: it decides who is asked, while the reply is one of the same model to the same words.
+        """
         told = {key: value for key, value in self.source.items() if key not in ("run", "description", "prices")}
-        told["models"] = {name: _without(value, "price") for name, value in self.source["models"].items()}
+        told["models"] = {
+            name: _without(value, "price", "cache", "replicas", "max_restarts")
+            for name, value in self.source["models"].items()
+        }
         told["prompt_text"] = self.prompts.digest
         if isinstance(self.tasks, FileSource | HubSource):
             told["task_files"] = self.tasks.digest()
@@ -194,7 +202,7 @@ _TOP = {
     "prices": "what tokens cost, by model id",
 }
 _PLACE_KEYS = set(Place.__struct_fields__)
-_MODEL_KEYS = {"backend", "limits", "price", *_PLACE_KEYS}
+_MODEL_KEYS = {"backend", "limits", "price", "cache", *_PLACE_KEYS}
 _AGENT_KEYS = {"model", "persona"}
 _TASK_PATHS = ("path", "test_path", "reference_path", "image_folder")
 
@@ -291,6 +299,7 @@ def build_recipe(data: Mapping[str, Any], *, where: str, folder: Path = Path()) 
     )
     _check_names(recipe, where)
     _check_budget(recipe, where)
+    _check_structured(recipe, where)
     return recipe
 
 
@@ -314,8 +323,29 @@ def _check_budget(recipe: Recipe, where: str) -> None:
             )
 
 
-def _without(value: Any, key: str) -> Any:
-    return {name: item for name, item in value.items() if name != key} if isinstance(value, dict) else value
+def _check_structured(recipe: Recipe, where: str) -> None:
+    """A reply that is to be held to a schema needs a model that can, and a schema."""
+    for name in sorted({name for names in recipe.cast.values() for name in names}):
+        model = recipe.agents[name].model
+        if not recipe.agents[name].sampling.structured:
+            continue
+        backend, settings = recipe.models[model].backend, recipe.models[model].settings
+        if not BACKENDS[backend].holds_schema(settings):
+            own = getattr(settings, "own_form", False)
+            why = "says itself what form replies take" if own else f"cannot hold a reply to a schema ({backend})"
+            raise ConfigError(
+                f"{where}: agents.{name}.structured=true, but models.{model} {why}; take one of the two away, or give "
+                f"{name} another model"
+            )
+        if not recipe.prompts.schemas:
+            raise ConfigError(
+                f"{where}: agents.{name}.structured=true, but prompt set {recipe.prompts.name!r} has no schema; add a "
+                "[schema.PART] to it, or leave structured out"
+            )
+
+
+def _without(value: Any, *keys: str) -> Any:
+    return {name: item for name, item in value.items() if name not in keys} if isinstance(value, dict) else value
 
 
 def _read_protocol(value: Any, where: str, folder: Path) -> tuple[str, ProtocolSettings, PromptSet]:
@@ -367,12 +397,15 @@ def _read_model(value: Any, where: str, at: str) -> Model:
         settings = BACKENDS[backend].on_gpus(settings, place.num_gpus)
     except ValueError as err:
         raise ConfigError(f"{where}: {at}: {err}") from err
+    if "cache" in ours and not BACKENDS[backend].cacheable:
+        raise ConfigError(f"{where}: {at}.cache: backend {backend!r} has no model whose replies are kept; leave it out")
     return Model(
         backend=backend,
         settings=settings,
         limits=_read_limits(ours.get("limits", {}), BACKENDS[backend].limits, where, f"{at}.limits"),
         place=place,
         price=read_section(ours["price"], Price, where, f"{at}.price") if "price" in ours else None,
+        cache=read_section(ours["cache"], CacheSettings, where, f"{at}.cache") if "cache" in ours else None,
     )
 
 

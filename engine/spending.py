@@ -56,27 +56,32 @@ def money(folder: RunFolder) -> dict[str, Any]:
     """The run's totals, and those by agent, role and model.
 
     The totals hold all that was spent; the shares only what is part of a closed debate, so they may add up to less.
+    ``cached_replies`` of closed debates took nothing.
     Raises: JournalError: a journal is damaged.
     """
     total = spent_so_far(folder)
     shares: dict[str, dict[str, Totals]] = {"agent": {}, "role": {}, "model": {}}
+    cached = 0
     for path in sorted((folder.path / "journal").glob("*/*.sqlite")):
         for recorded in read_journal(path):
             if recorded.graph is not None:
-                _add(recorded.graph, shares)
+                cached += _add(recorded.graph, shares)
     by = {f"by_{key}": {name: _shown(totals) for name, totals in share.items()} for key, share in shares.items()}
-    return {"cost_usd": round(total.usd, 6), "tokens": total.tokens, "spending": by}
+    return {"cost_usd": round(total.usd, 6), "tokens": total.tokens, "cached_replies": cached, "spending": by}
 
 
 def _shown(totals: Totals) -> dict[str, Any]:
     return {"cost_usd": round(totals.cost_usd, 6), "tokens": totals.tokens, "replies": totals.replies}
 
 
-def _add(graph: bytes, shares: dict[str, dict[str, Totals]]) -> None:
-    for said in decode_debate(graph).utterances:
+def _add(graph: bytes, shares: dict[str, dict[str, Totals]]) -> int:
+    """Returns: how many of the replies came from a cache."""
+    utterances = decode_debate(graph).utterances
+    for said in utterances:
         amount = spent(said.reply)
         for key, name in (("agent", said.agent), ("role", said.role), ("model", said.reply.model)):
             totals = shares[key].setdefault(name, Totals())
             totals.cost_usd += amount.usd
             totals.tokens += amount.tokens
             totals.replies += 1
+    return sum(said.reply.cached for said in utterances)

@@ -109,6 +109,7 @@ class Turn(msgspec.Struct, kw_only=True, eq=False):
     retries: int = 0  # further tries while the reply cannot be read
     repair: str = ""  # what the agent is told then; "": the same question again, drawn anew
     sampling: Sampling | None = None  # default: the player's
+    part: str = ""  # of the prompt set, that the prompt puts: a structured reply is held to its schema
 
     reply: Reply | None = None  # None: failed or late
     answer: Answer = Answer()
@@ -302,6 +303,7 @@ class Conversation(Machine):
             saw=tuple((turn, kind) for turns in shown.values() for turn in turns),
             answers=answers,
             reads=reads,
+            part=part,
         )
 
     def _system(self, player: Player, head: str, slots: Mapping[str, str]) -> tuple[Message, ...]:
@@ -524,6 +526,7 @@ class Conversation(Machine):
             role=turn.role,
             messages=(*tried.chat[: tried.head], *tried.chat[tried.head + tried.elided :], *tried.prompt),
             sampling=msgspec.structs.replace(sampling, seed=derive_seed(self.seed, tried.node_id)),
+            schema=self.prompts.schemas.get(turn.part, "") if sampling.structured else "",
         )
         self._asked[ask.id] = turn
         self.outstanding[ask.id] = ask

@@ -210,6 +210,7 @@ class Dialectic(Conversation):
             saw=tuple((turn, "saw") for turn in (*peers, *shows_own)),
             answers=True,
             reads=partial(bracketed, task=self.task),
+            part=part,
         )
 
     def _judge(self, replied: list[Turn]) -> Turn:
@@ -252,6 +253,7 @@ class Dialectic(Conversation):
             prompt=self.told(player, step, head="", images=images, context=context, question=question),
             saw=tuple((turn, "saw") for turn in saw),
             reads=reads,
+            part=step,
         )
 
     def _block(self, part: str, turn: Turn, **slots: str) -> str:

@@ -321,6 +321,7 @@ class Mad(Conversation):
             saw=tuple((turn, "saw") for turn in shown),
             answers=answers,
             reads=reads,
+            part=part,
         )
 
     def _block(self, turn: Turn) -> str:

@@ -71,6 +71,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    structured: bool = False  # held to the schema that the prompt set has for what is asked, where it has one
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature <= 10.0:
@@ -112,7 +113,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """What a protocol wants from one agent.
 
     ``id`` is unique within a run and is built from what is asked, not from when: ``<debate>#<round>.<phase>.<agent>``.
-    A replayed machine therefore asks under the same id, and a reply on record is found again.
+    A replayed machine therefore asks under the same id, and a reply on record is found again. ``schema`` is the JSON
+    Schema, as text, that the model is held to while it decodes; "" for none.
     """
 
     id: str
@@ -121,6 +123,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     messages: tuple[Message, ...]
     sampling: Sampling
+    schema: str = ""
 
 
 FinishReason = Literal["stop", "length", "other"]
@@ -161,6 +164,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, tag="reply", omit_default
     tries: int = 1
     attempts: tuple[Attempt, ...] = ()  # those that failed before it, in order; the last ``MAX_ATTEMPTS``
     cost_usd: float = 0.0  # of this reply alone, US dollars; 0 where no price is known
+    cached: bool = False  # not asked for now: it answered the same ask before; ``usage`` is what it took then
 
     def __post_init__(self) -> None:
         if self.logprobs and len(self.token_ids) != len(self.logprobs):

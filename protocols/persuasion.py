@@ -341,4 +341,4 @@ class Persuasion(Conversation):
             position=self._positions[own].text,
             opposing=self._positions[1 - own].text,
         )
-        return Turn(player=player, role=role, step=step, seat=seat, prompt=prompt, saw=tuple(saw))
+        return Turn(player=player, role=role, step=step, seat=seat, prompt=prompt, saw=tuple(saw), part=part)

@@ -1,7 +1,7 @@
 """Prompt sets: data files with named slots, one a protocol, answer format and language.
 
 A set is a TOML file of templates; ``${slot}`` marks a slot. Values are put in once and never read again for slots, so
-nothing that a model wrote can open one.
+nothing that a model wrote can open one. Where a part asks for a JSON object, ``[schema.PART]`` is its JSON Schema.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from string import Template
+from typing import Any
 
 import msgspec
 
@@ -26,7 +27,8 @@ class PromptSet:
         templates: part name -> text with slots.
         slots: part name -> the slots its protocol fills; a part named here must be there, with no other slots.
         examples: part name -> worked examples, shown as earlier chat turns.
-    Raises: ConfigError: a part is missing or unknown, or a slot is.
+        schemas: part name -> JSON Schema of an object: what a reply to the part is.
+    Raises: ConfigError: a part is missing or unknown, or a slot is, or a schema is of something else.
     """
 
     def __init__(
@@ -35,11 +37,15 @@ class PromptSet:
         templates: Mapping[str, str],
         slots: Mapping[str, frozenset[str]],
         examples: Mapping[str, tuple[Message, ...]] | None = None,
+        schemas: Mapping[str, dict[str, Any]] | None = None,
     ) -> None:
         self.name = name
         self._examples = dict(examples or {})
-        for part in self._examples.keys() - slots.keys():
-            raise ConfigError(f"prompt set {name!r} has examples for an unknown part {part!r}; parts: {sorted(slots)}")
+        for what, table in (("examples", self._examples), ("a schema", schemas or {})):
+            for part in table.keys() - slots.keys():
+                raise ConfigError(
+                    f"prompt set {name!r} has {what} for an unknown part {part!r}; parts: {sorted(slots)}"
+                )
         for part in slots.keys() - templates.keys():
             raise ConfigError(f"prompt set {name!r} has no part {part!r}; it needs {sorted(slots)}")
         for part, text in templates.items():
@@ -54,8 +60,9 @@ class PromptSet:
                 )
         self._templates = {part: Template(text.strip()) for part, text in templates.items()}
         self._text = dict(templates)
-        told = msgspec.json.encode([self._text, self._examples], order="deterministic")
-        self.digest = hashlib.sha256(told).hexdigest()  # of all it says
+        self._schemas = {part: _object_schema(name, part, schema) for part, schema in (schemas or {}).items()}
+        told = [self._text, self._examples, *filter(None, [self._schemas])]
+        self.digest = hashlib.sha256(msgspec.json.encode(told, order="deterministic")).hexdigest()  # of all it says
 
     @staticmethod
     def slots_of(text: str) -> frozenset[str]:
@@ -69,6 +76,11 @@ class PromptSet:
     def examples(self, part: str) -> tuple[Message, ...]:
         """Worked examples as chat turns, to go before the part; () where there are none."""
         return self._examples.get(part, ())
+
+    @property
+    def schemas(self) -> Mapping[str, str]:
+        """Part name -> the JSON Schema of its replies, as text; of parts that ask for an object alone."""
+        return self._schemas
 
     def uses(self, part: str, slot: str) -> bool:
         """Whether the part shows what is put into the slot."""
@@ -102,10 +114,11 @@ def load_prompts(name: str, slots: Mapping[str, frozenset[str]], *, text: str | 
     except tomllib.TOMLDecodeError as err:
         raise ConfigError(f"prompt set {name!r} is not valid TOML: {err}") from err
     examples = _read_examples(name, templates.pop("examples", {}))
+    schemas = _read_schemas(name, templates.pop("schema", {}))
     for part, value in templates.items():
         if not isinstance(value, str):
             raise ConfigError(f"prompt set {name!r}: part {part!r} must be text, not {type(value).__name__}")
-    return PromptSet(name, templates, slots, examples)
+    return PromptSet(name, templates, slots, examples, schemas)
 
 
 def _read_examples(name: str, table: object) -> dict[str, tuple[Message, ...]]:
@@ -117,3 +130,27 @@ def _read_examples(name: str, table: object) -> dict[str, tuple[Message, ...]]:
             f"prompt set {name!r}: examples must be pairs of question and reply for a part: {err}"
         ) from err
     return {part: tuple(m for q, a in shown for m in (user(q), assistant(a))) for part, shown in pairs.items()}
+
+
+def _read_schemas(name: str, table: object) -> dict[str, dict[str, Any]]:
+    """Tables, or JSON as text. Raises: ConfigError: neither."""
+    try:
+        given = msgspec.convert(table, dict[str, dict[str, Any] | str])
+        return {
+            part: msgspec.json.decode(schema, type=dict[str, Any]) if isinstance(schema, str) else schema
+            for part, schema in given.items()
+        }
+    except msgspec.MsgspecError as err:
+        raise ConfigError(f"prompt set {name!r}: a schema must be a table or JSON text for a part: {err}") from err
+
+
+def _object_schema(name: str, part: str, schema: dict[str, Any]) -> str:
+    """As text; the order of fields is kept, since models write them in it. Raises: ConfigError: not of an object."""
+    fields = schema.get("properties")
+    if schema.get("type") != "object" or not isinstance(fields, dict) or not fields:
+        raise ConfigError(f"prompt set {name!r}, schema.{part}: must have type = 'object' and properties")
+    if unknown := set(schema.get("required", ())) - fields.keys():
+        raise ConfigError(
+            f"prompt set {name!r}, schema.{part}: requires {min(unknown)!r}, which properties do not have"
+        )
+    return msgspec.json.encode(schema).decode()

@@ -162,6 +162,7 @@ class Reflect(Conversation):
                 prompt=self.told(player, part, images=self.task.images, context=context),
                 saw=tuple(saw),
                 answers=True,
+                part=part,
                 retries=self.settings.samples - 1 if role == "student" else 0,
             )
             for seat, (role, player) in enumerate(seats)

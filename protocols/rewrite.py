@@ -192,6 +192,7 @@ class Rewrite(Conversation):
                 player, category, images=self._images("rewrite"), item="\n\n".join(filter(None, item)), pairs=wanted
             ),
             reads=self._enough,
+            part=category,
             retries=1,
             repair=self.prompts.fill("repair", pairs=wanted),
         )
@@ -231,7 +232,7 @@ class Rewrite(Conversation):
         prompt = self.told(
             player, step, head="", images=self._images(step), context=written, pictured=self._pictured(step)
         )
-        turn = Turn(player=player, role=role, step=step, seat=str(seat), prompt=prompt, reads=reads)
+        turn = Turn(player=player, role=role, step=step, seat=str(seat), prompt=prompt, reads=reads, part=step)
         if seat != "original":
             turn.saw = ((self._rewrite, "saw"),)
         return turn

@@ -172,6 +172,7 @@ class Society(Conversation):
             thread=thread,
             saw=tuple(saw),
             answers=True,
+            part=part,
         )
 
     def _summaries(self, speakers: Sequence[int]) -> dict[int, Turn]:
@@ -190,6 +191,7 @@ class Society(Conversation):
             seat=str(member),
             prompt=self.told(player, "summarise", head="", context={"peers": shown}),
             saw=tuple((turn, "saw") for turn in peers),
+            part="summarise",
         )
 
     def _peers(self, member: int) -> list[Turn]:

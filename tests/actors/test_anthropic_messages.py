@@ -9,13 +9,17 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anthropic
+import msgspec
+import pydantic
 import pytest
 import pytest_asyncio
+from anthropic.types import OutputConfigParam
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.anthropic_messages import AnthropicBackend, AnthropicSettings
 from actors.backend import AdapterRef
+from actors.catalogue import BACKENDS
 from actors.gate import RateHint
 from actors.http_client import Answer
 from actors.rate_headers import anthropic_rates
@@ -93,6 +97,25 @@ def test_defaults_of_the_api_are_not_sent_nor_a_seed() -> None:
     omitting = AnthropicBackend(AnthropicSettings(model="m", omit=("temperature", "top_p", "stop")))
     drawn = ask(temperature=0.2, top_p=0.5, stop=("x",))
     assert omitting._request(drawn, None).keys() == {"model", "max_tokens", "messages"}
+
+
+SCHEMA = (
+    '{"type":"object","properties":{"b":{"type":"string"},"a":{}},"required":["b","a"],"additionalProperties":false}'
+)
+
+
+@pytest.mark.asyncio
+async def test_a_schema_is_sent_as_the_anthropic_package_has_it(api: FakeApi) -> None:
+    what = msgspec.structs.replace(ask(), schema=SCHEMA)
+    await asked(api, what, extra_body={"output_config": {"effort": "low"}})
+    sent = api.requests[-1]["output_config"]
+    assert pydantic.TypeAdapter(OutputConfigParam).validate_python(sent) == sent
+    assert sent["effort"] == "low" and sent["format"]["type"] == "json_schema"
+    assert json.dumps(sent["format"]["schema"], separators=(",", ":")) == SCHEMA  # fields in their order
+    own = AnthropicSettings(model="m", extra_body={"output_config": {"format": {"type": "json_schema", "schema": {}}}})
+    assert AnthropicBackend(own)._request(what, None)["output_config"] == own.extra_body["output_config"]
+    assert not BACKENDS["anthropic"].holds_schema(own)
+    assert BACKENDS["anthropic"].holds_schema(AnthropicSettings(model="m"))
 
 
 def test_neighbours_of_one_role_become_one_message() -> None:

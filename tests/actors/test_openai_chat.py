@@ -8,15 +8,19 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import openai
+import pydantic
 import pytest
 import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types.shared_params import ResponseFormatJSONSchema
 
 from actors.api_errors import Place, openai_error
 from actors.api_key import NO_KEY
 from actors.backend import AdapterRef
+from actors.catalogue import BACKENDS
 from actors.gate import RateHint
 from actors.http_client import Answer
 from actors.openai_chat import AzureSettings, ChatBackend, OpenAISettings
@@ -110,6 +114,28 @@ def test_each_service_gets_the_fields_it_takes(
     body = ChatBackend(settings)._request(ask(**sampling), None)
     body = {name: value for name, value in body.items() if name not in ("model", "messages")}
     assert body == expected if isinstance(expected, dict) else body.keys() == expected
+
+
+SCHEMA = (
+    '{"type":"object","properties":{"b":{"type":"string"},"a":{}},"required":["b","a"],"additionalProperties":false}'
+)
+
+
+@pytest.mark.asyncio
+async def test_a_schema_is_sent_as_the_openai_package_has_it_unless_the_settings_say_the_form(api: FakeApi) -> None:
+    what = msgspec.structs.replace(ask(), schema=SCHEMA)
+    await asked(api, what)
+    sent = api.requests[-1]["response_format"]
+    assert pydantic.TypeAdapter(ResponseFormatJSONSchema).validate_python(sent) == sent
+    assert sent["json_schema"]["strict"] is True and sent["json_schema"]["name"].isidentifier()
+    assert json.dumps(sent["json_schema"]["schema"], separators=(",", ":")) == SCHEMA  # fields in their order
+    for own in ({"response_format": {"type": "json_object"}}, {"extra_body": {"response_format": {"type": "text"}}}):
+        await asked(api, what, **own)
+        assert api.requests[-1]["response_format"] in ({"type": "json_object"}, {"type": "text"})
+        assert not BACKENDS["openai"].holds_schema(OpenAISettings(model="m", **own))
+    azure = AzureSettings(endpoint="https://r.openai.azure.com", deployment="d")
+    body = json.loads(msgspec.json.encode(ChatBackend(azure)._request(what, None)))
+    assert body["response_format"] == sent and BACKENDS["azure"].holds_schema(azure)
 
 
 @pytest.mark.asyncio

@@ -312,18 +312,23 @@ def test_adapters_beyond_the_limit_or_for_another_model_are_refused(
     assert caught.value.kind == "malformed"
 
 
-def test_a_prompt_without_room_and_an_image_are_refused_while_others_speak(settings: TransformersSettings) -> None:
+def test_a_prompt_without_room_an_image_and_a_schema_are_refused_while_others_speak(
+    settings: TransformersSettings,
+) -> None:
     pictured = msgspec.structs.replace(ask(), messages=(user("What is it?", [ImagePart(sha256="0" * 64)]),))
 
+    held = msgspec.structs.replace(ask(), schema='{"type":"object"}')
+
     async def work(backend: TransformersBackend) -> list[object]:
-        wanted = [ask(1, max_tokens=8), ask(2, max_tokens=600), pictured]
+        wanted = [ask(1, max_tokens=8), ask(2, max_tokens=600), pictured, held]
         return list(await asyncio.gather(*(backend.generate(each, None) for each in wanted), return_exceptions=True))
 
-    good, long, image = using(settings, work)
+    good, long, image, form = using(settings, work)
     assert isinstance(good, Reply)
     assert isinstance(long, ReplyError) and long.kind == "context_too_long"
     assert "max_tokens=600" in str(long) and "holds 512 in all" in str(long)
     assert isinstance(image, ReplyError) and image.kind == "malformed" and "carries an image" in str(image)
+    assert isinstance(form, ReplyError) and form.kind == "malformed" and "has a schema" in str(form)
 
 
 def test_whoever_is_cancelled_leaves_and_the_others_stay(settings: TransformersSettings) -> None:

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonschema  # type: ignore[import-untyped]
 import msgspec
 import pytest
 import pytest_asyncio
@@ -27,7 +28,11 @@ from actors.backend import AdapterRef
 from actors.embedded import embedded_model_path
 from actors.vllm_engine import VLLMBackend, VLLMSettings, required_env
 from protocols.errors import AgentError, ReplyError
+from protocols.mad import Mad
+from protocols.mad_replies import read_verdict
 from protocols.message import Ask, ImagePart, Message, Reply, Sampling, system, user
+from protocols.prompt import load_prompts
+from protocols.task import Task
 
 SETTINGS = VLLMSettings(dtype="float32", kv_cache_mb=512, max_model_len=1024, max_adapters=2, max_rank=8)
 TOLERANCE = 5e-4  # nats a token; measured 4e-5 at most
@@ -157,6 +162,26 @@ async def test_stop_string_ends_the_text_before_it(backend: VLLMBackend) -> None
     assert "capital" in reply.text
     assert "Paris" not in reply.text
     assert reply.finish_reason == "stop"
+
+
+async def test_moderators_are_held_to_their_schema_and_nobody_else_is(backend: VLLMBackend) -> None:
+    """Unheld, this model writes about one reply in three that is none; the bare question never brings an object."""
+    prompts = load_prompts("mad.sum.en", Mad.SLOTS)
+    speeches = "Affirmative: 24 + 19 = 43\nNegative: 24 + 19 = 33"
+    question = user(prompts.fill("moderate", question="24 + 19", speeches=speeches))
+    messages = (system(prompts.fill("moderator_system")), *prompts.examples("moderate"), question)
+    held = [
+        msgspec.structs.replace(ask(number, messages=messages, max_tokens=256), schema=prompts.schemas["moderate"])
+        for number in range(4)
+    ]
+    *replies, free = await answer(backend, [(one, None) for one in (*held, ask(5))])
+    for reply in replies:
+        said = json.loads(reply.text)
+        jsonschema.validate(said, json.loads(prompts.schemas["moderate"]))
+        assert list(said) == ["reason", "preference", "side", "answer"]
+        assert read_verdict(reply.text, Task(id="t", question="?")).how == "fields"
+        assert reply.finish_reason == "stop" and len(reply.token_ids) == len(reply.logprobs)
+    assert not free.text.startswith("{")
 
 
 async def test_cancelling_the_caller_frees_the_engine(backend: VLLMBackend) -> None:

@@ -106,6 +106,12 @@ BROKEN: list[tuple[str, str]] = [
     ("sft.schedule=cosin", "sft.schedule='cosin': Invalid enum value 'cosin'"),
     ("loop.iterations=0", "loop: iterations=0 must be at least 1"),
     ("loop.init_from=scratch", "loop.init_from='scratch': Invalid enum value 'scratch'"),
+    ("models.simulated.cache=yes", "models.simulated.cache=True must be a mapping"),
+    ("models.simulated.cache.paths=x", "models.simulated.cache.paths='x' is not known; did you mean 'path'?"),
+    ("models.simulated.cache.max_mb=-1", "models.simulated.cache: max_mb=-1 must not be below 0"),
+    ("models.simulated={backend: human, cache: {}}", "models.simulated.cache: backend 'human' has no model"),
+    ("agents.ada.structured=5", "agents.ada.structured=5: Expected `bool`, got `int`"),
+    ("agents.ada.structured=true", "agents.ada.structured=true, but prompt set 'society.number.en' has no schema"),
     ("run.num_arenas=0", "run: num_arenas and max_open must be at least 1"),
     ("run.max_journal_mb=-5", "run: max_journal_mb=-5 must not be below 0"),
 ]
@@ -183,7 +189,10 @@ def test_overrides_that_make_no_sense_are_one_sentence(override: str, said: str)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("override", ["run.num_arenas=4", "run.sync=normal", "run.runs_dir=there", "description=hi"])
+@pytest.mark.parametrize(
+    "override",
+    ["run.num_arenas=4", "run.sync=normal", "run.runs_dir=there", "description=hi", "models.simulated.cache={}"],
+)
 def test_how_the_work_is_spread_is_no_part_of_the_identity(override: str) -> None:
     assert built(override).fingerprint == built().fingerprint
 
@@ -195,6 +204,40 @@ def test_how_the_work_is_spread_is_no_part_of_the_identity(override: str) -> Non
 )  # fmt: skip
 def test_what_may_change_a_result_changes_the_identity(override: str) -> None:
     assert built(override).fingerprint != built().fingerprint
+
+
+HELD: Data = GOOD | {
+    "models": {
+        "plain": {"backend": "transformers"},
+        "own": {"backend": "openai", "model": "m", "response_format": {"type": "json_object"}},
+        "held": {"backend": "vllm"},
+        "played": {"backend": "scripted"},
+    },
+    "agents": {"ada": {"model": "held"}, "bo": {"model": "plain"}},
+    "protocol": {"name": "mad"},
+    "cast": {"affirmative": ["bo"], "negative": ["bo"], "moderator": ["ada"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("plain", "but models.plain cannot hold a reply to a schema (transformers)"),
+        ("own", "but models.own says itself what form replies take"),
+        ("held", ""),
+        ("played", ""),
+    ],
+)
+def test_a_structured_agent_needs_a_model_that_can_hold_it_to_a_schema(model: str, said: str) -> None:
+    data = HELD | {"agents": {"ada": {"model": model, "structured": True}, "bo": {"model": "plain"}}}
+    if not said:
+        (moderator,) = build_recipe(data, where="r").players["moderator"]
+        assert moderator.sampling.structured
+        return
+    with pytest.raises(ConfigError) as error:
+        build_recipe(data, where="r.yaml")
+    assert f"r.yaml: agents.ada.structured=true, {said}" in str(error.value)
+    build_recipe(data | {"cast": HELD["cast"] | {"moderator": ["bo"]}}, where="r")  # who is not cast asks for nothing
 
 
 def test_the_order_of_keys_is_no_part_of_the_identity() -> None:

@@ -23,6 +23,7 @@ from protocols.machine import AgentFailed, DeadlinePassed, Event, Machine, Repli
 from protocols.mad import MadSettings
 from protocols.message import Ask, Failure, Sampling
 from protocols.persuasion import PersuasionSettings
+from protocols.prompt import PromptSet
 from protocols.reflect import ReflectSettings
 from protocols.rewrite import CATEGORIES, RewriteSettings
 from protocols.society import SocietySettings
@@ -433,6 +434,34 @@ def test_a_limit_on_the_context_never_costs_the_question(setup: Setup, seed: int
     whole = {ask.id: "QUESTION-TOKEN?" in told(ask) for ask in one.asks}
     shared = [ask for ask in other.asks if ask.id in whole]
     assert shared and all(("QUESTION-TOKEN?" in told(ask)) >= whole[ask.id] for ask in shared)
+
+
+@FEW
+@given(ANY_SETUP, TASKS, SEEDS)
+def test_every_ask_is_held_to_the_schema_of_the_part_it_puts(setup: Setup, task: Task, seed: int) -> None:
+    """Each part begins with its name here; a second try keeps the schema of the first."""
+    parts = PROTOCOLS[setup.protocol].SLOTS
+    shipped = load_protocol_prompts(setup.protocol, setup.settings)
+    templates = {
+        part: f"«{part}» {shipped.fill(part, **{slot: f'${{{slot}}}' for slot in parts[part]})}" for part in parts
+    }
+    schemas = {part: {"type": "object", "properties": {part: {}}} for part in parts}
+    prompts = PromptSet("marked", templates, parts, schemas=schemas)
+
+    def asks(structured: bool) -> list[Ask]:
+        sampling = Sampling(structured=structured)
+        players = {
+            role: tuple(msgspec.structs.replace(player, sampling=sampling) for player in cast)
+            for role, cast in setup.cast.items()
+        }
+        return play(build_machine(setup.protocol, setup.settings, players, prompts), task, wild(seed), seed=seed).asks
+
+    held = asks(structured=True)
+    first = {spot(node_of(ask)): ask for ask in reversed(held)}
+    for ask in held:
+        part = first[spot(node_of(ask))].messages[-1].text.partition("»")[0].removeprefix("«")
+        assert ask.schema == prompts.schemas[part]
+    assert {ask.schema for ask in asks(structured=False)} == {""}
 
 
 @FEW

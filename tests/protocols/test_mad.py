@@ -16,7 +16,7 @@ from protocols.graph import Verdict
 from protocols.machine import BudgetSpent, Opened, Replied
 from protocols.mad import Mad, MadSettings
 from protocols.mad_replies import ordinal, read_stated, read_verdict, short_answer, side_named
-from protocols.message import Ask, ImagePart
+from protocols.message import Ask, ImagePart, Sampling
 from protocols.prompt import PromptSet, prompt_names
 from protocols.task import Task
 from tests.fakes import Answering, Played, failure_of, node_of, open_debate, play, reply_to, told
@@ -89,6 +89,20 @@ def boxed(number: int) -> str:
 
 
 # The whole debate
+
+
+def test_verdicts_alone_are_held_to_their_schema_a_second_try_too() -> None:
+    """One agent plays all roles: what is asked decides, not who is."""
+    player = (Player(name="all", sampling=Sampling(structured=True)),)
+    prompts = load_protocol_prompts("mad", MadSettings())
+    machine = Mad(MadSettings(rounds=1), dict.fromkeys(("affirmative", "negative", "moderator"), player), prompts)
+    played = play(machine, TASK, saying(_0_moderate_moderator="I cannot say"))
+    held = {node_of(ask): ask.schema for ask in played.asks}
+    verdict, decision = prompts.schemas["moderate"], prompts.schemas["judge_decide"]
+    assert held == {
+        f"0.{AFF}": "", f"0.{NEG}": "", f"0.{MOD}": verdict, f"0.{MOD}~1": verdict,
+        "0.judge.0": "", "0.judge.1": decision,
+    }  # fmt: skip
 
 
 def test_a_debate_of_three_rounds_and_a_judge_worked_by_hand() -> None:

@@ -12,6 +12,7 @@ import itertools
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
 POLL_S = 0.5  # between looks at what an engine in another process has to do
+STUCK_S = 300.0  # a step that takes longer will never end; the longest of a large prompt on a busy CPU takes seconds
+WATCH_S = 5.0  # between looks at it
 CLOSE_TIMEOUT_S = 30.0  # a step of the largest batch on a busy laptop takes a few seconds
 
 EngineArguments = dict[str, Any]  # keyword arguments of vllm.EngineArgs
@@ -74,6 +77,8 @@ class ThreadDrive:
         self._call_ids = itertools.count()
         self._gauges = {"running": 0.0, "waiting": 0.0, "kv_usage": 0.0}
         self._failure = ""
+        self._step_began: float | None = None  # None: between steps
+        self._watching: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop
         self._thread: threading.Thread | None = None
         self._engine: Any = None
@@ -90,7 +95,9 @@ class ThreadDrive:
         self._thread = threading.Thread(target=self._run, name="vllm-engine", daemon=True)
         ready = self._expect("start")
         self._thread.start()
-        return int(await ready)
+        context_tokens = int(await ready)
+        self._watching = self._loop.create_task(self._watch())
+        return context_tokens
 
     async def complete(
         self, request_id: str, prompt_ids: list[int], params: SamplingParams, lora: LoRARequest | None
@@ -116,6 +123,8 @@ class ThreadDrive:
         thread, self._thread = self._thread, None
         if thread is None:
             return
+        if self._watching is not None:
+            self._watching.cancel()
         self._inbox.put(None)
         await asyncio.to_thread(thread.join, CLOSE_TIMEOUT_S)
         self._fail("it was closed")
@@ -126,6 +135,13 @@ class ThreadDrive:
         if self._failure:
             raise EngineDownError(f"the vLLM engine cannot answer: {self._failure}")
         return self._pending.setdefault(key, self._loop.create_future())
+
+    async def _watch(self) -> None:
+        """A thread that hangs in the engine can say nothing itself."""
+        while not self._failure:
+            await asyncio.sleep(WATCH_S)
+            if (began := self._step_began) is not None and time.monotonic() - began > STUCK_S:
+                self._fail(f"a step of it has not returned for {STUCK_S:g} s")
 
     async def _call(self, work: Callable[[], object]) -> None:
         key = f"call-{next(self._call_ids)}"
@@ -184,7 +200,9 @@ class ThreadDrive:
 
     def _step(self) -> None:
         if self._engine.has_unfinished_requests():
+            self._step_began = time.monotonic()
             finished = [(output.request_id, output) for output in self._engine.step() if output.finished]
+            self._step_began = None
             if finished:
                 self._post(self._settle, finished)
         scheduler = self._engine.engine_core.engine_core.scheduler

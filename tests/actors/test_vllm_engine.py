@@ -6,15 +6,19 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 
 from actors.backend import AdapterRef
+from actors.vllm_drive import ThreadDrive
 from actors.vllm_engine import VLLMBackend, VLLMSettings, required_env
 from actors.vllm_settings import engine_arguments, on_gpus
-from protocols.errors import AgentError, ReplyError
+from protocols.errors import AgentError, EngineDownError, ReplyError
 from protocols.message import Ask, Sampling, user
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +107,62 @@ def test_adapter_without_room_for_one_names_the_setting() -> None:
     backend = VLLMBackend(VLLMSettings(max_adapters=0))
     with pytest.raises(AgentError, match="set max_adapters"):
         asyncio.run(backend.load_adapter(AdapterRef(name="ada@r1-1", agent="ada", path="/nowhere")))
+
+
+class Hanging:
+    """An engine whose first step does not come back."""
+
+    model_config = SimpleNamespace(max_model_len=64)
+    stepping, freed = threading.Event(), threading.Event()
+    engine_core = SimpleNamespace(
+        shutdown=lambda: None,
+        engine_core=SimpleNamespace(
+            scheduler=SimpleNamespace(get_request_counts=lambda: (1, 0), kv_cache_manager=SimpleNamespace(usage=0.5))
+        ),
+    )
+
+    def __init__(self) -> None:
+        self._requests = 0
+
+    @classmethod
+    def from_engine_args(cls, arguments: object) -> Hanging:
+        return cls()
+
+    def has_unfinished_requests(self) -> bool:
+        return self._requests > 0
+
+    def add_request(self, request_id: str, *args: object, **kwargs: object) -> None:
+        self._requests += 1
+
+    def step(self) -> list[object]:
+        self.stepping.set()
+        assert self.freed.wait(30)
+        self._requests = 0
+        return []
+
+
+def test_an_engine_that_hangs_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, found in {
+        "engine.arg_utils": {"EngineArgs": dict},
+        "v1.engine.llm_engine": {"LLMEngine": Hanging},
+    }.items():
+        monkeypatch.setitem(sys.modules, f"vllm.{name}", SimpleNamespace(**found))  # type: ignore[arg-type]
+    monkeypatch.setattr("actors.vllm_drive.STUCK_S", 0.05)
+    monkeypatch.setattr("actors.vllm_drive.WATCH_S", 0.01)
+
+    async def ask_it() -> None:
+        drive = ThreadDrive({}, lambda load: None)
+        assert await drive.start() == 64
+        params: Any = None
+        with pytest.raises(EngineDownError, match=r"a step of it has not returned for 0\.05 s"):
+            await drive.complete("r", [1], params, None)
+        assert Hanging.stepping.is_set()
+        with pytest.raises(EngineDownError):
+            await drive.complete("s", [1], params, None)
+        Hanging.freed.set()
+        await drive.close()
+
+    asyncio.run(ask_it())
 
 
 @pytest.mark.slow

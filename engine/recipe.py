@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -63,6 +64,11 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     def served(self) -> str:
         """The model's id with its provider; "" where it has none."""
         return str(getattr(self.settings, "model", ""))
+
+    @property
+    def provider(self) -> str:
+        """Whose it is: the address of a service, else the backend."""
+        return urlsplit(str(getattr(self.settings, "url", ""))).netloc or self.backend
 
     @property
     def paid(self) -> bool:
@@ -167,6 +173,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         """Of a model of the recipe: its own, else by ``prices``, else by the shipped list. None: free, or unknown."""
         model = self.models[name]
         return model.price or (find_price(model.served, self.prices) if model.paid else None)
+
+    @property
+    def providers(self) -> dict[str, str]:
+        """Agent -> who answers for it, and is paid where anybody is: a service by its address, else the backend."""
+        return {name: self.models[agent.model].provider for name, agent in self.agents.items()}
 
     @property
     def players(self) -> dict[str, tuple[Player, ...]]:

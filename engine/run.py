@@ -161,7 +161,7 @@ def _do(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> 
 def _spending(folder: RunFolder, recipe: Recipe) -> Outcome:
     """Money and tokens of the whole run. Where nothing is bought or cached, the stages' own sums are enough."""
     if recipe.run.budget or any(model.cache or recipe.price_of(name) for name, model in recipe.models.items()):
-        return money(folder)
+        return money(folder, recipe.providers)
     stages = folder.manifest.done.values()
     tokens = sum(stage.get("prompt_tokens", 0) + stage.get("completion_tokens", 0) for stage in stages)
     return {"cost_usd": 0.0, "tokens": tokens}

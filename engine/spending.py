@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -11,7 +11,7 @@ from actors.prices import NOTHING, Amount
 from actors.tries import spent
 from engine.folder import RunFolder
 from engine.journal import read_journal, read_notes
-from protocols.graph import decode_debate
+from protocols.graph import Debate, decode_debate
 from protocols.machine import AgentFailed, Event, Replied
 from protocols.message import Outcome
 
@@ -24,6 +24,22 @@ class Totals(msgspec.Struct, kw_only=True):
     cost_usd: float = 0.0
     tokens: int = 0
     replies: int = 0
+
+    def add(self, amount: Amount) -> None:
+        """One reply's."""
+        self.cost_usd += amount.usd
+        self.tokens += amount.tokens
+        self.replies += 1
+
+    def shown(self, num: int = 1) -> dict[str, float]:
+        """Rounded; of so many, the mean."""
+        if num == 1:
+            return {"cost_usd": round(self.cost_usd, 6), "tokens": self.tokens, "replies": self.replies}
+        return {
+            "cost_usd": round(self.cost_usd / num, 6),
+            "tokens": round(self.tokens / num, 1),
+            "replies": round(self.replies / num, 2),
+        }
 
 
 def spent_so_far(folder: RunFolder) -> Amount:
@@ -52,36 +68,52 @@ def _outcome(event: Event) -> Outcome | None:
     return event.failure if isinstance(event, AgentFailed) else None
 
 
-def money(folder: RunFolder) -> dict[str, Any]:
-    """The run's totals, and those by agent, role and model.
+def money(folder: RunFolder, providers: Mapping[str, str]) -> dict[str, Any]:
+    """The run's totals, and those by agent, role, model and provider; of a debate the mean, and the dearest.
 
     The totals hold all that was spent; the shares only what is part of a closed debate, so they may add up to less.
     ``cached_replies`` of closed debates took nothing.
+
+    Args:
+        providers: agent -> who is paid for its replies.
     Raises: JournalError: a journal is damaged.
     """
     total = spent_so_far(folder)
-    shares: dict[str, dict[str, Totals]] = {"agent": {}, "role": {}, "model": {}}
-    cached = 0
+    shares = _Shares(providers)
     for path in sorted((folder.path / "journal").glob("*/*.sqlite")):
         for recorded in read_journal(path):
             if recorded.graph is not None:
-                cached += _add(recorded.graph, shares)
-    by = {f"by_{key}": {name: _shown(totals) for name, totals in share.items()} for key, share in shares.items()}
-    return {"cost_usd": round(total.usd, 6), "tokens": total.tokens, "cached_replies": cached, "spending": by}
+                shares.add(decode_debate(recorded.graph))
+    told = {"cost_usd": round(total.usd, 6), "tokens": total.tokens, "cached_replies": shares.cached}
+    return told | {"spending": shares.shown()}
 
 
-def _shown(totals: Totals) -> dict[str, Any]:
-    return {"cost_usd": round(totals.cost_usd, 6), "tokens": totals.tokens, "replies": totals.replies}
+class _Shares:
+    """What closed debates took, in several ways to share it out."""
 
+    def __init__(self, providers: Mapping[str, str]) -> None:
+        self._providers = providers
+        self._by: dict[str, dict[str, Totals]] = {key: {} for key in ("agent", "role", "model", "provider")}
+        self._all, self._dearest, self._num_debates = Totals(), ("", Totals()), 0
+        self.cached = 0
 
-def _add(graph: bytes, shares: dict[str, dict[str, Totals]]) -> int:
-    """Returns: how many of the replies came from a cache."""
-    utterances = decode_debate(graph).utterances
-    for said in utterances:
-        amount = spent(said.reply)
-        for key, name in (("agent", said.agent), ("role", said.role), ("model", said.reply.model)):
-            totals = shares[key].setdefault(name, Totals())
-            totals.cost_usd += amount.usd
-            totals.tokens += amount.tokens
-            totals.replies += 1
-    return sum(said.reply.cached for said in utterances)
+    def add(self, debate: Debate) -> None:
+        whole = Totals()
+        for said in debate.utterances:
+            names = {"agent": said.agent, "role": said.role, "model": said.reply.model}
+            names["provider"] = self._providers.get(said.agent, "")
+            mine = [self._by[key].setdefault(name, Totals()) for key, name in names.items()]
+            for totals in (*mine, self._all, whole):
+                totals.add(spent(said.reply))
+            self.cached += said.reply.cached
+        self._num_debates += 1
+        self._dearest = max(self._dearest, (debate.id, whole), key=lambda item: (item[1].cost_usd, item[1].tokens))
+
+    def shown(self) -> dict[str, Any]:
+        by: dict[str, Any] = {
+            f"by_{key}": {name: totals.shown() for name, totals in share.items()} for key, share in self._by.items()
+        }
+        if self._num_debates:
+            name, dearest = self._dearest
+            by["by_debate"] = {"mean": self._all.shown(self._num_debates), f"dearest, {name}": dearest.shown()}
+        return by

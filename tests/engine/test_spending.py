@@ -108,9 +108,14 @@ async def test_journals_tell_what_was_spent_failed_tries_and_all(tmp_path: Path)
     replied, failed = by_agent["0"] + by_agent["1"], by_agent["2"]
     assert replied > 0 and failed > 0
     assert spent_so_far(folder) == (replied * 1.25 + failed * 1.0, replied * 110 + failed * 100)
-    found = money(folder)
+    found = money(folder, {"ada": "api.example", "bo": "api.example", "cy": "vllm"})
     assert found["cost_usd"] == pytest.approx(replied * 1.25 + failed)
     share = {"cost_usd": by_agent["0"] * 1.25, "tokens": by_agent["0"] * 110, "replies": by_agent["0"]}
     assert found["spending"]["by_agent"] == {"ada": share, "bo": share}
     assert found["spending"]["by_model"]["m"]["replies"] == replied
+    both = {key: 2 * value for key, value in share.items()}
+    assert found["spending"]["by_provider"] == {"api.example": both}  # what failed is in the totals alone
+    mean, dearest = found["spending"]["by_debate"].values()
+    assert mean == {"cost_usd": replied * 1.25 / 3, "tokens": replied * 110 / 3, "replies": replied / 3}
+    assert dearest["replies"] == replied // 3
     folder.release()

@@ -151,7 +151,9 @@ async def test_a_thousand_callers_at_once_never_pass_the_cap(num_hosts: int) -> 
 
 
 @pytest.mark.asyncio
-async def test_an_account_is_one_for_all_hosts_and_a_dead_host_gives_back_what_it_held() -> None:
+@pytest.mark.parametrize("told", [True, False])
+async def test_an_account_is_one_for_all_hosts_and_a_dead_host_gives_back_what_it_held(told: bool) -> None:
+    """At once, where somebody tells of the death; else when it has long been silent."""
     now = [0.0]
     keeper = Keeper(Budget(usd=1.0), lease_s=60.0, clock=lambda: now[0])
     dead, alive = (Line(name, Remote(keeper), pytest.fail) for name in ("dead", "alive"))
@@ -166,8 +168,12 @@ async def test_an_account_is_one_for_all_hosts_and_a_dead_host_gives_back_what_i
     assert not waiting.done()
     dead._listening.cancel()  # type: ignore[union-attr]  # its process is gone
     await asyncio.sleep(0.01)
-    now[0] = 61.0
-    await keeper.listen("alive", 0.0)
+    if told:
+        await keeper.forget("dead")
+        await keeper.forget("dead")  # twice does no harm
+    else:
+        now[0] = 61.0
+        await keeper.listen("alive", 0.0)
     await asyncio.wait_for(waiting, 5)
     assert (await keeper.spent()).usd == pytest.approx(0.4)
     await alive.refresh()

@@ -57,6 +57,12 @@ async def test_a_started_host_opens_its_account_and_can_be_halted() -> None:
     await actor.close()
 
 
+def test_a_host_that_was_started_again_is_another_to_the_keeper_and_has_its_models_account() -> None:
+    first, again = spec(name="m/0", model="m"), spec(name="m/0", model="m", incarnation=1)
+    assert first.line != again.line
+    assert account_of(first) == account_of(again) == account_of(spec(name="m/1", model="m"))
+
+
 def test_hosts_of_one_model_share_an_account() -> None:
     first, second = (spec(name=name, backend="openai", settings=API) for name in ("a", "b"))
     assert account_of(first) == account_of(second) == "openai:gpt-4o-mini"

@@ -10,6 +10,7 @@ from actors.anthropic_messages import AnthropicBackend, AnthropicSettings
 from actors.api_backend import check_key
 from actors.backend import Backend
 from actors.human import LIMITS, HumanBackend, HumanSettings
+from actors.model_config import sees
 from actors.openai_chat import AzureSettings, ChatBackend, OpenAISettings
 from actors.recorded import RecordedBackend, RecordedSettings, check_run
 from actors.scripted import ScriptedBackend, ScriptedSettings
@@ -36,7 +37,7 @@ class BackendSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 BACKENDS: dict[str, BackendSpec] = {
     "scripted": BackendSpec(settings=ScriptedSettings, build=ScriptedBackend, takes_images=lambda settings: True),
-    "vllm": BackendSpec(settings=VLLMSettings, build=VLLMBackend, env=required_env, heavy=True),
+    "vllm": BackendSpec(settings=VLLMSettings, build=VLLMBackend, env=required_env, takes_images=sees, heavy=True),
     "transformers": BackendSpec(
         settings=TransformersSettings, build=TransformersBackend, env=transformers_env, heavy=True
     ),

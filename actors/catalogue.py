@@ -39,7 +39,7 @@ BACKENDS: dict[str, BackendSpec] = {
     "scripted": BackendSpec(settings=ScriptedSettings, build=ScriptedBackend, takes_images=lambda settings: True),
     "vllm": BackendSpec(settings=VLLMSettings, build=VLLMBackend, env=required_env, takes_images=sees, heavy=True),
     "transformers": BackendSpec(
-        settings=TransformersSettings, build=TransformersBackend, env=transformers_env, heavy=True
+        settings=TransformersSettings, build=TransformersBackend, env=transformers_env, takes_images=sees, heavy=True
     ),
     "recorded": BackendSpec(
         settings=RecordedSettings, build=RecordedBackend, check=check_run, takes_images=lambda settings: True

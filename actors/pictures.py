@@ -51,3 +51,11 @@ def _in_rgb(image: Image) -> Image:
         return upright.convert("RGB")
     seen = upright.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+
+
+def unmarked(text: str, marker: str | None) -> str:
+    """A text in which nothing is taken for a picture. ``marker``: what stands for one in a model's prompts.
+
+    Published instructions say "<image>" where theirs was, and a model may have been told to say so.
+    """
+    return text.replace(marker, "[image]") if marker else text

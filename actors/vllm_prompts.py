@@ -12,7 +12,7 @@ import dataclasses
 from typing import Any, Protocol
 
 from actors.images import ReadImage
-from actors.pictures import Pictures
+from actors.pictures import Pictures, unmarked
 from actors.vllm_drive import EnginePrompt
 from protocols.errors import AgentError, ReplyError
 from protocols.message import Ask, Message, Part, TextPart
@@ -54,6 +54,7 @@ class VisionPrompts:
         if renderer.mm_processor is None or not renderer.mm_processor.info.allowed_mm_limits.get("image"):
             raise AgentError(f"images=true, but vLLM knows {name} as a model that takes none; take images away")
         self._name, self._renderer, self._read_image = name, renderer, read_image
+        self._marker = getattr(renderer.mm_processor.info.get_hf_processor(), "image_token", "")
         self._pictures = Pictures()
 
     async def of(self, ask: Ask) -> EnginePrompt:
@@ -76,13 +77,13 @@ class VisionPrompts:
 
     def _part(self, part: Part) -> dict[str, Any]:
         if isinstance(part, TextPart):
-            return {"type": "text", "text": part.text}
+            return {"type": "text", "text": unmarked(part.text, self._marker)}
         return {"type": "image_pil", "image_pil": self._pictures.get(part, self._read_image), "uuid": part.sha256}
 
 
 def image_tokens(prompt: EnginePrompt) -> int:
     """How many of a prompt's tokens stand for its images."""
-    return sum(place.length for place in prompt.get("mm_placeholders", {}).get("image", ()))
+    return sum(place.get_num_embeds() for place in prompt.get("mm_placeholders", {}).get("image", ()))
 
 
 def _refused(name: str, ask: Ask, err: Exception) -> ReplyError:

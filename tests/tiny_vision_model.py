@@ -5,15 +5,19 @@ Importable wherever ``tests`` is, Ray workers included. What it says means nothi
 
 from __future__ import annotations
 
+import hashlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from protocols.message import ImagePart
+
 NAME = "tiny-vision"
 CONTEXT_TOKENS = 4096
-IMAGE_TOKENS = 7  # of one image in a prompt: four of the picture, two around it, one that says that it is whole
+IMAGE_TOKENS = 4  # of one image in a prompt; beside them stand two around it, and one that says that it is whole
 END = "<|end|>"
-_IMAGE_TOKENS = ("<image>", "<fake_token_around_image>", "<global-img>")
+_MARKERS = ("<image>", "<fake_token_around_image>", "<global-img>")
 _CORPUS = (
     "What is shown in this picture? Say which colour it has, and give the answer in brackets.",
     "The answer is [red], said one of them; another says that it is green, and the judge says that they do not agree.",
@@ -26,8 +30,11 @@ _TEMPLATE = (
 )
 
 
-def make_tiny_vision_model(folder: Path, *, seed: int = 0) -> Path:
-    """Write the model and its processor into ``folder``, which is made; the same seed gives the same weights."""
+def make_tiny_vision_model(folder: Path, *, seed: int = 0, text: Mapping[str, Any] | None = None) -> Path:
+    """Write the model and its processor into ``folder``, which is made; the same seed gives the same weights.
+
+    ``text``: further settings of its language model.
+    """
     import torch
     from transformers import (
         Idefics3Config,
@@ -40,7 +47,7 @@ def make_tiny_vision_model(folder: Path, *, seed: int = 0) -> Path:
     image_processor = Idefics3ImageProcessorPil(
         do_image_splitting=False, size={"longest_edge": 32}, max_image_size={"longest_edge": 32}
     )
-    processor = Idefics3Processor(image_processor, tokenizer, image_seq_len=4, chat_template=_TEMPLATE)
+    processor = Idefics3Processor(image_processor, tokenizer, image_seq_len=IMAGE_TOKENS, chat_template=_TEMPLATE)
     ends: dict[str, int] = {
         "bos_token_id": tokenizer.convert_tokens_to_ids("<|start|>"),
         "eos_token_id": tokenizer.convert_tokens_to_ids(END),
@@ -68,6 +75,7 @@ def make_tiny_vision_model(folder: Path, *, seed: int = 0) -> Path:
             "max_position_embeddings": CONTEXT_TOKENS,
             "initializer_range": 0.2,
             **ends,
+            **(text or {}),
         },
         **ends,
     )
@@ -91,6 +99,13 @@ def picture(red: int, green: int, blue: int, *, width_px: int = 32, height_px: i
     return out.getvalue()
 
 
+def keep(data: bytes, media: Path) -> ImagePart:
+    """Put an image where a run keeps its own."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    (media / sha256).write_bytes(data)
+    return ImagePart(sha256=sha256)
+
+
 def _tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -98,7 +113,7 @@ def _tokenizer() -> Any:
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<|start|>", END, *_IMAGE_TOKENS, "<end_of_utterance>"]
+    special = ["<pad>", "<|start|>", END, *_MARKERS, "<end_of_utterance>"]
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=special,

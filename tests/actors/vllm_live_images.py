@@ -22,7 +22,7 @@ import torch
 from actors.backend import AdapterRef
 from actors.images import ImageFolder
 from actors.vllm_engine import VLLMBackend, VLLMSettings, required_env
-from protocols.errors import ReplyError
+from protocols.errors import AgentError, ReplyError
 from protocols.message import Ask, ImagePart, Message, Reply, Sampling, TextPart, assistant, system, user
 from tests.tiny_vision_model import IMAGE_TOKENS, make_tiny_vision_model, picture
 
@@ -167,6 +167,21 @@ async def test_an_adapter_of_the_language_model_speaks_about_what_is_seen(
     assert apart(tuned, score(red, tuned, adapter.path)) < TOLERANCE
     assert apart(base, score(red, base)) < TOLERANCE
     assert apart(tuned, score(red, tuned)) > 0.1
+
+
+async def test_an_adapter_that_learned_to_see_is_refused(backend: VLLMBackend, model: Path, tmp_path: Path) -> None:
+    """vLLM would load it and leave those weights out."""
+    adapter = AdapterRef(name="bo@r1-1", agent="bo", path=str(tmp_path / "bo"))
+    _train_nothing(model, adapter.path, "all-linear")
+    with pytest.raises(AgentError, match=r"vision_model.* vLLM serves adapters of the language model alone"):
+        await backend.load_adapter(adapter)
+
+
+async def test_a_text_that_says_what_stands_for_a_picture_is_not_one(backend: VLLMBackend, score: Score) -> None:
+    said = ask(Message("user", (TextPart("<image> was said of "), part(RED), TextPart("<image>"))))
+    meant = ask(Message("user", (TextPart("[image] was said of "), part(RED), TextPart("[image]"))))
+    reply = await backend.generate(said, None)
+    assert apart(reply, score(meant, reply)) < TOLERANCE
 
 
 async def test_a_prompt_whose_pictures_do_not_fit_is_refused_and_they_are_seen_afterwards(

@@ -204,12 +204,12 @@ class Batch:
         count a picture's rows and columns keep that to themselves."""
         import torch
 
-        inputs = row.pictures or {"input_ids": torch.tensor([row.prompt_ids])}
-        row.pictures = {}  # seen; they take room
+        pictures, row.pictures = row.pictures, {}  # they take room, and are seen once
+        inputs = pictures or {"input_ids": torch.tensor([row.prompt_ids])}
         with torch.inference_mode():
             moved = {name: value.to(self._model.device) for name, value in inputs.items()}
             output = self._model(**moved, use_cache=True, logits_to_keep=1)
-        ahead = getattr(self._model.base_model, "rope_deltas", None)
+        ahead = getattr(self._model.base_model, "rope_deltas", None) if pictures else None  # of the last picture
         return output.logits[:, -1].float().cpu(), output.past_key_values, 0 if ahead is None else int(ahead)
 
     def _extend(self, row: Row, logits: Tensor) -> None:

@@ -176,6 +176,9 @@ class Engine:
                 self.adapters.load(waiting.adapter)  # a restarted actor has forgotten it
             self._prompts.fill(waiting.row, waiting.ask)
             self._check_room(waiting.ask, len(waiting.row.prompt_ids))
+            if waiting.row.pictures:  # not every model says what stands for them
+                marker = getattr(self._model.config, "image_token_id", None)
+                waiting.row.image_tokens = waiting.row.prompt_ids.count(marker)
         except ReplyError as err:
             waiting.future.set_exception(err)
         except AgentError as err:

@@ -21,21 +21,23 @@ class Prompts:
         from transformers import AutoProcessor, AutoTokenizer
 
         self._name, self._read_image = name, read_image
-        self._processor: Any = AutoProcessor.from_pretrained(model) if sees else None
-        self.tokenizer: Any = self._processor.tokenizer if sees else AutoTokenizer.from_pretrained(model)
-        self._template: Any = self._processor or self.tokenizer
+        self._template: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(model)
+        self.tokenizer: Any = self._template.tokenizer if sees else self._template
+        self._marker: str | None = getattr(self._template, "image_token", None) if sees else None
+        self._sees = sees
         self._pictures = Pictures()
         if not self._template.chat_template:
             raise AgentError(f"model={model!r} has no chat template; use an instruction-tuned model")
 
     def fill(self, row: Row, ask: Ask) -> None:
         """Give the row its prompt. Raises: ReplyError (malformed): the model cannot be asked that."""
-        if self._processor is None:
-            if any(message.images for message in ask.messages):
-                raise ReplyError(f"ask {ask.id} carries an image, but {self._name} reads only text", "malformed")
-            chat: list[dict[str, Any]] = [{"role": message.role, "content": message.text} for message in ask.messages]
-        else:
-            chat = [{"role": one.role, "content": [self._part(part) for part in one.parts]} for one in ask.messages]
+        pictured = any(message.images for message in ask.messages)
+        if pictured and not self._sees:
+            raise ReplyError(f"ask {ask.id} carries an image, but {self._name} reads only text", "malformed")
+        chat = [
+            {"role": one.role, "content": [self._part(part) for part in one.parts] if self._sees else one.text}
+            for one in ask.messages
+        ]
         try:
             inputs = dict(
                 self._template.apply_chat_template(
@@ -45,11 +47,9 @@ class Prompts:
         except Exception as err:  # the template is the model's own program and may raise anything
             raise ReplyError(f"the chat template of {self._name} refused ask {ask.id}: {err}", "malformed") from err
         row.prompt_ids = inputs["input_ids"][0].tolist()
-        if any(message.images for message in ask.messages):
-            row.pictures = inputs
-            row.image_tokens = row.prompt_ids.count(self._processor.image_token_id)
+        row.pictures = inputs if pictured else {}
 
     def _part(self, part: Part) -> dict[str, Any]:
         if isinstance(part, TextPart):
-            return {"type": "text", "text": unmarked(part.text, getattr(self._processor, "image_token", ""))}
+            return {"type": "text", "text": unmarked(part.text, self._marker)}
         return {"type": "image", "image": self._pictures.get(part, self._read_image)}

@@ -177,7 +177,7 @@ class Engine:
             self._prompts.fill(waiting.row, waiting.ask)
             self._check_room(waiting.ask, len(waiting.row.prompt_ids))
             if waiting.row.pictures:  # not every model says what stands for them
-                marker = getattr(self._model.config, "image_token_id", None)
+                marker: int = getattr(self._model.config, "image_token_id", -1)
                 waiting.row.image_tokens = waiting.row.prompt_ids.count(marker)
         except ReplyError as err:
             waiting.future.set_exception(err)

@@ -22,6 +22,8 @@ class Prompts:
 
         self._name, self._read_image = name, read_image
         self._template: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(model)
+        if sees and not hasattr(self._template, "image_processor"):
+            raise AgentError(f"images=true, but model={model!r} has no processor of images; take the key away")
         self.tokenizer: Any = self._template.tokenizer if sees else self._template
         self._marker: str | None = getattr(self._template, "image_token", None) if sees else None
         self._sees = sees

@@ -43,7 +43,7 @@ class TextPrompts:
         try:
             ids = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
         except Exception as err:  # the template is the model's own program and may raise anything
-            raise _refused(self._name, ask, err) from err
+            raise ReplyError(f"the chat template of {self._name} refused ask {ask.id}: {err}", "malformed") from err
         return {"prompt_token_ids": list(ids)}
 
 
@@ -52,7 +52,7 @@ class VisionPrompts:
 
     def __init__(self, name: str, renderer: Any, read_image: ReadImage | None) -> None:
         if renderer.mm_processor is None or not renderer.mm_processor.info.allowed_mm_limits.get("image"):
-            raise AgentError(f"images=true, but vLLM knows {name} as a model that takes none; take images away")
+            raise AgentError(f"images=true, but vLLM knows {name} as a model that sees nothing; take the key away")
         self._name, self._renderer, self._read_image = name, renderer, read_image
         self._marker = getattr(renderer.mm_processor.info.get_hf_processor(), "image_token", "")
         self._pictures = Pictures()
@@ -68,8 +68,8 @@ class VisionPrompts:
                 dataclasses.replace(self._renderer.default_chat_tok_params, max_total_tokens=None),  # we look ourselves
                 skip_mm_cache=True,  # it counts on every prompt being sent, but one that is too long is not
             )
-        except Exception as err:  # the model's template and processor are programs of its own
-            raise _refused(self._name, ask, err) from err
+        except Exception as err:  # the model's template and processor are its own programs and may raise anything
+            raise ReplyError(f"ask {ask.id} cannot be shown to {self._name}: {err}", "malformed") from err
         return dict(prompt)
 
     def _message(self, message: Message) -> dict[str, Any]:
@@ -84,7 +84,3 @@ class VisionPrompts:
 def image_tokens(prompt: EnginePrompt) -> int:
     """How many of a prompt's tokens stand for its images."""
     return sum(place.get_num_embeds() for place in prompt.get("mm_placeholders", {}).get("image", ()))
-
-
-def _refused(name: str, ask: Ask, err: Exception) -> ReplyError:
-    return ReplyError(f"the chat template of {name} refused ask {ask.id}: {err}", "malformed")

@@ -13,9 +13,12 @@ import torch
 from actors.images import ImageFolder
 from actors.transformers_batch import Batch, Row, joins
 from actors.transformers_model import TransformersBackend, TransformersSettings
-from protocols.errors import ReplyError
+from protocols.errors import AgentError, ReplyError
 from protocols.message import Ask, ImagePart, Message, Reply, Sampling, TextPart, assistant, system, user
 from tests.tiny_vision_model import IMAGE_TOKENS, keep, make_tiny_vision_model, picture
+from tests.trainers.conftest import tiny_model
+
+__all__ = ["tiny_model"]
 
 COLOURS = {"red": picture(255, 0, 0), "green": picture(0, 255, 0, height_px=16), "blue": picture(0, 0, 255)}
 SHOWN = (61, *[60] * 8, 62)  # how Qwen2-VL is shown a picture of 8 tokens
@@ -134,6 +137,12 @@ def test_a_picture_that_is_not_there_is_named(model: Path, media: Path) -> None:
     with pytest.raises(ReplyError, match=r"f{64} is not in") as caught:
         answered(model, media, ask(user("What?", [ImagePart(sha256="f" * 64)])))
     assert caught.value.kind == "malformed"
+
+
+def test_a_text_model_that_is_said_to_see_is_refused_at_the_start(tiny_model: Path) -> None:
+    backend = TransformersBackend(TransformersSettings(model=str(tiny_model), images=True))
+    with pytest.raises(AgentError, match="has no processor of images; take the key away"):
+        asyncio.run(backend.start())
 
 
 def test_positions_that_count_rows_and_columns_go_on_where_the_picture_ended() -> None:

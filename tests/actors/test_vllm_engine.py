@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from actors.backend import AdapterRef
 from actors.model_config import sees
 from actors.vllm_engine import VLLMBackend, VLLMSettings, required_env
+from actors.vllm_prompts import VisionPrompts
 from actors.vllm_settings import engine_arguments
 from protocols.errors import AgentError, ReplyError
 from protocols.message import Ask, Sampling, user
@@ -74,6 +76,12 @@ def test_a_model_is_loaded_with_its_eyes_where_it_has_any_and_is_let_look(tmp_pa
         arguments = engine_arguments(blind, blind.model, True)
         assert arguments["language_model_only"] and "limit_mm_per_prompt" not in arguments
     assert sees(VLLMSettings(model="some/model", images=True))
+
+
+def test_a_text_model_that_is_said_to_see_is_refused_at_the_start() -> None:
+    """As vLLM's renderer of such a model has no processor of images."""
+    with pytest.raises(AgentError, match="vLLM knows smol as a model that sees nothing; take the key away"):
+        VisionPrompts("smol", SimpleNamespace(mm_processor=None), None)
 
 
 def test_backend_that_is_not_started_says_so() -> None:

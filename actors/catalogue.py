@@ -10,6 +10,7 @@ from actors.anthropic_messages import AnthropicBackend, AnthropicSettings
 from actors.api_backend import check_key, leaves_form_open
 from actors.backend import Backend
 from actors.human import LIMITS, HumanBackend, HumanSettings
+from actors.model_config import sees
 from actors.openai_chat import AzureSettings, ChatBackend, OpenAISettings
 from actors.recorded import RecordedBackend, RecordedSettings, check_run
 from actors.scripted import ScriptedBackend, ScriptedSettings
@@ -50,11 +51,12 @@ BACKENDS: dict[str, BackendSpec] = {
         build=VLLMBackend,
         env=required_env,
         on_gpus=on_gpus,
+        takes_images=sees,
         holds_schema=always,
         heavy=True,
     ),
     "transformers": BackendSpec(
-        settings=TransformersSettings, build=TransformersBackend, env=transformers_env, heavy=True
+        settings=TransformersSettings, build=TransformersBackend, env=transformers_env, takes_images=sees, heavy=True
     ),
     "recorded": BackendSpec(
         settings=RecordedSettings,

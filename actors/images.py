@@ -1,23 +1,26 @@
-"""Images on their way to a model: found by their hash in the run's folders, checked, and kept ready in base64."""
+"""Images on their way to a model: found by their hash in the run's folders, checked, and kept as models take them."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from protocols.errors import ReplyError
 from protocols.message import ImagePart
 
-CACHE_BYTES = 256 * 2**20  # of base64 a backend keeps: one debate shows the same image in every message
+CACHE_BYTES = 256 * 2**20  # a backend keeps: one debate shows the same image in every message
 MAX_FILE_BYTES = 64 * 2**20
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 ReadImage = Callable[[ImagePart], bytes]
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -55,28 +58,49 @@ class ImageFolder:
         raise ReplyError(f"image {sha256} is not in {places}", "malformed")
 
 
-class Base64Images:
-    """Images in base64, the last ones used kept. ``max_bytes``: of base64 text in memory."""
+class KeptImages(Generic[T]):
+    """What images were made into for a model, the last ones used kept. May be asked from several threads.
 
-    def __init__(self, *, max_bytes: int = CACHE_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._kept = OrderedDict[str, str]()
+    Args:
+        make: from an image's bytes. It may raise ValueError, whose text ends a sentence about the image.
+        size_bytes: of what was made, in memory; the whole of what is kept stays within ``max_bytes``.
+    """
+
+    def __init__(
+        self, make: Callable[[bytes], T], size_bytes: Callable[[T], int], *, max_bytes: int = CACHE_BYTES
+    ) -> None:
+        self._make, self._size_of, self._max_bytes = make, size_bytes, max_bytes
+        self._kept = OrderedDict[str, T]()
         self._size_bytes = 0
+        self._lock = threading.Lock()  # held while one is made: whoever wants the same one waits for it
 
-    def get(self, part: ImagePart, read: ReadImage | None) -> str:
-        """Raises: ReplyError (malformed): see ``ImageFolder.read``."""
-        if (text := self._kept.get(part.sha256)) is not None:
-            self._kept.move_to_end(part.sha256)
-            return text
-        if read is None:
-            raise ReplyError(f"image {part.sha256} cannot be sent: the host was given no folder of images", "malformed")
-        text = base64.b64encode(read(part)).decode("ascii")
-        self._keep(part.sha256, text)
-        return text
+    def get(self, part: ImagePart, read: ReadImage | None) -> T:
+        """Raises: ReplyError (malformed): it cannot be made into what is wanted, or see ``ImageFolder.read``."""
+        with self._lock:
+            if part.sha256 in self._kept:
+                self._kept.move_to_end(part.sha256)
+                return self._kept[part.sha256]
+            if read is None:
+                raise ReplyError(
+                    f"image {part.sha256} cannot be sent: the host was given no folder of images", "malformed"
+                )
+            try:
+                made = self._make(read(part))
+            except ValueError as err:
+                raise ReplyError(f"image {part.sha256} {err}", "malformed") from err
+            self._keep(part.sha256, made)
+            return made
 
-    def _keep(self, sha256: str, text: str) -> None:
-        self._kept[sha256] = text
-        self._size_bytes += len(text)
+    def _keep(self, sha256: str, made: T) -> None:
+        self._kept[sha256] = made
+        self._size_bytes += self._size_of(made)
         while self._size_bytes > self._max_bytes:
             _, dropped = self._kept.popitem(last=False)
-            self._size_bytes -= len(dropped)
+            self._size_bytes -= self._size_of(dropped)
+
+
+class Base64Images(KeptImages[str]):
+    """Images in base64, for services."""
+
+    def __init__(self, *, max_bytes: int = CACHE_BYTES) -> None:
+        super().__init__(lambda data: base64.b64encode(data).decode("ascii"), len, max_bytes=max_bytes)

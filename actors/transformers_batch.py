@@ -26,6 +26,7 @@ NUCLEUS_FIRST_LOOK = (
 class Row:
     """One reply in the making. ``dropped`` may be set from any thread: the row leaves before its next token.
 
+    ``pictures``: what a vision model's processor made of the whole prompt, ids included; empty where there is no image.
     ``token_ids`` and ``logprobs`` are both [T]; logprobs in nats, the model's own: before temperature and top_p.
     """
 
@@ -38,6 +39,8 @@ class Row:
     error: ReplyError | None = None
     dropped: bool = False
     chance: Generator | None = None
+    pictures: dict[str, Any] = field(default_factory=dict)
+    image_tokens: int = 0  # of the prompt's
 
     @property
     def done(self) -> bool:
@@ -101,6 +104,30 @@ def nucleus(probs: Tensor, top_p: float) -> Tensor:
     return inside
 
 
+def side_by_side(caches: Sequence[Any], width: int) -> Any:
+    """One cache of many, each of one row: they end together, at ``width`` tokens, and what stands before is padding."""
+    import torch
+    from torch.nn.functional import pad
+    from transformers import DynamicCache
+
+    joined = DynamicCache()
+    for number, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+        fitted = [
+            [pad(states, (0, 0, width - states.shape[2], 0)) for states in (layer.keys, layer.values)]
+            for layer in layers
+        ]
+        joined.update(*(torch.cat(states) for states in zip(*fitted, strict=True)), number)
+    return joined
+
+
+def joins(config: Any) -> bool:
+    """Whether ``side_by_side`` is for this model: one that forgets what is far back keeps it in another way."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
 class Batch:
     """Rows that speak at once, each until it is done. Rows that are done leave; none joins.
 
@@ -147,6 +174,8 @@ class Batch:
         """[B, V] float32 on the CPU: what comes next."""
         import torch
 
+        if self._cache is None and any(row.pictures for row in self.rows):
+            return self._look()
         with torch.inference_mode():
             output = self._model(
                 input_ids=self._input_BT,
@@ -159,6 +188,29 @@ class Batch:
         self._cache = output.past_key_values
         logits: Tensor = output.logits[:, -1].float().cpu()
         return logits
+
+    def _look(self) -> Tensor:
+        """The same for prompts with pictures: each is read alone, as every model lays out several prompts' pictures in
+        its own way, and what the model remembers of them is put side by side."""
+        import torch
+
+        read = [self._read(row) for row in self.rows]
+        self._cache = side_by_side([cache for _, cache, _ in read], self._mask_BT.shape[1])
+        self._position_BT = self._position_BT[:, -1:] + torch.tensor([[ahead] for *_, ahead in read]).to(self._mask_BT)
+        return torch.cat([logits for logits, *_ in read])
+
+    def _read(self, row: Row) -> tuple[Tensor, Any, int]:
+        """One whole prompt: [1, V] what comes next, the cache, and how far positions run ahead of tokens: models that
+        count a picture's rows and columns keep that to themselves."""
+        import torch
+
+        pictures, row.pictures = row.pictures, {}  # they take room, and are seen once
+        inputs = pictures or {"input_ids": torch.tensor([row.prompt_ids])}
+        with torch.inference_mode():
+            moved = {name: value.to(self._model.device) for name, value in inputs.items()}
+            output = self._model(**moved, use_cache=True, logits_to_keep=1)
+        ahead = getattr(self._model.base_model, "rope_deltas", None) if pictures else None  # of the last picture
+        return output.logits[:, -1].float().cpu(), output.past_key_values, 0 if ahead is None else int(ahead)
 
     def _extend(self, row: Row, logits: Tensor) -> None:
         try:

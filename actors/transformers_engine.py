@@ -18,8 +18,11 @@ from typing import Any, TypeVar
 
 from actors.backend import AdapterRef
 from actors.embedded import embedded_model_path
+from actors.images import ReadImage
+from actors.model_config import sees
 from actors.transformers_adapters import Adapters
-from actors.transformers_batch import Batch, Row
+from actors.transformers_batch import Batch, Row, joins
+from actors.transformers_prompts import Prompts
 from actors.transformers_settings import TransformersSettings
 from protocols.errors import AgentError, ReplyError
 from protocols.message import Ask
@@ -52,15 +55,16 @@ class Engine:
     longest is always in the next one, so none starves however many come after it.
     """
 
-    def __init__(self, settings: TransformersSettings, name: str) -> None:
-        self._settings, self._name = settings, name
+    def __init__(self, settings: TransformersSettings, name: str, read_image: ReadImage | None = None) -> None:
+        self._settings, self._name, self._read_image = settings, name, read_image
         self.context_tokens = 0
         self._inbox: queue.SimpleQueue[Waiting | Callable[[], None] | None] = queue.SimpleQueue()  # None: stop
         self._line: deque[Waiting] = deque()
         self._speaking: list[Waiting] = []
         self._counts = Counter[str]()
         self._model: Any = None
-        self._tokenizer: Any = None
+        self._prompts: Prompts
+        self._joins = True  # whether prompts with pictures share a batch
         self._ends: frozenset[int] = frozenset()
         self._thread = threading.Thread(target=self._run, name="transformers", daemon=True)
         self._ready: Future[None] = Future()
@@ -131,18 +135,20 @@ class Engine:
 
     def _load(self) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
         settings = self._settings
         path = str(embedded_model_path()) if settings.model == "embedded" else settings.model
         device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))  # Ray would leave it one
         dtype = "float32" if settings.dtype == "auto" and device == "cpu" else settings.dtype
-        self._tokenizer = _load_tokenizer(path)
-        self._model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval().to(device)
+        self._prompts = Prompts(self._name, path, sees(settings), self._read_image)
+        loader: Any = AutoModelForImageTextToText if sees(settings) else AutoModelForCausalLM
+        self._model = loader.from_pretrained(path, dtype=dtype).eval().to(device)
+        self._joins = not sees(settings) or joins(self._model.config)
         longest = int(getattr(self._model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
         self.context_tokens = min(longest, settings.max_model_len or longest)
-        self._ends = _ends(self._model, self._tokenizer)
+        self._ends = _ends(self._model, self._prompts.tokenizer)
         self.adapters = Adapters(self._model, settings.model, path, settings.max_adapters)
 
     def _take_in(self, *, block: bool, wait_s: float | None = None) -> bool:
@@ -168,7 +174,11 @@ class Engine:
         try:
             if waiting.adapter is not None:
                 self.adapters.load(waiting.adapter)  # a restarted actor has forgotten it
-            waiting.row.prompt_ids = self._prompt_ids(waiting.ask)
+            self._prompts.fill(waiting.row, waiting.ask)
+            self._check_room(waiting.ask, len(waiting.row.prompt_ids))
+            if waiting.row.pictures:  # not every model says what stands for them
+                marker: int = getattr(self._model.config, "image_token_id", -1)
+                waiting.row.image_tokens = waiting.row.prompt_ids.count(marker)
         except ReplyError as err:
             waiting.future.set_exception(err)
         except AgentError as err:
@@ -176,20 +186,15 @@ class Engine:
         else:
             self._line.append(waiting)
 
-    def _prompt_ids(self, ask: Ask) -> list[int]:
-        chat = [{"role": message.role, "content": message.text} for message in ask.messages]
-        try:
-            ids = list(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
-        except Exception as err:  # the template is the model's own program and may raise anything
-            raise ReplyError(f"the chat template of {self._name} refused ask {ask.id}: {err}", "malformed") from err
-        room = self.context_tokens - len(ids)
+    def _check_room(self, ask: Ask, prompt_tokens: int) -> None:
+        room = self.context_tokens - prompt_tokens
         if ask.sampling.max_tokens > room:
             raise ReplyError(
-                f"ask {ask.id} has {len(ids)} prompt tokens and max_tokens={ask.sampling.max_tokens}, but {self._name} "
-                f"holds {self.context_tokens} in all; shorten the prompt or set max_tokens <= {max(room, 0)}",
+                f"ask {ask.id} has {prompt_tokens} prompt tokens and max_tokens={ask.sampling.max_tokens}, but "
+                f"{self._name} holds {self.context_tokens} in all; shorten the prompt or set max_tokens <= "
+                f"{max(room, 0)}",
                 "context_too_long",
             )
-        return ids
 
     def _gather(self) -> bool:
         """Wait a little for those who could share the next batch; False to stop."""
@@ -203,8 +208,13 @@ class Engine:
         """Whoever came first, and the others that the same adapter answers, in the order they came."""
         if not self._line:
             return []
-        fitting = [waiting for waiting in self._line if waiting.adapter_name == self._line[0].adapter_name]
-        return fitting[: self._settings.max_batch]
+        first = self._line[0]
+        if not self._joins and first.row.pictures:
+            return [first]
+        return [waiting for waiting in self._line if self._goes_with(waiting, first)][: self._settings.max_batch]
+
+    def _goes_with(self, waiting: Waiting, first: Waiting) -> bool:
+        return waiting.adapter_name == first.adapter_name and (self._joins or not waiting.row.pictures)
 
     def _speak(self) -> bool:
         """Answer one batch, each row as soon as it is done; False to stop."""
@@ -242,7 +252,7 @@ class Engine:
         self._speaking = [waiting for waiting in self._speaking if not waiting.row.done]
 
     def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = self._prompts.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
     def _stop(self) -> None:
@@ -275,12 +285,3 @@ def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
     told = getattr(model.generation_config, "eos_token_id", None)
     named = told if isinstance(told, list) else [told]
     return frozenset(int(token) for token in [tokenizer.eos_token_id, *named] if token is not None)
-
-
-def _load_tokenizer(path: str) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    if not tokenizer.chat_template:
-        raise AgentError(f"model={path!r} has no chat template; use an instruction-tuned model")
-    return tokenizer

@@ -11,6 +11,8 @@ from collections import Counter
 
 from actors.backend import AdapterRef, BackendInfo
 from actors.embedded import EMBEDDED_NAME
+from actors.images import ReadImage
+from actors.model_config import sees
 from actors.transformers_engine import Engine
 from actors.transformers_settings import TransformersSettings
 from protocols.errors import ReplyError
@@ -23,6 +25,7 @@ class TransformersBackend:
     """The ``Backend`` of one model of transformers; any number of asks wait, the oldest is in the next batch."""
 
     def __init__(self, settings: TransformersSettings) -> None:
+        self.read_image: ReadImage | None = None
         self._settings = settings
         self._engine: Engine | None = None
         self._counts = Counter[str]()
@@ -35,25 +38,26 @@ class TransformersBackend:
 
     async def start(self) -> BackendInfo:
         if self._engine is None:
-            engine = Engine(self._settings, self.name)
+            engine = Engine(self._settings, self.name, self.read_image)
             await engine.start()
             self._engine = engine
         return BackendInfo(
             model=self.name,
             context_tokens=self._engine.context_tokens,
             max_concurrency=2 * self._settings.max_batch,  # the next batch waits while one speaks
+            takes_images=sees(self._settings),
             takes_adapters=self._settings.max_adapters > 0,
         )
 
     async def generate(self, ask: Ask, adapter: AdapterRef | None) -> Reply:
         began = time.monotonic()
         self._counts["requests"] += 1
-        if any(message.images for message in ask.messages):
-            raise ReplyError(f"ask {ask.id} carries an image, but {self.name} reads only text", "malformed")
         if ask.schema:
             raise ReplyError(f"ask {ask.id} has a schema, to which transformers holds no reply; use vllm", "malformed")
         row = await self._running().answer(ask, adapter)
-        usage = Usage(prompt_tokens=len(row.prompt_ids), completion_tokens=len(row.token_ids))
+        usage = Usage(
+            prompt_tokens=len(row.prompt_ids), completion_tokens=len(row.token_ids), image_tokens=row.image_tokens
+        )
         self._counts["replies"] += 1
         self._counts["tokens_generated"] += usage.completion_tokens
         return Reply(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from protocols.errors import AgentError
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
+
+SIGHT = re.compile(r"\.(vision\w*|visual|connector|\w*projector)\.")  # what vision models call their other parts
 
 
 class AdapterTable:
@@ -47,6 +50,7 @@ class AdapterTable:
     ) -> LoRARequest:
         try:
             await asyncio.to_thread(check_adapter, adapter, settings, model_path)
+            await asyncio.to_thread(_check_parts, adapter)
             from vllm.lora.request import LoRARequest
 
             request = LoRARequest(adapter.name, next(self._ids), path)
@@ -80,6 +84,20 @@ def check_adapter(adapter: AdapterRef, settings: VLLMSettings, model_path: str) 
     if base and Path(base).name.lower() not in names:  # folders differ between machines, so their last name counts
         raise AgentError(f"adapter {adapter.name!r} was trained on {base!r}, but this agent serves {settings.model!r}")
     _check_weights(adapter, folder / "adapter_model.safetensors")
+
+
+def _check_parts(adapter: AdapterRef) -> None:
+    """vLLM tunes the language model of a vision model and leaves out, without a word, what was learned elsewhere."""
+    from safetensors import safe_open
+
+    with safe_open(Path(adapter.path) / "adapter_model.safetensors", framework="pt") as tensors:
+        learned = (name for name in tensors.keys() if SIGHT.search(name) and "lora_B" in name)  # noqa: SIM118
+        left_out = next((name for name in learned if tensors.get_tensor(name).any()), "")
+    if left_out:
+        raise AgentError(
+            f"adapter {adapter.name!r} has learned to see, as in {left_out}, but vLLM serves adapters of the language "
+            "model alone; train it with sft.target_modules that are in the language model, or set backend: transformers"
+        )
 
 
 def _check_weights(adapter: AdapterRef, file: Path) -> None:

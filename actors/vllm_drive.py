@@ -30,6 +30,7 @@ WATCH_S = 5.0  # between looks at it
 CLOSE_TIMEOUT_S = 30.0  # a step of the largest batch on a busy laptop takes a few seconds
 
 EngineArguments = dict[str, Any]  # keyword arguments of vllm.EngineArgs
+EnginePrompt = dict[str, Any]  # one of vLLM's; holds ``prompt_token_ids``, every token of the prompt
 
 
 class Drive(Protocol):
@@ -39,8 +40,13 @@ class Drive(Protocol):
         """Load the engine; returns the length of its context in tokens."""
         ...
 
+    @property
+    def renderer(self) -> Any:
+        """vLLM's maker of prompts out of chats, once started. Its asynchronous methods may be called from the loop."""
+        ...
+
     async def complete(
-        self, request_id: str, prompt_ids: list[int], params: SamplingParams, lora: LoRARequest | None
+        self, request_id: str, prompt: EnginePrompt, params: SamplingParams, lora: LoRARequest | None
     ) -> RequestOutput:
         """One finished request. Cancelling the caller removes it from the engine. Raises: ReplyError: engine down."""
         ...
@@ -99,11 +105,14 @@ class ThreadDrive:
         self._watching = self._loop.create_task(self._watch())
         return context_tokens
 
+    @property
+    def renderer(self) -> Any:
+        return self._engine.renderer
+
     async def complete(
-        self, request_id: str, prompt_ids: list[int], params: SamplingParams, lora: LoRARequest | None
+        self, request_id: str, prompt: EnginePrompt, params: SamplingParams, lora: LoRARequest | None
     ) -> RequestOutput:
         answered = self._expect(request_id)
-        prompt = {"prompt_token_ids": prompt_ids}
         self._inbox.put(lambda: self._submit(request_id, prompt, params, lora))
         try:
             output: RequestOutput = await answered
@@ -259,12 +268,15 @@ class ProcessDrive:
         self._polling = asyncio.get_running_loop().create_task(self._poll())
         return int(self._engine.model_config.max_model_len)
 
+    @property
+    def renderer(self) -> Any:
+        return self._living().renderer
+
     async def complete(
-        self, request_id: str, prompt_ids: list[int], params: SamplingParams, lora: LoRARequest | None
+        self, request_id: str, prompt: EnginePrompt, params: SamplingParams, lora: LoRARequest | None
     ) -> RequestOutput:
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        prompt = {"prompt_token_ids": prompt_ids}
         try:
             output: RequestOutput
             async for output in self._living().generate(prompt, params, request_id, lora_request=lora):

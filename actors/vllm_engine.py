@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 from actors.backend import AdapterRef, BackendInfo
 from actors.embedded import EMBEDDED_NAME, embedded_model_path
 from actors.gate import LoadHint, OnLoad
+from actors.images import ReadImage
+from actors.model_config import sees
 from actors.vllm_adapters import AdapterTable
 from actors.vllm_drive import Drive, ProcessDrive, ThreadDrive
+from actors.vllm_prompts import Prompts, TextPrompts, VisionPrompts, image_tokens
 from actors.vllm_settings import VLLMSettings, engine_arguments, required_env, runs_on_cpu
 from protocols.errors import AgentError, ReplyError
 from protocols.message import Ask, FinishReason, Reply, Usage
@@ -37,11 +40,12 @@ class VLLMBackend:
 
     def __init__(self, settings: VLLMSettings) -> None:
         self.on_load: OnLoad | None = None
+        self.read_image: ReadImage | None = None
         self._settings = settings
         self._drive: Drive | None = None
+        self._prompts: Prompts
         self._model_path = ""
         self._context_tokens = 0
-        self._tokenizer: Any = None
         self._request_ids = itertools.count()
         self._adapters = AdapterTable()
         self._counts = Counter[str]()
@@ -65,17 +69,21 @@ class VLLMBackend:
         arguments = engine_arguments(settings, self._model_path, on_cpu)
         drive: Drive = ThreadDrive(arguments, self._tell) if in_process else ProcessDrive(arguments, self._tell)
         try:
-            self._tokenizer = await asyncio.to_thread(_load_tokenizer, self._model_path)
+            if not sees(settings):
+                self._prompts = await asyncio.to_thread(TextPrompts, self.name, self._model_path)
             self._context_tokens = await drive.start()
         except AgentError:
             raise
         except Exception as err:
             raise AgentError(f"vLLM could not load model={settings.model!r}: {err}") from err
         self._drive = drive
+        if sees(settings):
+            self._prompts = VisionPrompts(self.name, drive.renderer, self.read_image)
         return BackendInfo(
             model=self.name,
             context_tokens=self._context_tokens,
             max_concurrency=settings.max_concurrency,
+            takes_images=sees(settings),
             takes_adapters=settings.max_adapters > 0,
         )
 
@@ -86,19 +94,20 @@ class VLLMBackend:
     async def generate(self, ask: Ask, adapter: AdapterRef | None) -> Reply:
         started = time.monotonic()
         drive = self._running()
-        prompt_ids = self._prompt_ids(ask)
+        prompt = await self._prompts.of(ask)
+        self._check_room(ask, len(prompt["prompt_token_ids"]))
         request_id = f"{next(self._request_ids)}:{ask.id}"
         self._counts["requests"] += 1
         try:
             lora = None if adapter is None else await self._loaded(adapter)  # a restarted actor has forgotten it
-            output = await drive.complete(request_id, prompt_ids, self._params(ask), lora)
+            output = await drive.complete(request_id, prompt, self._params(ask), lora)
         except ReplyError:
             raise
         except AgentError as err:
             raise ReplyError(str(err), "malformed") from err
         except Exception as err:
             raise ReplyError(f"vLLM refused ask {ask.id}: {err}", "malformed") from err
-        return self._reply(ask, adapter, output, time.monotonic() - started)
+        return self._reply(ask, adapter, output, image_tokens(prompt), time.monotonic() - started)
 
     async def load_adapter(self, adapter: AdapterRef) -> None:
         await self._loaded(adapter)
@@ -133,24 +142,15 @@ class VLLMBackend:
         drive = self._running()
         return await self._adapters.load(adapter, drive, self._settings, self._model_path)
 
-    def _prompt_ids(self, ask: Ask) -> list[int]:
-        chat = []
-        for message in ask.messages:
-            if message.images:
-                raise ReplyError(f"ask {ask.id} carries an image, but {self.name} reads only text", "malformed")
-            chat.append({"role": message.role, "content": message.text})
-        try:
-            ids = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-        except Exception as err:  # the template is the model's own program and may raise anything
-            raise ReplyError(f"the chat template of {self.name} refused ask {ask.id}: {err}", "malformed") from err
-        room = self._context_tokens - len(ids)
+    def _check_room(self, ask: Ask, prompt_tokens: int) -> None:
+        room = self._context_tokens - prompt_tokens
         if ask.sampling.max_tokens > room:
             raise ReplyError(
-                f"ask {ask.id} has {len(ids)} prompt tokens and max_tokens={ask.sampling.max_tokens}, but {self.name} "
-                f"holds {self._context_tokens} in all; shorten the prompt or set max_tokens <= {max(room, 0)}",
+                f"ask {ask.id} has {prompt_tokens} prompt tokens and max_tokens={ask.sampling.max_tokens}, but "
+                f"{self.name} holds {self._context_tokens} in all; shorten the prompt or set max_tokens <= "
+                f"{max(room, 0)}",
                 "context_too_long",
             )
-        return list(ids)
 
     def _params(self, ask: Ask) -> SamplingParams:
         from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
@@ -169,7 +169,9 @@ class VLLMBackend:
             skip_clone=True,
         )
 
-    def _reply(self, ask: Ask, adapter: AdapterRef | None, output: RequestOutput, latency_s: float) -> Reply:
+    def _reply(
+        self, ask: Ask, adapter: AdapterRef | None, output: RequestOutput, image_tokens: int, latency_s: float
+    ) -> Reply:
         said = output.outputs[0]
         if said.finish_reason not in FINISH and not said.token_ids:
             raise ReplyError(f"vLLM ended ask {ask.id} with finish_reason={said.finish_reason!r} and no text")
@@ -177,6 +179,7 @@ class VLLMBackend:
             prompt_tokens=len(output.prompt_token_ids or ()),
             completion_tokens=len(said.token_ids),
             cached_tokens=output.num_cached_tokens or 0,
+            image_tokens=image_tokens,
         )
         self._counts["replies"] += 1
         self._counts["tokens_generated"] += usage.completion_tokens
@@ -201,15 +204,6 @@ def _use_fast_cpu_lora(in_process: bool) -> None:
     from actors.vllm_cpu_lora import install
 
     install()
-
-
-def _load_tokenizer(model_path: str) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
-    if not tokenizer.chat_template:
-        raise AgentError(f"model={model_path!r} has no chat template; use an instruction-tuned model")
-    return tokenizer
 
 
 def _own_logprobs(flat: Any) -> tuple[float, ...]:

@@ -14,12 +14,14 @@ from typing import Any
 
 import msgspec
 
+from actors.model_config import sees
 from protocols.errors import AgentError
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the only ones vLLM reserves room for
 CPU_KV_CACHE_MB = 512  # without a size vLLM takes a share of all memory of the machine
 GPU_MEMORY = 0.9  # of what a host takes of a GPU; the rest is for what vLLM does not count
 CPU_BLOCK_SIZE = 32  # tokens; the CPU's default of 128 shares almost nothing of short prompts
+IMAGE_CACHE_GB = 1.0  # of images made ready for the model, in each of vLLM's two processes; its default is 4
 
 
 class VLLMSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -27,6 +29,8 @@ class VLLMSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     model: str = "embedded"  # or a folder, or a name on the Hugging Face hub
     served_name: str = ""  # the name replies carry; "" is the model's own
+    images: bool | None = None  # whether the model sees; None is as the config.json in its folder says
+    max_images: int | None = None  # in one prompt; None is as many as the context holds
     dtype: str = "auto"  # the model's own, but float32 on CPUs that have no bf16 arithmetic
     max_model_len: int | None = None  # tokens of prompt and reply together; None is the model's own limit
     kv_cache_mb: int | None = None  # MiB; None is 512 on CPU, what gpu_memory_utilization leaves on GPU
@@ -43,7 +47,15 @@ class VLLMSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     in_process: bool | None = None  # None is yes on CPU
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "kv_cache_mb", "block_size", "tensor_parallel", "max_concurrency", "threads"):
+        for name in (
+            "max_images",
+            "max_model_len",
+            "kv_cache_mb",
+            "block_size",
+            "tensor_parallel",
+            "max_concurrency",
+            "threads",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
@@ -144,6 +156,7 @@ def engine_arguments(settings: VLLMSettings, model_path: str, on_cpu: bool) -> d
         )
     if settings.block_size or on_cpu:
         arguments["block_size"] = settings.block_size or CPU_BLOCK_SIZE
+    arguments |= _sight(settings)
     if settings.max_adapters:
         arguments |= {
             "enable_lora": True,
@@ -152,6 +165,14 @@ def engine_arguments(settings: VLLMSettings, model_path: str, on_cpu: bool) -> d
             "max_lora_rank": next(rank for rank in RANKS if rank >= settings.max_rank),
         }
     return arguments
+
+
+def _sight(settings: VLLMSettings) -> dict[str, Any]:
+    """A model that nobody shows images is loaded without its eyes, and nothing is kept ready for films or sounds."""
+    if not sees(settings):
+        return {"language_model_only": True}
+    limits = {"video": 0, "audio": 0} | ({"image": settings.max_images} if settings.max_images else {})
+    return {"limit_mm_per_prompt": limits, "mm_processor_cache_gb": IMAGE_CACHE_GB}
 
 
 def _dtype(settings: VLLMSettings, on_cpu: bool) -> str:

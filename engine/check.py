@@ -96,7 +96,8 @@ def _check_images(where: str, recipe: Recipe, tasks: Split) -> None:
         settings = recipe.models[name].settings
         if BACKENDS[recipe.models[name].backend].takes_images(settings):
             continue
-        sees = f"set models.{name}.images: true if that model sees, " if hasattr(settings, "images") else ""
+        may_see = hasattr(settings, "images") and getattr(settings, "model", "") != "embedded"
+        sees = f"set models.{name}.images: true if that model sees, " if may_see else ""
         omits = "set protocol.images: omit, " if hasattr(recipe.settings, "images") else ""
         raise ConfigError(
             f"{where}: {agent} is shown images, as task {task.id if task else ''!r} has one, but models.{name} reads "

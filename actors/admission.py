@@ -17,6 +17,9 @@ FIRST_CONCURRENCY = 8.0  # asks in flight before anything is known of the accoun
 WINDOW_S = 60.0  # what providers count over
 BURST = 1 / 6  # share of a minute's limit that may go at once; what is refilled within the minute makes up the rest
 INFLATION = 3.0  # times the usual latency a token, over a whole window, that counts as trouble
+FAST_S = 0.005  # a token: a service that is as quick as this has no trouble, whatever it was before
+TOLERATED = 0.1  # share of refusals: some services refuse at random, and sending less does not mend that
+MEMORY = 32  # outcomes over which that share is taken
 DRIFT = 1.05  # a window by which the usual latency gives way: a service that became slower for good is accepted
 MIN_WINDOW = 8  # replies; fewer say nothing of the latency
 TOKENS_OF_A_CALL = 20  # what the fixed part of a reply's latency is worth, in tokens said
@@ -77,34 +80,50 @@ class Bucket:
 class Concurrency:
     """Asks in flight at once: doubled every window without trouble until the first trouble, then one more a window.
 
-    Trouble halves it, once for all that was in flight when it came. Trouble is a rate limit, or a window in which a
-    token took several times as long as usual. Source: additive increase, multiplicative decrease and slow start as in
-    Jacobson 1988, "Congestion avoidance and control"; latency as a sign is ours.
+    Trouble is a refusal, or a window in which a token took several times as long as usual, and counts once for all that
+    was in flight when it came. The latter and the first refusal halve it. Every other refusal takes half of the share
+    of asks refused lately, as far as that is above ``TOLERATED``: a service that refuses all is soon left alone, one
+    that refuses a few at random, whatever is sent, keeps its work.
+
+    Sources: slow start, additive increase and multiplicative decrease as in Jacobson 1988, "Congestion avoidance and
+    control"; in proportion as in Alizadeh et al. 2010, "Data center TCP (DCTCP)", there over windows and not outcomes;
+    what is tolerated, and latency as a sign, are ours.
     """
 
     def __init__(self, longest: int) -> None:
         self._longest = float(longest)
         self.limit = min(FIRST_CONCURRENCY, self._longest)
         self._slow_start = True
-        self._halved_s = float("-inf")
+        self._lowered_s = float("-inf")
+        self._refused = 0.0  # share, lately
         self._window: list[float] = []
         self._usual: float | None = None
 
     def succeeded(self, began_s: float, now_s: float, completion_tokens: int, *, full: bool) -> None:
         """``full``: the limit was in use, so that there is reason to raise it."""
+        self.taken()
         self._window.append((now_s - began_s) / (completion_tokens + TOKENS_OF_A_CALL))
         if len(self._window) >= max(MIN_WINDOW, self.limit):
             latency, self._window = statistics.median(self._window), []
-            if self._usual is not None and latency > INFLATION * self._usual:
-                self.troubled(began_s, now_s)
+            if self._usual is not None and latency > max(INFLATION * self._usual, FAST_S):
+                self._lower(0.5, began_s, now_s)
             self._usual = latency if self._usual is None else min(self._usual * DRIFT, latency)
-        if full and began_s >= self._halved_s:
+        if full and began_s >= self._lowered_s:
             self.limit = min(self._longest, self.limit + (1.0 if self._slow_start else 1.0 / self.limit))
 
+    def taken(self) -> None:
+        """An ask was not refused, whatever became of it."""
+        self._refused -= self._refused / MEMORY
+
     def troubled(self, began_s: float, now_s: float) -> None:
-        if began_s >= self._halved_s:  # not sent before the last halving, which it knows nothing of
-            self.limit = max(1.0, self.limit / 2)
-            self._slow_start, self._halved_s = False, now_s
+        """An ask was refused."""
+        self._refused += (1.0 - self._refused) / MEMORY
+        self._lower(0.5 if self._slow_start else max(0.0, self._refused - TOLERATED) / 2, began_s, now_s)
+
+    def _lower(self, share: float, began_s: float, now_s: float) -> None:
+        if share > 0.0 and began_s >= self._lowered_s:  # not sent before the last lowering, which it knows nothing of
+            self.limit = max(1.0, self.limit * (1.0 - share))
+            self._slow_start, self._lowered_s = False, now_s
             self._window.clear()
 
 
@@ -147,6 +166,8 @@ class Account:
         elif done.ending == "unsent":
             self.requests.take(-1.0, now_s)
             self.tokens.take(-running.expected_tokens, now_s)
+        else:
+            self.concurrency.taken()
         if done.retry_after_s:
             self._paused_until_s = max(self._paused_until_s, now_s + min(done.retry_after_s, MAX_PAUSE_S))
 

@@ -173,6 +173,8 @@ class ApiBackend:
             raise self._refusal(answer)
         reply = self._read(answer, ask, adapter, time.monotonic() - began)
         self._count(reply.usage)
+        if (text := self._key.taken_out(reply.text)) != reply.text:  # its tokens would spell the key
+            return msgspec.structs.replace(reply, text=text, token_ids=(), logprobs=())
         return reply
 
     def _count(self, usage: Usage) -> None:
@@ -210,4 +212,5 @@ class ApiBackend:
 def not_a_reply(place: Place, answer: Answer, err: Exception) -> ReplyError:
     """A status 200 whose body is no reply: a proxy's page, or a text that was cut."""
     kind = answer.headers.get("Content-Type", "no content type")[:60]
-    return ReplyError(f"{place.url}: status 200, but no reply could be read ({kind}): {str(err)[:200]}")
+    said = f"{place.url}: status 200, but no reply could be read ({kind}): {str(err)[:200]}"
+    return ReplyError(place.key.redact(said))

@@ -16,15 +16,17 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _ISSUED = re.compile(r"(?:sk|gsk|pplx|nvapi|xai|pk)[-_][A-Za-z0-9_*-]{8,}|AIza[A-Za-z0-9_-]{20,}|Bearer +\S{8,}")
 _SECRET_NAME = re.compile(r"key|token$|secret|password|authorization|bearer", re.IGNORECASE)
 _PLACE_NAME = re.compile(r"(?:_env|_file)$")
+BEGUN = 8  # characters by which the beginning of a key is known
 
 
 class ApiKey:
     """A key and where it came from. Its text is only in the header that is made of it."""
 
-    __slots__ = ("_value", "place")
+    __slots__ = ("_begun", "_value", "place")
 
     def __init__(self, value: str, place: str) -> None:
         self._value, self.place = value, place
+        self._begun = re.compile(re.escape(value[:BEGUN]) + r"[A-Za-z0-9_.+/=~*-]*") if value else None
 
     def __repr__(self) -> str:
         return f"ApiKey(from {self.place})"
@@ -39,10 +41,15 @@ class ApiKey:
         return prefix + self._value
 
     def redact(self, text: str) -> str:
-        """``text`` without the key, and without what looks like one: services echo a part of the key they refuse."""
-        if self._value:
-            text = text.replace(self._value, "[key]")
+        """``text`` without the key, and without what looks like one: services echo a part of the key they refuse, and
+        a sentence may be cut in the middle of it."""
+        if self._value and self._begun is not None:
+            text = self._begun.sub("[key]", text.replace(self._value, "[key]"))
         return _ISSUED.sub("[key]", text)
+
+    def taken_out(self, text: str) -> str:
+        """``text`` without the key, and with all else that it says: for a model's words, which are data."""
+        return text.replace(self._value, "[key]") if self._value and self._value in text else text
 
 
 NO_KEY = ApiKey("", "nowhere")

@@ -30,7 +30,7 @@ MAX_REPLY_BYTES = 64 * 2**20
 LARGE_BODY_BYTES = 2**20  # from here on aiohttp sends a body piece by piece
 MAX_RETRY_AFTER_S = 86_400.0
 
-_LOGIN = re.compile(r"//[^/@\s]{1,300}@")
+_LOGIN = re.compile(r"\S{1,300}@")
 _DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9}(?:\.\d{1,9})?)s)?(?:(\d{1,9}(?:\.\d{1,9})?)ms)?")
 
 
@@ -72,6 +72,8 @@ class JsonClient:
                 return Answer(response.status, response.headers, await _read(response))
         except (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL) as err:
             raise ReplyError(self._failed(err), "authentication") from err
+        except aiohttp.ClientPayloadError as err:  # its own words are about lengths and headers
+            raise ReplyError(f"{urlsplit(self._url).netloc}: no answer: it broke off before its end") from err
         except (aiohttp.ClientError, OSError) as err:
             raise ReplyError(self._failed(err)) from err
 
@@ -91,7 +93,7 @@ class JsonClient:
         return self._session, self._target
 
     def _failed(self, err: Exception) -> str:
-        said = _LOGIN.sub("//", str(err))[:200]  # a proxy's name and password
+        said = _LOGIN.sub("", str(err))[:200]  # a proxy's name and password, however they are written
         return self._key.redact(f"{urlsplit(self._url).netloc}: no answer: {type(err).__name__}: {said}")
 
     async def close(self) -> None:

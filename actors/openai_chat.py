@@ -157,7 +157,8 @@ class ChatBackend(ApiBackend):
             raise self._unread(answer, err) from err
         if choice.finish_reason == "content_filter" or (choice.message.refusal and not choice.message.content):
             said = choice.message.refusal or "its content filter stopped the reply"
-            raise ReplyError(f"{self._url}, model {self._model!r}: refused: {said[:300]}", "refused")
+            told = f"{self._url}, model {self._model!r}: refused: {said[:300]}"
+            raise ReplyError(self._key.redact(told), "refused")
         token_ids, logprobs = _tokens(choice)
         return Reply(
             ask_id=ask.id,
@@ -204,7 +205,8 @@ class ChatBackend(ApiBackend):
         names = [str(row.get("id"))[:80] for row in rows]
         mine = next((row for row in rows if row.get("id") == self._model), None)
         if mine is None and rows and all(row.get("owned_by") == "vllm" for row in rows):
-            raise AgentError(f"{self._url} has no model {self._model!r}; it serves: {', '.join(names[:10])}")
+            told = f"{self._url} has no model {self._model!r}; it serves: {', '.join(names[:10])}"
+            raise AgentError(self._key.redact(told))
         length = mine.get("max_model_len") if mine else None
         if not self._context_tokens and isinstance(length, int) and length > 0:
             self._context_tokens = length

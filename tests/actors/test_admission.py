@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
+import random
+import statistics
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -149,6 +153,48 @@ def test_what_counts_as_trouble(ending: Ending, retry_after_s: float | None, lim
     account.decide(0.0)
     account.tell(done(0, ending, retry_after_s), 1.0)
     assert account.concurrency.limit == limit
+
+
+def driven(num_asks: int, refuses: Callable[[int], bool]) -> tuple[float, float]:
+    """Drive an account whose service answers in a second and refuses at once. Asks enough always wait.
+
+    Args:
+        refuses: told how many asks the service is answering.
+    Returns: asks in flight on average, and the share that was refused, over the second half.
+    """
+    account, now, next_id = Account(Rates(), 0.0), 0.0, 0
+    ends: list[tuple[float, int, Ending]] = []
+    answering, sizes, endings = 0, list[float](), list[Ending]()
+    while len(endings) < num_asks:
+        for _ in range(1_000 - next_id + len(endings)):
+            account.tell(want(next_id), now)
+            next_id += 1
+        for key in admitted(account, now):
+            refused = refuses(answering)
+            answering += not refused
+            heapq.heappush(ends, (now + (0.05 if refused else 1.0), int(key), "rate_limited" if refused else "reply"))
+        now, number, ending = heapq.heappop(ends)
+        answering -= ending == "reply"
+        account.tell(done(number, ending), now)
+        sizes.append(account.concurrency.limit)
+        endings.append(ending)
+    half = num_asks // 2
+    return statistics.fmean(sizes[half:]), endings[half:].count("rate_limited") / (num_asks - half)
+
+
+def test_concurrency_settles_where_the_service_has_its_limit() -> None:
+    for limit in (3, 20, 100):
+        in_flight, refused = driven(4_000, lambda answering, limit=limit: answering >= limit)  # type: ignore[misc]
+        assert 0.8 * limit < in_flight < 1.2 * limit + 1 and refused < 0.3, (limit, in_flight, refused)
+
+
+def test_a_service_that_refuses_at_random_keeps_its_work_and_one_that_refuses_all_is_left_alone() -> None:
+    for share, least in ((0.05, 30), (0.1, 12), (0.2, 4)):
+        draw = random.Random(1)
+        in_flight, _ = driven(4_000, lambda answering, draw=draw, share=share: draw.random() < share)  # type: ignore[misc]
+        assert in_flight > least, share
+    in_flight, refused = driven(4_000, lambda answering: True)
+    assert (in_flight, refused) == (1.0, 1.0)
 
 
 def test_headers_teach_limits_and_never_raise_what_the_user_set() -> None:

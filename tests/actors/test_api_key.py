@@ -74,6 +74,15 @@ def test_parts_of_a_key_are_taken_out_of_texts() -> None:
     key = ApiKey("plain-secret", "a test")
     assert key.redact("got plain-secret and sk-abc***4567, fine") == "got [key] and [key], fine"
     assert repr(key) == "ApiKey(from a test)"
+    for cut in ("plain-secre", "plain-se"):  # a sentence that was cut in the middle of the key
+        assert key.redact(f"refused: {cut}") == "refused: [key]"
+    assert key.redact("plain-sample, Plain-secret") == "plain-sample, Plain-secret"
+
+
+def test_a_models_words_lose_the_key_and_nothing_else() -> None:
+    key = ApiKey("plain-secret", "a test")
+    assert key.taken_out("plain-secret, sk-abcdefghijkl, plain-secrets") == "[key], sk-abcdefghijkl, [key]s"
+    assert NO_KEY.taken_out("plain-secret") == NO_KEY.redact("plain-secret") == "plain-secret"
 
 
 @pytest.fixture

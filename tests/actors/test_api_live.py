@@ -1,6 +1,7 @@
 """Our clients and the services' own packages against one real server: vLLM's, with the embedded model.
 
-The same greedy request must bring the same reply through both, in text, tokens, figures and errors.
+The same greedy request must bring the same reply through both, in text, tokens, figures and errors; and the same recipe
+must run, and open with the same words, whatever backend its models have.
 """
 
 from __future__ import annotations
@@ -27,7 +28,15 @@ from actors.backend import AdapterRef
 from actors.embedded import embedded_model_path
 from actors.openai_chat import ChatBackend, OpenAISettings
 from actors.vllm_engine import VLLMSettings, required_env
+from engine.cluster import Cluster
+from engine.folder import RunFolder
+from engine.progress import Progress
+from engine.recipe import Recipe, build_recipe
+from engine.run import _manifest
+from engine.stage import run_stage
+from engine.tasks import load_split
 from protocols.errors import AgentError, ReplyError
+from protocols.graph import Debate
 from protocols.message import Reply, system, user
 from tests.actors.fake_api import KEY, ask
 
@@ -180,6 +189,87 @@ async def test_errors_have_their_kind(url: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("A_KEY", "another")
     with pytest.raises(AgentError, match="check the environment variable A_KEY"):
         await chat(url, ask(user("hi")))
+
+
+RECIPE: dict[str, Any] = {
+    "name": "everywhere",
+    "seed": 3,
+    "tasks": {"source": "arithmetic", "level": "add49", "train": 2, "test": 0},
+    "agents": {name: {"model": name, "temperature": 0.0, "max_tokens": 12} for name in ("ada", "bo", "cy")},
+    "protocol": {"name": "society", "rounds": 2, "memory": "stateless", "prompts": "society.sum.en"},
+    "cast": {"generator": ["ada", "bo", "cy"]},
+}
+SERVED = ("openai", "anthropic")
+CASTS = {  # who speaks through what
+    **{backend: (backend,) * 3 for backend in (*SERVED, "transformers", "vllm")},
+    "mixed": (*SERVED, "transformers"),
+}
+
+
+@pytest.fixture(scope="module")
+def models(url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """One model a backend, all of the same weights and in float32."""
+    key = tmp_path_factory.mktemp("key") / "key"
+    key.write_text(KEY)
+    served = {"model": "smol", "api_key_file": str(key)}
+    local = {"model": "embedded", "dtype": "float32", "max_model_len": 512, "threads": 1}
+    return {
+        "openai": {"backend": "openai", "base_url": f"{url}/v1", **served},
+        "anthropic": {"backend": "anthropic", "base_url": url, **served},
+        "transformers": {"backend": "transformers", **local},
+        "vllm": {"backend": "vllm", "kv_cache_mb": 128, "block_size": 32, **local},
+    }
+
+
+@pytest.fixture(scope="module")
+def hosts(local_ray: Any, models: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Every model started once, for all the runs."""
+    agents = {name: {"model": name} for name in models}
+    recipe = RECIPE | {"models": models, "agents": agents, "cast": {"generator": list(models)}}
+    cluster = asyncio.run(Cluster.start(build_recipe(recipe, where="hosts")))
+    yield cluster.hosts
+    asyncio.run(cluster.stop())
+
+
+def debated(recipe: Recipe, hosts: dict[str, Any], folder: Path) -> list[Debate]:
+    run = RunFolder.create(folder, _manifest(folder.name, "run", recipe, folder, None))
+    tasks = load_split(recipe.tasks).train
+    result = asyncio.run(run_stage(Cluster(recipe, hosts, ours=False), run, "debate", tasks, progress=Progress()))
+    run.release()
+    return result.debates
+
+
+@pytest.fixture(scope="module")
+def openings() -> dict[str, set[str]]:
+    """Task -> what was said to its first prompt, over all tests of this file."""
+    return {}
+
+
+@pytest.mark.parametrize("cast", CASTS)
+def test_one_recipe_runs_on_every_backend_and_they_open_with_the_same_words(
+    cast: str,
+    models: dict[str, dict[str, Any]],
+    hosts: dict[str, Any],
+    openings: dict[str, set[str]],
+    tmp_path: Path,
+) -> None:
+    backends = dict(zip(RECIPE["agents"], CASTS[cast], strict=True))
+    recipe = build_recipe(
+        RECIPE | {"models": {name: models[backend] for name, backend in backends.items()}}, where=cast
+    )
+    debates = debated(recipe, {name: hosts[backend] for name, backend in backends.items()}, tmp_path / "run")
+    assert len(debates) == 2
+    for debate in debates:
+        assert debate.verdict is not None and debate.verdict.stop_reason == "rounds" and debate.failures == []
+        assert len(debate.utterances) == 6
+        for node in debate.utterances:
+            reply, served = node.reply, backends[node.agent] in SERVED
+            assert (reply.model == "smol") is served and reply.model
+            assert reply.usage.prompt_tokens > 20 and 0 < reply.usage.completion_tokens <= 12
+            assert bool(reply.token_ids) is not served and reply.latency_s > 0.0
+            if node.round == 0:
+                openings.setdefault(debate.task.id, set()).add(reply.text.strip())
+    assert [len(said) for said in openings.values()] == [1, 1], openings  # greedy, so by one prompt and one model
 
 
 @pytest.mark.asyncio

@@ -166,10 +166,11 @@ async def test_the_proxy_of_the_environment_is_used(api: FakeApi, monkeypatch: p
     assert reply.text == "Four."
     assert api.headers[-1]["host"] == "models.example"
     assert proxy_for("http://inside.example/v1") is None
-    monkeypatch.setenv("http_proxy", "http://ada:" + "hush@127.0.0.1:9")
-    with pytest.raises(AgentError, match="no answer") as caught:
-        await asked(api, ask(), base_url="http://models.example/v1")
-    assert "hush" not in str(caught.value)
+    for proxy in ("http://ada:" + "hush@127.0.0.1:9", "ada:hush@127.0.0.1:9", "socks5://ada:" + "x/hush@127.0.0.1:9"):
+        monkeypatch.setenv("http_proxy", proxy)
+        with pytest.raises(AgentError, match="no answer") as caught:
+            await asked(api, ask(), base_url="http://models.example/v1")
+        assert "hush" not in str(caught.value) and "127.0.0.1:9" in str(caught.value)
 
 
 @pytest.mark.asyncio
@@ -181,6 +182,13 @@ async def test_a_key_is_in_its_header_and_nowhere_else(
     settings = OpenAISettings(model="m", base_url=f"{api.url}/v1", api_key_env="A_KEY")
     backend = ChatBackend(settings)
     await backend.start()
+    api.answer(said(f"You are {KEY}."))
+    api.answers[0][1]["choices"][0]["token_ids"] = [1, 2]  # type: ignore[index,call-overload]
+    reply = await backend.generate(ask(), None)
+    assert (reply.text, reply.token_ids) == ("You are [key].", ())  # its tokens would spell the key
+    api.answer(said(None, refusal=f"{'no ' * 90}{KEY}"))
+    with pytest.raises(ReplyError, match=r"refused: no .* no \[key\]$"):  # cut in the middle of the key
+        await backend.generate(ask(), None)
     api.answer(failed(f"Incorrect API key provided: {KEY}, also {KEY[:8]}***{KEY[-4:]}"), 401)
     with pytest.raises(ReplyError, match="check the environment variable A_KEY") as caught:
         await backend.generate(ask(), None)

@@ -60,6 +60,13 @@ def test_the_schema_takes_every_example(validator: Any, path: Path) -> None:
     validator.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
+@pytest.mark.parametrize("name", ["api-openai", "mixed"])
+def test_examples_that_pay_want_nothing_but_their_keys(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        monkeypatch.setenv(variable, "a-key")
+    assert check_recipe(ROOT / "examples" / f"{name}.yaml", [], limit=1)["agents"] == 3
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [

@@ -141,7 +141,8 @@ class AgentHost:
             self._settle()
 
     def stop(self, reason: str) -> None:
-        """Send nothing more. Asks in the model are let finish; all others stay without an outcome.
+        """Send nothing more. Asks in the model are let finish, unless it keeps them beyond its own life and finds them
+        again when they are asked again; all others stay without an outcome.
 
         Once none is left, every arena is told ``Stopped`` with the first reason given.
         """
@@ -149,8 +150,9 @@ class AgentHost:
             return
         self._stopped = reason
         log.warning("%s: %s", self._name, reason)
+        keeps = self._info is not None and self._info.keeps_asks
         for task, ask in self._tasks.items():
-            if not self._sent[ask.id]:
+            if keeps or not self._sent[ask.id]:
                 task.cancel()
         if not self._tasks:
             self._settle()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -25,6 +26,15 @@ class BackendInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrency: int
     takes_images: bool = False
     takes_adapters: bool = False
+    keeps_asks: bool = False  # asks under way outlive it: asked again, they are found again and paid for once
+
+
+@runtime_checkable
+class KeepsFiles(Protocol):
+    """A backend that keeps files beside the run. The host sets ``folder`` before ``start``: the model's own folder in
+    the run's, which whoever writes first has to make; None where there is no run."""
+
+    folder: Path | None
 
 
 class Backend(Protocol):

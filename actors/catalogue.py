@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from actors.anthropic_messages import AnthropicBackend, AnthropicSettings
-from actors.api_backend import check_key
+from actors.anthropic_messages import AnthropicSettings
+from actors.api_backend import check_key, default_limits
 from actors.backend import Backend
+from actors.batched import anthropic_backend, chat_backend
 from actors.human import LIMITS, HumanBackend, HumanSettings
-from actors.openai_chat import AzureSettings, ChatBackend, OpenAISettings
+from actors.openai_chat import AzureSettings, OpenAISettings
 from actors.recorded import RecordedBackend, RecordedSettings, check_run
 from actors.scripted import ScriptedBackend, ScriptedSettings
 from actors.transformers_model import TransformersBackend, TransformersSettings
@@ -30,7 +31,7 @@ class BackendSpec(msgspec.Struct, frozen=True, kw_only=True):
     env: Callable[..., Mapping[str, str]] = lambda settings: {}
     check: Callable[..., None] = lambda settings: None
     takes_images: Callable[..., bool] = lambda settings: bool(getattr(settings, "images", False))
-    limits: Mapping[str, float] = {}  # what its ``limits`` are unless a recipe says otherwise
+    limits: Callable[..., Mapping[str, float]] = lambda settings: {}  # what they are unless a recipe says otherwise
     heavy: bool = False  # holds a model in memory: takes a CPU or a GPU of the cluster
 
 
@@ -43,9 +44,13 @@ BACKENDS: dict[str, BackendSpec] = {
     "recorded": BackendSpec(
         settings=RecordedSettings, build=RecordedBackend, check=check_run, takes_images=lambda settings: True
     ),
-    "human": BackendSpec(settings=HumanSettings, build=HumanBackend, takes_images=lambda settings: True, limits=LIMITS),
-    "openai": BackendSpec(settings=OpenAISettings, build=ChatBackend, check=check_key),
-    "azure": BackendSpec(settings=AzureSettings, build=ChatBackend, check=check_key),
-    "anthropic": BackendSpec(settings=AnthropicSettings, build=AnthropicBackend, check=check_key),
+    "human": BackendSpec(
+        settings=HumanSettings, build=HumanBackend, takes_images=lambda settings: True, limits=lambda settings: LIMITS
+    ),
+    "openai": BackendSpec(settings=OpenAISettings, build=chat_backend, check=check_key, limits=default_limits),
+    "azure": BackendSpec(settings=AzureSettings, build=chat_backend, check=check_key, limits=default_limits),
+    "anthropic": BackendSpec(
+        settings=AnthropicSettings, build=anthropic_backend, check=check_key, limits=default_limits
+    ),
 }
 """Name in a recipe -> backend. A new one adds its line here."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import msgspec
 
 from actors.admission import Rates
 from actors.agent import AgentHost, HostStats, Limits
-from actors.backend import AdapterRef, BackendInfo
+from actors.backend import AdapterRef, BackendInfo, KeepsFiles
 from actors.catalogue import BACKENDS
 from actors.gate import Gate, TellsRates
 from actors.images import ImageFolder, ReadsImages
@@ -28,8 +29,8 @@ MAX_ACCOUNT_CONCURRENCY = 1_000  # asks in flight an account, all hosts together
 class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One agent host to start: its model, what it takes of the cluster, and what it costs.
 
-    ``media``: folders of images. ``keeper``: the handle of ``actors.shared_gate.Keeper``, for limits that hosts share.
-    ``budgeted``: nothing is sent that the keeper's purse does not allow.
+    ``folder``: the run's own. ``media``: folders of images. ``keeper``: the handle of ``actors.shared_gate.Keeper``,
+    for limits that hosts share. ``budgeted``: nothing is sent that the keeper's purse does not allow.
     """
 
     name: str
@@ -38,6 +39,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     num_cpus: float = 0.0
     num_gpus: float = 0.0
+    folder: str = ""
     media: tuple[str, ...] = ()
     price: Price | None = None
     keeper: Any = None
@@ -51,6 +53,8 @@ class AgentActor:
         backend = BACKENDS[spec.backend].build(spec.settings)
         if isinstance(backend, ReadsImages):
             backend.read_image = ImageFolder([Path(folder) for folder in spec.media]).read
+        if isinstance(backend, KeepsFiles) and spec.folder:
+            backend.folder = files_of(spec)
         meter, gates = Meter(spec.price), dict[str, Gate]()
         self._line = Line(spec.name, spec.keeper, self._stop) if spec.keeper is not None else None
         self._account: tuple[str, Rates] | None = None
@@ -114,6 +118,11 @@ def rates_of(limits: Limits) -> Rates:
         requests_per_minute=limits.requests_per_minute,
         tokens_per_minute=limits.tokens_per_minute,
     )
+
+
+def files_of(spec: HostSpec) -> Path:
+    """Where a model keeps its files in the run's folder; whatever its name is, the path stays inside."""
+    return Path(spec.folder) / "models" / quote(spec.name, safe="").replace(".", "%2E")
 
 
 def account_of(spec: HostSpec) -> str:

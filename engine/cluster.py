@@ -111,10 +111,13 @@ class Cluster:
         self._ours = ours  # the Ray that was started here is stopped here
 
     @classmethod
-    async def start(cls, recipe: Recipe, *, media: Sequence[Path] = (), spent: Amount = NOTHING) -> Cluster:
+    async def start(
+        cls, recipe: Recipe, *, folder: Path | None = None, media: Sequence[Path] = (), spent: Amount = NOTHING
+    ) -> Cluster:
         """Join Ray and start every model that the cast needs.
 
         Args:
+            folder: the run's, for models that keep files there.
             media: folders of images that asks may show.
             spent: of the run's budget, before now.
 
@@ -131,6 +134,7 @@ class Cluster:
                 limits=model.limits,
                 num_cpus=model.num_cpus,
                 num_gpus=model.num_gpus,
+                folder=str(folder.absolute()) if folder else "",
                 media=tuple(str(folder.absolute()) for folder in media),
                 price=recipe.price_of(name),
                 keeper=keeper,

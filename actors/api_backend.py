@@ -153,6 +153,10 @@ class ApiBackend:
     def _place(self) -> Place:
         return Place(self._url, self._model, self._key)
 
+    def redact(self, text: str) -> str:
+        """A service's own words, cleared of keys."""
+        return self._key.redact(text)
+
     @property
     def client(self) -> JsonClient:
         """The connection to the service, with its key. Raises: ReplyError: there is none."""

@@ -257,11 +257,10 @@ class Book:
         """Its results are here. Returns: the keys that are waited for, each handed out now; others stay known."""
         batch = self._batches[tag]
         handed = frozenset(batch.waiting)
-        batch.keys = tuple(key for key in batch.keys if key not in handed)
         batch.waiting, batch.busy = {}, False
         for key in handed:
             self._release(key, tag)
-        if not batch.keys:
+        if not any(self._holder.get(key) == tag for key in batch.keys):
             del self._batches[tag]
         self._room = min(self._settings.max_requests, 2 * self._room)
         self._pause_s = self._paused_until_s = 0.0

@@ -52,7 +52,7 @@ class BatchService(Protocol):
         ...
 
     async def find(self, tag: str, keys: Sequence[str], at_s: float, known: Container[str]) -> str:
-        """The id of a batch whose ``create`` had no answer; "" where there is none.
+        """The id of a batch whose ``create`` had no answer; "" where there is none, for sure.
 
         Args:
             at_s: when it was meant to be made, seconds since the epoch.
@@ -83,7 +83,7 @@ class _Endpoint:
                 )
         except TimeoutError as err:
             raise ReplyError(f"{url}: no answer within {CALL_S:g} s") from err
-        if answer.status not in (200, 404):
+        if answer.status != 404 and not 200 <= answer.status < 300:
             raise self._backend.refusal(answer)
         return answer
 
@@ -213,7 +213,7 @@ class OpenAIBatches(_Endpoint):
             file = await self._call("GET", f"{self._files}/{quote(file_id, safe='')}/content")
             if file.status == 404:
                 return "gone"
-            results |= {line.custom_id: _openai_result(line) for line in _lines(_OpenAILine, file.body)}
+            results |= {line.custom_id: self._result(line) for line in _lines(_OpenAILine, file.body)}
         return results
 
     def _faulty(self, batch: _OpenAIBatch, keys: Sequence[str]) -> State | dict[str, Result]:
@@ -226,6 +226,13 @@ class OpenAIBatches(_Endpoint):
             return dict.fromkeys(keys, self._refused(faults[0]))
         beside = ReplyError(f"batch {batch.id} was refused for other rows of it")
         return {key: self._refused(named[key]) if key in named else beside for key in keys}
+
+    def _result(self, line: _OpenAILine) -> Result:
+        if line.response is not None:
+            return Answer(line.response.status_code, {}, bytes(line.response.body))
+        fault = line.error or _Fault(message="no reason given")  # expired or cancelled, for the most part
+        said = self._backend.redact(f"{fault.code}: {(fault.message or '')[:200]}")
+        return ReplyError(f"its row of a batch came to nothing: {said}")
 
     def _refused(self, fault: _Fault) -> ReplyError:
         error = {"code": fault.code, "message": fault.message}
@@ -243,13 +250,6 @@ def _form(rows: bytes) -> tuple[bytes, str]:
     return b"".join((parts.encode(), rows, f"\r\n--{boundary}--\r\n".encode())), (
         f"multipart/form-data; boundary={boundary}"
     )
-
-
-def _openai_result(line: _OpenAILine) -> Result:
-    if line.response is not None:
-        return Answer(line.response.status_code, {}, bytes(line.response.body))
-    fault = line.error or _Fault(message="no reason given")
-    return ReplyError(f"its row of a batch came to nothing: {fault.code}: {(fault.message or '')[:200]}")
 
 
 # Anthropic
@@ -321,8 +321,8 @@ class AnthropicBatches(_Endpoint):
         return (await self._struct(_AnthropicBatch, "POST", self._url, uploaded)).id
 
     async def find(self, tag: str, keys: Sequence[str], at_s: float, known: Container[str]) -> str:
-        """A batch here carries no mark of ours. One that is over tells by its results; one that is not is taken for
-        ours if it was made about then with as many rows: if it proves to be another's, its rows are asked again."""
+        """A batch carries no mark of ours here: its results tell. Raises: ReplyError (transient): one that was made
+        about then, with as many rows, has none yet."""
         found: list[_AnthropicBatch] = []
         after = ""
         while True:  # the newest come first
@@ -339,10 +339,15 @@ class AnthropicBatches(_Endpoint):
             and batch.request_counts.total == len(keys)
             and -SKEW_S <= batch.created_at.timestamp() - at_s <= SKEW_S + CALL_S
         ]
-        for batch in sorted(near, key=lambda batch: abs(batch.created_at.timestamp() - at_s)):
+        running = []
+        for batch in near:
             results = await self.look(batch.id, keys)
-            if results == "running" or (isinstance(results, dict) and results.keys() & set(keys)):
+            if isinstance(results, dict) and not results.keys().isdisjoint(keys):
                 return batch.id
+            if results == "running":
+                running.append(batch.id)
+        if running:
+            raise ReplyError(f"{self._url}: whether {' or '.join(running)} is ours is known once it is over")
         return ""
 
     async def look(self, batch_id: str, keys: Sequence[str]) -> State | dict[str, Result]:

@@ -172,7 +172,8 @@ class FakeBatches:
         batch.results, batch.status = results, status
         if not batch.input_file_id:
             return
-        out, errors = [], []
+        out: list[dict[str, Any]] = []
+        errors: list[dict[str, Any]] = []
         for key, _ in reversed(batch.rows):  # in an order of the service's own
             line: dict[str, Any] = {"id": f"batch_req_{key}", "custom_id": key, "response": None, "error": None}
             match results.get(key, "cancelled"):

@@ -278,9 +278,9 @@ class World:
             case Look():
                 if luck < 0.1:
                     self.void(step.tag)
-                    self.again(self.book.forget(step.tag), made=self.service[step.id].keys)
+                    self.again(self.book.forget(step.tag), step)
                 elif luck < 0.5:
-                    self.again(self.book.still(step.tag, self.now), made=self.service[step.id].keys)
+                    self.again(self.book.still(step.tag, self.now), step)
                 else:
                     for key in self.book.over(step.tag):
                         self.waiting.remove(key)
@@ -295,10 +295,10 @@ class World:
     def void(self, tag: str) -> None:
         del self.ledger[tag]
 
-    def again(self, keys: frozenset[str], made: tuple[str, ...]) -> None:
+    def again(self, keys: frozenset[str], look: Look) -> None:
         """A batch that came to nothing may be bought again, and is."""
-        if keys:
-            self.excused.update(made)
+        if look.tag not in self.book._batches:
+            self.excused.update(look.keys)
         for key in keys:
             self.book.ask(key, 10, self.now)
 

@@ -98,7 +98,8 @@ def test_a_run_killed_between_submitting_and_collecting_buys_nothing_twice(moot:
     replies = [event.reply for event in events if isinstance(event, Replied)]
     failures = [event.failure for event in events if isinstance(event, AgentFailed)]
     assert failures and {failure.kind for failure in failures} == {"malformed"}
-    tried = [attempt for item in [*replies, *failures] for attempt in item.attempts]
+    tried = [attempt for reply in replies for attempt in reply.attempts]
+    tried += [attempt for failure in failures for attempt in failure.attempts]
     passed = Counter(POLICIES[attempt.kind].tries > 0 for attempt in tried)
     assert passed[True] and passed[False] == len(failures)
     teller = service.answer

@@ -216,10 +216,11 @@ class Book:
         """No answer came: it may be at the service, which is asked a little later."""
         self._later(self._batches[tag], now_s)
 
-    def unsent(self, tag: str, now_s: float, *, full: bool = False) -> None:
+    def unsent(self, tag: str, now_s: float, *, full: bool = False, pause_s: float = 0.0) -> None:
         """It is certainly not at the service. What is waited for is gathered again, and leaves after a pause.
 
         Args:
+            pause_s: that the service asks for, at least.
             full: the account takes no more at the moment. With nothing of ours under way it was the batch itself that
                 is too large: the next are half as large, and grow again with every batch that is over.
         """
@@ -230,7 +231,7 @@ class Book:
             self._gathered.move_to_end(key, last=False)
         settings = self._settings
         self._pause_s = min(settings.max_poll_s, max(settings.poll_s, 2 * self._pause_s))
-        self._paused_until_s = now_s + self._pause_s
+        self._paused_until_s = now_s + max(self._pause_s, pause_s)
         if full and not self.num_open:
             self._room = max(1, len(waiting) // 2)
 

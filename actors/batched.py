@@ -1,7 +1,7 @@
 """A model that is asked through its service's batches: half the price, an answer within a day.
 
 Every debate goes on as soon as its own replies are there: asks gather as they come, batches leave as they fill, and
-each is looked at by itself. ``actors.batch_book`` decides, ``actors.batch_services`` talks to the service, and
+each is looked at by itself. ``actors.batch_book`` decides, ``actors.batch_service`` tells what services do, and
 ``actors.batch_ledger`` remembers; here the three meet. Translation is that of the backend inside.
 """
 
@@ -12,23 +12,26 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
 import msgspec
 
+from actors.anthropic_batches import AnthropicBatches
 from actors.anthropic_messages import AnthropicBackend, AnthropicSettings
 from actors.api_backend import ApiBackend
 from actors.backend import AdapterRef, Backend, BackendInfo
 from actors.batch_book import BatchSettings, Book, Cancel, Find, Look, Step, Submit
 from actors.batch_ledger import Entry, Ledger, Made, Meant, Void
-from actors.batch_services import AnthropicBatches, BatchService, OpenAIBatches, Result, Row
+from actors.batch_service import BatchService, Result, Row
 from actors.images import ReadImage
+from actors.openai_batches import OpenAIBatches
 from actors.openai_chat import AzureSettings, ChatBackend, OpenAISettings
-from actors.policy import stops_run
+from actors.policy import POLICIES
 from protocols.errors import RETRYABLE, AgentError, ReplyError
 from protocols.message import Ask, Reply
 
@@ -42,7 +45,7 @@ KEY_LENGTH = 40  # of the 64 letters that services take
 
 
 class _Asked(NamedTuple):
-    body: bytes
+    body: Callable[[], bytes]  # made again when its batch leaves: thousands with images would fill the memory
     result: asyncio.Future[Result]
 
 
@@ -110,7 +113,8 @@ class BatchedBackend:
         if key in self._asked:
             raise ReplyError(f"ask {ask.id} is under way already", "malformed")
         began = time.monotonic()
-        asked = self._asked[key] = _Asked(body, asyncio.get_running_loop().create_future())
+        again = partial(self._inner.encode, ask, adapter)
+        asked = self._asked[key] = _Asked(again, asyncio.get_running_loop().create_future())
         self._book.ask(key, len(body) + ROW_BYTES, time.time())
         self._wake.set()
         try:
@@ -151,7 +155,7 @@ class BatchedBackend:
                 while not self._closing:
                     self._wake.clear()
                     for step in self._book.decide(time.time()):
-                        rows = [(key, self._asked[key].body) for key in step.keys] if isinstance(step, Submit) else []
+                        rows = [(key, self._asked[key].body()) for key in step.keys] if isinstance(step, Submit) else []
                         steps.create_task(self._take(step, rows))
                     due_s = self._book.next_s()
                     with suppress(TimeoutError):
@@ -204,7 +208,8 @@ class BatchedBackend:
         await self._note(Void(tag))
         if err.kind in RETRYABLE:
             log.warning("a batch waits: %s", err)
-            self._book.unsent(tag, time.time(), full=err.kind == "rate_limited")
+            full = err.kind == "rate_limited"
+            self._book.unsent(tag, time.time(), full=full, pause_s=err.retry_after_s or 0.0)
         else:
             self._deliver(self._book.forget(tag), err)
 
@@ -241,7 +246,7 @@ class BatchedBackend:
     def _not_looked_at(self, tag: str, err: ReplyError) -> None:
         """What was submitted stays known whatever the service says now."""
         log.warning("a batch could not be looked at: %s", err)
-        if stops_run(err):
+        if POLICIES[err.kind].ending == "stop":
             self._deliver(self._book.waiting(tag), err)
         self._wait_on(tag)
 

@@ -136,6 +136,13 @@ def test_a_batch_without_an_answer_is_looked_for_and_gathered_again_if_it_is_not
     assert made.decide(T0 + 30) == [Submit("t1", ("a", "c", "d"))]  # who came first is first
 
 
+def test_a_pause_that_the_service_asks_for_is_kept() -> None:
+    made = asked("abc")
+    made.decide(T0)
+    made.unsent("t0", T0, pause_s=900.0)
+    assert made.decide(T0 + 899) == [] and made.next_s() == T0 + 900
+
+
 def test_an_account_that_takes_no_more_gets_smaller_batches_and_larger_ones_again() -> None:
     made = asked("abcdefgh", max_requests=8, max_open=1)
     now, sizes = T0, []

@@ -82,7 +82,7 @@ def test_a_run_killed_between_submitting_and_collecting_buys_nothing_twice(moot:
 
     process = moot.start_until("run", "society.yaml", "--run-dir", "r", "--json", ready=submitted)
     process.signal_group(signal.SIGKILL)
-    process.wait()
+    process.end()  # the hosts too, which would go on for a moment
     assert run.outcomes("debate") == []
     assert {batch.input_file_id != "" for batch in service.batches.values()} == {True, False}
 
@@ -104,8 +104,8 @@ def test_a_run_killed_between_submitting_and_collecting_buys_nothing_twice(moot:
     assert passed[True] and passed[False] == len(failures)
     teller = service.answer
     assert isinstance(teller, Teller)
-    assert passed[True] <= teller.passing.total()  # a killed driver's hosts go on for a moment: what they ask is found
-    assert service.rows.total() == len(replies) + len(failures) + teller.passing.total()  # as often as it had to be
+    assert passed[True] == teller.passing.total()
+    assert service.rows.total() == len(replies) + len(failures) + passed[True]  # each row as often as it had to be
     assert max(service.rows.values()) == 2
-    assert {reply.cost_usd for reply in replies} == {pytest.approx((12 * 5 + 7 * 10) / 1e6)}  # half the price
+    assert [reply.cost_usd for reply in replies] == pytest.approx([(12 * 5 + 7 * 10) / 1e6] * len(replies))  # half
     assert sorted(path.parent.name for path in run.path.glob("models/*/batches.jsonl")) == ["claude", "gpt"]

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 import msgspec
 
-from actors.backend import AdapterRef, Backend, BackendInfo
+from actors.backend import AdapterRef, Backend, BackendInfo, KeepsAsks
 from actors.gate import Gate, RateHint, TellsRates, Ticket
 from actors.mailbox import Outbox
 from actors.policy import why_stopped
@@ -150,7 +150,7 @@ class AgentHost:
             return
         self._stopped = reason
         log.warning("%s: %s", self._name, reason)
-        keeps = self._info is not None and self._info.keeps_asks
+        keeps = isinstance(self._backend, KeepsAsks)
         for task, ask in self._tasks.items():
             if keeps or not self._sent[ask.id]:
                 task.cancel()

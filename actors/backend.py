@@ -26,7 +26,6 @@ class BackendInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrency: int
     takes_images: bool = False
     takes_adapters: bool = False
-    keeps_asks: bool = False  # asks under way outlive it: asked again, they are found again and paid for once
 
 
 @runtime_checkable
@@ -35,6 +34,16 @@ class KeepsFiles(Protocol):
     the run's, which whoever writes first has to make; None where there is no run."""
 
     folder: Path | None
+
+
+@runtime_checkable
+class KeepsAsks(Protocol):
+    """A backend whose asks outlive it: asked again, by a later process too, they are found again and paid for once. So
+    nobody waits for them when a run stops."""
+
+    def bought(self, ask: Ask) -> bool:
+        """Whether it was sent before and its reply not yet handed out."""
+        ...
 
 
 class Backend(Protocol):

@@ -296,6 +296,10 @@ class Book:
         """Batches that somebody waits for."""
         return sum(bool(batch.waiting) for batch in self._batches.values())
 
+    def holds(self, key: str) -> bool:
+        """Whether a row is in a batch that was submitted, or may have been."""
+        return key in self._holder
+
     def waiting(self, tag: str) -> frozenset[str]:
         """The keys of a batch that somebody waits for."""
         return frozenset(self._batches[tag].waiting)

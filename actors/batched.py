@@ -87,9 +87,7 @@ class BatchedBackend:
                 await self._inner.close()
                 raise
             self._tending = asyncio.get_running_loop().create_task(self._tend())
-        return msgspec.structs.replace(
-            info, max_concurrency=self._settings.max_requests * self._settings.max_open, keeps_asks=True
-        )
+        return msgspec.structs.replace(info, max_concurrency=self._settings.max_requests * self._settings.max_open)
 
     async def _check(self, model: str) -> None:
         try:
@@ -104,6 +102,13 @@ class BatchedBackend:
         self._ledger = await asyncio.to_thread(Ledger, self.folder / LEDGER, lock_wait_s=LOCK_WAIT_S)
         self._ids = {batch.id for batch in self._ledger.known if batch.id}
         self._book = self._new_book()
+
+    def bought(self, ask: Ask) -> bool:
+        """Whether it is in a batch already, of an earlier process perhaps."""
+        try:
+            return self._book.holds(row_key(ask, self._inner.encode(ask, None)))
+        except ReplyError:  # it cannot be sent, as ``generate`` will say
+            return False
 
     async def generate(self, ask: Ask, adapter: AdapterRef | None) -> Reply:
         if self._tending is None or self._tending.done():

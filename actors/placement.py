@@ -11,7 +11,7 @@ import msgspec
 
 from actors.admission import Rates
 from actors.agent import AgentHost, HostStats, Limits
-from actors.backend import AdapterRef, BackendInfo, KeepsFiles
+from actors.backend import AdapterRef, BackendInfo, KeepsAsks, KeepsFiles
 from actors.catalogue import BACKENDS
 from actors.gate import Gate, TellsRates
 from actors.images import ImageFolder, ReadsImages
@@ -59,7 +59,8 @@ class AgentActor:
         self._line = Line(spec.name, spec.keeper, self._stop) if spec.keeper is not None else None
         self._account: tuple[str, Rates] | None = None
         if self._line is not None and spec.budgeted:
-            gates["budget"] = self._line.gate(PURSE, meter)
+            bought = backend.bought if isinstance(backend, KeepsAsks) else None
+            gates["budget"] = self._line.gate(PURSE, meter, bought)
         rates = rates_of(spec.limits)
         if self._line is not None and (isinstance(backend, TellsRates) or limits_rates(spec.limits)):
             account = str(getattr(backend, "account", "") or account_of(spec))

@@ -235,12 +235,15 @@ async def test_what_an_earlier_process_submitted_is_taken_up(
         for task in asking:
             task.cancel()
         await asyncio.wait(asking)
+        assert backend.bought(ask("a")) and not backend.bought(ask("c"))
     service.held = False
     if over:  # while nobody looked
         service.batches["batch_0"].looks = 100
     async with started(service, tmp_path) as backend:
+        assert [backend.bought(ask(word)) for word in "abc"] == [True, True, False]
         assert [type(item) for item in await outcomes(backend, "b", "c")] == [Reply, Reply]
         assert [type(item) for item in await outcomes(backend, "a")] == [Reply]
+        assert not backend.bought(ask("a"))
     assert sorted(service.rows.values()) == [1, 1, 1]
 
 

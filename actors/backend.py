@@ -39,7 +39,7 @@ class KeepsFiles(Protocol):
 @runtime_checkable
 class KeepsAsks(Protocol):
     """A backend whose asks outlive it: asked again, by a later process too, they are found again and paid for once. So
-    nobody waits for them when a run stops."""
+    nobody waits for them for long when a run stops."""
 
     def bought(self, ask: Ask) -> bool:
         """Whether it was sent before and its reply not yet handed out."""

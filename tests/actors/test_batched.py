@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -20,7 +21,11 @@ from actors.anthropic_messages import AnthropicSettings
 from actors.batch_book import BatchSettings
 from actors.batch_ledger import Ledger, Made, Meant
 from actors.batched import LEDGER, BatchedBackend, anthropic_backend, chat_backend, row_key
+from actors.budget import Budget
 from actors.openai_chat import OpenAISettings
+from actors.placement import AgentActor, HostSpec
+from actors.prices import NOTHING, Amount, Meter, Price
+from actors.shared_gate import Keeper
 from protocols.errors import AgentError, ReplyError
 from protocols.message import Ask, Reply, Sampling, Usage, user
 from tests.actors.fake_api import IMAGE, KEY, PART, failed, said
@@ -34,6 +39,7 @@ from tests.actors.fake_batches import (
     fake_batches,
     message,
 )
+from tests.actors.remote import Remote
 from tests.actors.test_agent import Arena
 
 pytestmark = pytest.mark.asyncio
@@ -378,13 +384,17 @@ async def test_a_ledger_that_cannot_be_written_stops_the_run(
     assert not service.batches
 
 
-async def test_a_host_that_stops_lets_go_of_what_is_in_a_batch(service: FakeBatches, tmp_path: Path) -> None:
+async def test_a_host_that_stops_lets_go_of_what_is_in_a_batch(
+    service: FakeBatches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.agent.KEPT_S", 0.3)
     service.held = True
     host, arena = AgentHost("h", make(service, tmp_path), Limits()), Arena()
     await host.start()
     host.connect("a", arena.send)
     host.tell("a", msgspec.msgpack.encode([ask(word) for word in "abc"]))
     await until(lambda: len(service.batches) == 1)
+    host.tell("a", msgspec.msgpack.encode([ask("d")]))
     async with asyncio.timeout(5):  # and not DRAIN_S
         await host.halt("enough")
     assert arena.outcomes == [] and (await arena.wait_stopped()).reason == "enough"
@@ -393,6 +403,47 @@ async def test_a_host_that_stops_lets_go_of_what_is_in_a_batch(service: FakeBatc
     async with started(service, tmp_path) as backend:
         assert [type(item) for item in await outcomes(backend, *"abc")] == [Reply] * 3
     assert list(service.rows.values()) == [1, 1, 1]
+
+
+async def test_what_is_in_a_batch_is_collected_though_the_budget_is_spent(
+    service: FakeBatches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is paid for; a new ask is not sent. Two of the most that an ask may cost fit into the budget at first."""
+    price = Price(input=1_000.0, output=1_000.0)
+    most = Meter(price).most(ask("a")).usd
+
+    def actor(spent: Amount) -> tuple[AgentActor, Keeper]:
+        keeper = Keeper(Budget(usd=2.5 * most), spent)
+        settings = OpenAISettings(model="m", base_url=f"{service.url}/v1", batch=QUICK)
+        return AgentActor(
+            HostSpec(
+                name="gpt", backend="openai", settings=settings, folder=str(tmp_path), price=price,
+                keeper=Remote(keeper), budgeted=True,
+            )
+        ), keeper  # fmt: skip
+
+    async def told(first: AgentActor, arena: Arena, *words: str) -> None:
+        await first.start()
+        await first.connect("a", SimpleNamespace(deliver=SimpleNamespace(remote=arena.send)))
+        await first.tell("a", msgspec.msgpack.encode([ask(word) for word in words]))
+
+    monkeypatch.setattr("actors.agent.KEPT_S", 2.0)
+    service.held = True
+    first, _ = actor(NOTHING)
+    await told(first, Arena(), "a", "b", "c")
+    await until(lambda: service.rows.total() == 2)  # the third waits for what the others cost
+    await first.halt("enough")
+    await first.close()
+
+    service.held = False
+    second, keeper = actor(Amount(2.4 * most, 0))  # by other models, meanwhile
+    arena = Arena()
+    await told(second, arena, "c", "b", "a")
+    assert (await arena.wait_stopped()).reason.startswith("paused: budget of")
+    assert sorted(item.ask_id for item in arena.outcomes if isinstance(item, Reply)) == [ask("a").id, ask("b").id]
+    await second.close()
+    assert (await keeper.spent()).usd == pytest.approx(2.4 * most + 2 * 19 * 1e-3)  # 19 tokens each
+    assert service.rows.total() == 2
 
 
 async def test_a_batch_under_way_to_the_service_is_on_record_before_the_host_ends(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from tests.integration.command import Moot, RunOnDisk, check_clean, moot_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-TASKS = 30
+TASKS = 20
 RECIPE = """
 name: society
 seed: 3
@@ -82,7 +84,10 @@ def test_a_run_killed_between_submitting_and_collecting_buys_nothing_twice(moot:
 
     process = moot.start_until("run", "society.yaml", "--run-dir", "r", "--json", ready=submitted)
     process.signal_group(signal.SIGKILL)
-    process.end()  # the hosts too, which would go on for a moment
+    process.wait()
+    for pid in process.members():  # the hosts too, which would go on for a moment
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     assert run.outcomes("debate") == []
     assert {batch.input_file_id != "" for batch in service.batches.values()} == {True, False}
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 import msgspec
 
-from actors.backend import AdapterRef, Backend, BackendInfo
+from actors.backend import AdapterRef, Backend, BackendInfo, KeepsAsks
 from actors.gate import Gate, Hint, TellsLoad, TellsRates, Ticket
 from actors.mailbox import Outbox
 from actors.policy import why_stopped
@@ -35,6 +35,7 @@ _ASKS = msgspec.msgpack.Decoder(list[Ask])
 _ENCODER = msgspec.msgpack.Encoder()
 
 DRAIN_S = 300.0  # that asks in the model are waited for when a run stops
+KEPT_S = 10.0  # that asks are waited for which a backend finds again: some may be over already
 
 Send = Callable[[bytes], Awaitable[None]]
 """Delivers one packed batch of outcomes to an arena; returns when the arena has taken it."""
@@ -156,7 +157,8 @@ class AgentHost:
             self._settle()
 
     def stop(self, reason: str) -> None:
-        """Send nothing more. Asks in the model are let finish; all others stay without an outcome.
+        """Send nothing more. Asks in the model are let finish; all others stay without an outcome. Those that the
+        backend keeps beyond its own life have a moment to finish, as they are found again.
 
         Once none is left, every arena is told ``Stopped`` with the first reason given.
         """
@@ -164,11 +166,18 @@ class AgentHost:
             return
         self._stopped = reason
         log.warning("%s: %s", self._name, reason)
+        keeps = self._backend if isinstance(self._backend, KeepsAsks) else None
         for task, ask in self._tasks.items():
-            if not self._sent[ask.id]:
+            if not self._sent[ask.id] or (keeps is not None and not keeps.bought(ask)):
                 task.cancel()
+        if keeps is not None:
+            asyncio.get_running_loop().call_later(KEPT_S, self._let_go)
         if not self._tasks:
             self._settle()
+
+    def _let_go(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
 
     def _settle(self) -> None:
         if not self._drained.is_set():
@@ -184,8 +193,7 @@ class AgentHost:
         self.stop(reason)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._drained.wait(), DRAIN_S)
-        for task in list(self._tasks):
-            task.cancel()
+        self._let_go()
         await self._drained.wait()
         for outbox in list(self._arenas.values()):
             await outbox.drain()

@@ -25,6 +25,7 @@ from actors.rate_headers import anthropic_rates
 from protocols.errors import AgentError, ReplyError
 from protocols.message import Ask, FinishReason, ImagePart, Message, Part, Reply, Usage
 
+MAX_REQUESTS = 100_000  # that the API takes in one batch
 FINISH: dict[str | None, FinishReason] = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -47,6 +48,8 @@ class AnthropicSettings(ApiSettings, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError(f"base_url={self.base_url!r} must be without /v1, which is added")
         if not self.model:
             raise ValueError("model must not be empty")
+        if self.batch and self.batch.max_requests > MAX_REQUESTS:
+            raise ValueError(f"batch.max_requests={self.batch.max_requests} must be at most {MAX_REQUESTS}")
 
     @property
     def url(self) -> str:
@@ -120,14 +123,14 @@ class AnthropicBackend(ApiBackend):
     def _rates(self, headers: Mapping[str, str]) -> RateHint | None:
         return anthropic_rates(headers)
 
-    def _refusal(self, answer: Answer) -> ReplyError:
+    def refusal(self, answer: Answer) -> ReplyError:
         return anthropic_error(answer, self._place)
 
     async def _probe(self) -> None:
         """A wrong key or an address where nobody answers is found before the first debate; the list costs nothing."""
         url = f"{self._settings.base_url.rstrip('/')}/v1/models"
         try:
-            answer = await self._started().call("GET", url)
+            answer = await self.client.call("GET", url)
         except ReplyError as err:
             raise AgentError(f"model {self._model!r} cannot be reached: {err}") from err
         if answer.status == 401:

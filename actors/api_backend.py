@@ -17,6 +17,7 @@ import msgspec
 from actors.api_errors import Place
 from actors.api_key import NO_KEY, ApiKey, check_place, read_key
 from actors.backend import AdapterRef, BackendInfo
+from actors.batch_book import BatchSettings
 from actors.gate import OnRate, RateHint
 from actors.http_client import Answer, JsonClient
 from actors.images import Base64Images, ReadImage
@@ -37,6 +38,7 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     context_tokens: int = 0  # for display; 0: not known
     headers: dict[str, str] = {}
     extra_body: dict[str, Any] = {}  # further fields of every request, such as thinking
+    batch: BatchSettings | None = None  # asks go through the service's batches, at half the price and within a day
 
     def __post_init__(self) -> None:
         check_place(self.api_key_env, self.api_key_file)
@@ -66,6 +68,10 @@ def leaves_form_open(settings: ApiSettings) -> bool:
 def check_key(settings: ApiSettings) -> None:
     """Raises: ConfigError: the key is not where the settings say."""
     read_key(settings.key_env, settings.api_key_file)
+
+
+def default_limits(settings: ApiSettings) -> Mapping[str, float]:
+    return settings.batch.limits if settings.batch else {}
 
 
 def checked_url(name: str, url: str) -> str:
@@ -115,7 +121,8 @@ class ApiBackend:
     def _rates(self, headers: Mapping[str, str]) -> RateHint | None:
         raise NotImplementedError
 
-    def _refusal(self, answer: Answer) -> ReplyError:
+    def refusal(self, answer: Answer) -> ReplyError:
+        """What an answer means that is no reply."""
         raise NotImplementedError
 
     async def _probe(self) -> None:
@@ -156,22 +163,36 @@ class ApiBackend:
     def _place(self) -> Place:
         return Place(self._url, self._model, self._key)
 
-    def _started(self) -> JsonClient:
+    def redact(self, text: str) -> str:
+        """A service's own words, cleared of keys."""
+        return self._key.redact(text)
+
+    @property
+    def client(self) -> JsonClient:
+        """The connection to the service, with its key. Raises: ReplyError: there is none."""
         if self._client is None:
             raise ReplyError(f"the backend of {self._model} is not started, or closed already")
         return self._client
 
     async def generate(self, ask: Ask, adapter: AdapterRef | None) -> Reply:
-        client = self._started()
-        body = _ENCODER.encode(self._request(ask, adapter))
+        client = self.client
+        body = self.encode(ask, adapter)
         self._counts["requests"] += 1
         began = time.monotonic()
         answer = await client.post(body)
         if self.on_rate is not None and (hint := self._rates(answer.headers)) is not None:
             self.on_rate(hint)
+        return self.decode(answer, ask, adapter, time.monotonic() - began)
+
+    def encode(self, ask: Ask, adapter: AdapterRef | None) -> bytes:
+        """The body of an ask's request. Raises: ReplyError: the ask cannot be sent."""
+        return _ENCODER.encode(self._request(ask, adapter))
+
+    def decode(self, answer: Answer, ask: Ask, adapter: AdapterRef | None, latency_s: float) -> Reply:
+        """The reply in an answer. Raises: ReplyError: it is a refusal, or cannot be read."""
         if answer.status != 200:
-            raise self._refusal(answer)
-        reply = self._read(answer, ask, adapter, time.monotonic() - began)
+            raise self.refusal(answer)
+        reply = self._read(answer, ask, adapter, latency_s)
         self._count(reply.usage)
         if (text := self._key.taken_out(reply.text)) != reply.text:  # its tokens would spell the key
             return msgspec.structs.replace(reply, text=text, token_ids=(), logprobs=())

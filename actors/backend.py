@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -25,6 +26,24 @@ class BackendInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrency: int
     takes_images: bool = False
     takes_adapters: bool = False
+
+
+@runtime_checkable
+class KeepsFiles(Protocol):
+    """A backend that keeps files beside the run. The host sets ``folder`` before ``start``: the model's own folder in
+    the run's, which whoever writes first has to make; None where there is no run."""
+
+    folder: Path | None
+
+
+@runtime_checkable
+class KeepsAsks(Protocol):
+    """A backend whose asks outlive it: asked again, by a later process too, they are found again and paid for once. So
+    nobody waits for them for long when a run stops."""
+
+    def bought(self, ask: Ask) -> bool:
+        """Whether it was sent before and its reply not yet handed out."""
+        ...
 
 
 class Backend(Protocol):

@@ -35,13 +35,14 @@ class Purse:
     """One run's budget, first come, first served. A core: see ``actors.queue_gate``.
 
     A try that would fit if those under way cost less than their most waits for them; one that would not fit beside what
-    is spent already is refused.
+    is spent already is refused. One that was bought before goes at once, and what it may come to is reserved.
     """
 
     def __init__(self, budget: Budget, spent: Amount = NOTHING) -> None:
         self.budget = budget
         self._usd, self._tokens = spent
         self._queue: OrderedDict[str, Want] = OrderedDict()  # a plain dict is slow at giving its first
+        self._bought: dict[str, Want] = {}
         self._reserved: dict[str, Amount] = {}
         self._reserved_usd, self._reserved_tokens = 0.0, 0
 
@@ -56,9 +57,12 @@ class Purse:
 
     def tell(self, told: Told, now_s: float) -> None:
         if isinstance(told, Want):
-            self._queue[told.id] = told
-        elif isinstance(told, Done) and self._queue.pop(told.id, None) is None:
+            (self._bought if told.bought else self._queue)[told.id] = told
+        elif isinstance(told, Done) and self._waiting_for(told.id).pop(told.id, None) is None:
             self._settle(told)
+
+    def _waiting_for(self, name: str) -> dict[str, Want]:
+        return self._bought if name in self._bought else self._queue
 
     def _settle(self, done: Done) -> None:
         if (most := self._reserved.pop(done.id, None)) is None:
@@ -70,20 +74,24 @@ class Purse:
         self._reserved_usd = self._reserved_usd - most.usd if self._reserved else 0.0  # no rounding is left over
 
     def decide(self, now_s: float) -> list[Decision]:
-        decided = []
+        decided = [self._admit(want) for want in self._bought.values()]
+        self._bought.clear()
         while self._queue:
             want = next(iter(self._queue.values()))
             if not self._fits(want.most, NOTHING):
                 decided.append(Decision(want.id, self._refusal(want.most)))
             elif self._fits(want.most, self.reserved):
-                self._reserved[want.id] = want.most
-                self._reserved_usd += want.most.usd
-                self._reserved_tokens += want.most.tokens
-                decided.append(Decision(want.id))
+                decided.append(self._admit(want))
             else:
                 break
             del self._queue[want.id]
         return decided
+
+    def _admit(self, want: Want) -> Decision:
+        self._reserved[want.id] = want.most
+        self._reserved_usd += want.most.usd
+        self._reserved_tokens += want.most.tokens
+        return Decision(want.id)
 
     def _fits(self, most: Amount, beside: Amount) -> bool:
         usd = self._usd + beside.usd + most.usd <= self.budget.usd + _ROUNDING_USD

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 
-from actors.anthropic_messages import AnthropicBackend, AnthropicSettings
-from actors.api_backend import check_key, leaves_form_open
+from actors.anthropic_messages import AnthropicSettings
+from actors.api_backend import check_key, default_limits, leaves_form_open
 from actors.backend import Backend
+from actors.batched import anthropic_backend, chat_backend
 from actors.human import LIMITS, HumanBackend, HumanSettings
 from actors.model_config import sees
-from actors.openai_chat import AzureSettings, ChatBackend, OpenAISettings
+from actors.openai_chat import AzureSettings, OpenAISettings
 from actors.recorded import RecordedBackend, RecordedSettings, check_run
 from actors.scripted import ScriptedBackend, ScriptedSettings
 from actors.transformers_model import TransformersBackend, TransformersSettings
@@ -40,9 +42,11 @@ class BackendSpec(msgspec.Struct, frozen=True, kw_only=True):
     takes_images: Callable[..., bool] = lambda settings: bool(getattr(settings, "images", False))
     holds_schema: Callable[..., bool] = lambda settings: False  # a reply to an ask's schema, or has no need to
     cacheable: bool = True  # a model replies, or something that plays one
-    limits: Mapping[str, float] = {}  # what its ``limits`` are unless a recipe says otherwise
+    limits: Callable[..., Mapping[str, float]] = lambda settings: {}  # what they are unless a recipe says otherwise
     heavy: bool = False  # holds a model in memory: takes a CPU or a GPU of the cluster
 
+
+_SERVICE: Any = {"check": check_key, "limits": default_limits, "holds_schema": leaves_form_open}
 
 BACKENDS: dict[str, BackendSpec] = {
     "scripted": BackendSpec(settings=ScriptedSettings, build=ScriptedBackend, takes_images=always, holds_schema=always),
@@ -72,12 +76,10 @@ BACKENDS: dict[str, BackendSpec] = {
         takes_images=always,
         holds_schema=always,
         cacheable=False,
-        limits=LIMITS,
+        limits=lambda settings: LIMITS,
     ),
-    "openai": BackendSpec(settings=OpenAISettings, build=ChatBackend, check=check_key, holds_schema=leaves_form_open),
-    "azure": BackendSpec(settings=AzureSettings, build=ChatBackend, check=check_key, holds_schema=leaves_form_open),
-    "anthropic": BackendSpec(
-        settings=AnthropicSettings, build=AnthropicBackend, check=check_key, holds_schema=leaves_form_open
-    ),
+    "openai": BackendSpec(build=chat_backend, settings=OpenAISettings, **_SERVICE),
+    "azure": BackendSpec(build=chat_backend, settings=AzureSettings, **_SERVICE),
+    "anthropic": BackendSpec(build=anthropic_backend, settings=AnthropicSettings, **_SERVICE),
 }
 """Name in a recipe -> backend. A new one adds its line here."""

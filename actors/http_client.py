@@ -56,20 +56,35 @@ class JsonClient:
         """Send one request. Raises: ReplyError: no whole answer came; ``transient`` unless the address is wrong."""
         return await self._call("POST", None, body)
 
-    async def call(self, method: str, url: str, body: bytes | None = None) -> Answer:
-        """The same to another address of the service."""
-        return await self._call(method, url, body)
+    async def call(
+        self,
+        method: str,
+        url: str,
+        body: bytes | None = None,
+        *,
+        content_type: str = "",
+        max_bytes: int = MAX_REPLY_BYTES,
+    ) -> Answer:
+        """The same to another address of the service, and with a body that is no JSON where ``content_type`` says so.
 
-    async def _call(self, method: str, url: str | None, body: bytes | None) -> Answer:
+        Args:
+            max_bytes: of the answer.
+        """
+        return await self._call(method, url, body, content_type, max_bytes)
+
+    async def _call(
+        self, method: str, url: str | None, body: bytes | None, content_type: str = "", max_bytes: int = MAX_REPLY_BYTES
+    ) -> Answer:
         import aiohttp
 
         session, target = self._opened()
         data = io.BytesIO(body) if body and len(body) > LARGE_BODY_BYTES else body
+        headers = {"Content-Type": content_type} if content_type else None
         try:
             async with session.request(
-                method, url or target, data=data, allow_redirects=False, proxy=self._proxy
+                method, url or target, data=data, headers=headers, allow_redirects=False, proxy=self._proxy
             ) as response:
-                return Answer(response.status, response.headers, await _read(response))
+                return Answer(response.status, response.headers, await _read(response, max_bytes))
         except (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL) as err:
             raise ReplyError(self._failed(err), "authentication") from err
         except aiohttp.ClientPayloadError as err:  # its own words are about lengths and headers
@@ -102,16 +117,16 @@ class JsonClient:
             await session.close()
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
+async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     length = response.content_length
-    if length is not None and length <= MAX_REPLY_BYTES and "Content-Encoding" not in response.headers:
+    if length is not None and length <= max_bytes and "Content-Encoding" not in response.headers:
         return await response.read()
     pieces, size_bytes = [], 0
     async for piece in response.content.iter_any():  # not to be filled up by a reply without end
         pieces.append(piece)
         size_bytes += len(piece)
-        if size_bytes > MAX_REPLY_BYTES:
-            raise ReplyError(f"{response.url.host}: an answer of more than {MAX_REPLY_BYTES} bytes was cut off")
+        if size_bytes > max_bytes:
+            raise ReplyError(f"{response.url.host}: an answer of more than {max_bytes} bytes was cut off")
     return b"".join(pieces)
 
 

@@ -112,7 +112,7 @@ class ChatBackend(ApiBackend):
     def _rates(self, headers: Mapping[str, str]) -> RateHint | None:
         return openai_rates(headers)
 
-    def _refusal(self, answer: Answer) -> ReplyError:
+    def refusal(self, answer: Answer) -> ReplyError:
         return openai_error(answer, self._place)
 
     def _request(self, ask: Ask, adapter: AdapterRef | None) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class ChatBackend(ApiBackend):
             return  # has no such page for a deployment
         base_url = settings.base_url.rstrip("/")
         try:
-            answer = await self._started().call("GET", f"{base_url}/models")
+            answer = await self.client.call("GET", f"{base_url}/models")
         except ReplyError as err:
             raise AgentError(f"model {self._model!r} cannot be reached: {err}") from err
         if answer.status == 401 and b"scope" not in answer.body:  # a key may be for completions alone
@@ -234,7 +234,7 @@ class ChatBackend(ApiBackend):
     async def _manage(self, action: str, **body: str) -> Answer:
         assert isinstance(self._settings, OpenAISettings)
         url = f"{self._settings.base_url.rstrip('/')}/{action}"
-        return await self._started().call("POST", url, msgspec.json.encode(body))
+        return await self.client.call("POST", url, msgspec.json.encode(body))
 
 
 def _text(content: str | list[_TextPart] | None) -> str:

@@ -10,6 +10,8 @@ from actors.api_backend import ApiSettings, checked_url
 OPENAI, GEMINI = "api.openai.com", "generativelanguage.googleapis.com"
 USUAL_KEYS = {OPENAI: "OPENAI_API_KEY", GEMINI: "GEMINI_API_KEY"}
 
+MAX_REQUESTS = 50_000  # that OpenAI takes in one batch
+
 Omittable = Literal["temperature", "top_p", "seed", "stop", "max_tokens"]
 
 
@@ -48,6 +50,10 @@ class OpenAISettings(ChatSettings, frozen=True, kw_only=True, forbid_unknown_fie
         checked_url("base_url", self.base_url)
         if not self.model:
             raise ValueError("model must not be empty")
+        if self.batch and self.lora:
+            raise ValueError("lora is for vLLM servers, which have no batches; leave out lora or batch")
+        if self.batch and self.batch.max_requests > MAX_REQUESTS:
+            raise ValueError(f"batch.max_requests={self.batch.max_requests} must be at most {MAX_REQUESTS}")
 
     @property
     def hosted(self) -> bool:
@@ -85,6 +91,11 @@ class AzureSettings(ChatSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         checked_url("endpoint", self.endpoint)
         if not self.deployment:
             raise ValueError("deployment must not be empty")
+        if self.batch:
+            raise ValueError(
+                "batch is not for backend azure; use backend openai with base_url ENDPOINT/openai/v1, the batch "
+                "deployment as its model and api_key_env AZURE_OPENAI_API_KEY"
+            )
 
     @property
     def hosted(self) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import msgspec
 
 from actors.admission import Rates
 from actors.agent import AgentHost, HostStats, Limits
-from actors.backend import AdapterRef, BackendInfo
+from actors.backend import AdapterRef, BackendInfo, KeepsAsks, KeepsFiles
 from actors.catalogue import BACKENDS
 from actors.engine_room import EngineRoom
 from actors.gate import Gate, LoadHint, TellsLoad, TellsRates
@@ -33,8 +34,8 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     ``name``: unique in the run; of several replicas of ``model`` each has its own. ``incarnation``: how often the host
     was started again.
-    ``media``: folders of images. ``keeper``: the handle of ``actors.shared_gate.Keeper``, for limits that hosts share.
-    ``budgeted``: nothing is sent that the keeper's purse does not allow.
+    ``folder``: the run's own. ``media``: folders of images. ``keeper``: the handle of ``actors.shared_gate.Keeper``,
+    for limits that hosts share. ``budgeted``: nothing is sent that the keeper's purse does not allow.
     """
 
     name: str
@@ -45,6 +46,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     num_cpus: float = 0.0
     num_gpus: float = 0.0
+    folder: str = ""
     media: tuple[str, ...] = ()
     price: Price | None = None
     cache: CacheSettings | None = None
@@ -64,11 +66,14 @@ class AgentActor:
         backend = BACKENDS[spec.backend].build(spec.settings)
         if isinstance(backend, ReadsImages):
             backend.read_image = ImageFolder([Path(folder) for folder in spec.media]).read
+        if isinstance(backend, KeepsFiles) and spec.folder:
+            backend.folder = files_of(spec)
         meter, gates = Meter(spec.price), dict[str, Gate]()
         self._line = Line(spec.line, spec.keeper, self._stop) if spec.keeper is not None else None
         self._account: tuple[str, Rates] | None = None
         if self._line is not None and spec.budgeted:
-            gates["budget"] = self._line.gate(PURSE, meter)
+            bought = backend.bought if isinstance(backend, KeepsAsks) else None
+            gates["budget"] = self._line.gate(PURSE, meter, bought)
         rates = rates_of(spec.limits)
         if self._line is not None and (isinstance(backend, TellsRates) or limits_rates(spec.limits)):
             account = str(getattr(backend, "account", "") or account_of(spec))
@@ -140,6 +145,11 @@ def rates_of(limits: Limits) -> Rates:
         requests_per_minute=limits.requests_per_minute,
         tokens_per_minute=limits.tokens_per_minute,
     )
+
+
+def files_of(spec: HostSpec) -> Path:
+    """Where a model keeps its files in the run's folder; whatever its name is, the path stays inside."""
+    return Path(spec.folder) / "models" / quote(spec.name, safe="").replace(".", "%2E")
 
 
 def account_of(spec: HostSpec) -> str:

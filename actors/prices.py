@@ -55,6 +55,20 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if not 0 <= self.batch_discount <= 1:
             raise ValueError(f"batch_discount={self.batch_discount} must be between 0 and 1")
 
+    def in_batches(self) -> Price:
+        """The price of the service's batches. Tokens from the cache count as any other there: not every service takes
+        both off."""
+        left = 1.0 - self.batch_discount
+        return msgspec.structs.replace(
+            self,
+            input=self.input * left,
+            output=self.output * left,
+            cached_input=None,
+            long_input=self.long_input * left,
+            long_output=self.long_output * left,
+            batch_discount=0.0,
+        )
+
     def cost_usd(self, usage: Usage) -> float:
         """Of one reply, US dollars."""
         long = 0 < self.long_from < usage.prompt_tokens

@@ -28,12 +28,16 @@ Ending = FailureKind | Literal["reply", "unsent", "lost"]
 """How a try ended. ``unsent``: it never began; ``lost``: whoever sent it is gone, and what came of it is not known."""
 
 
-class Want(msgspec.Struct, frozen=True, tag="want"):
-    """A try that wants to go: the most it can come to, and the tokens it will probably be counted as."""
+class Want(msgspec.Struct, frozen=True, tag="want", omit_defaults=True):
+    """A try that wants to go: the most it can come to, and the tokens it will probably be counted as.
+
+    ``bought``: it was sent before, by a process that is gone; what it costs is spent whether it may go or not.
+    """
 
     id: str
     most: Amount
     expected_tokens: int
+    bought: bool = False
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
@@ -142,24 +146,35 @@ class Ticket(msgspec.Struct, frozen=True):
 
 
 class QueueGate:
-    """The gate in front of a desk, wherever that is. ``post`` takes what the desk must be told, ``hears`` hints of one
-    kind."""
+    """The gate in front of a desk, wherever that is.
+
+    Args:
+        post: takes what the desk must be told.
+        bought: whether an ask was sent before; see ``Want``.
+        hears: the kind of hints that the desk is told.
+    """
 
     def __init__(
         self,
         meter: Meter,
         post: Callable[[Told], None],
         figures: Callable[[], dict[str, float]],
+        bought: Callable[[Ask], bool] | None = None,
         hears: type[Hint] = RateHint,
     ) -> None:
-        self._meter, self._post, self._figures, self._hears = meter, post, figures, hears
+        self._meter, self._post, self._figures = meter, post, figures
+        self._bought, self._hears = bought, hears
         self._ids = itertools.count()
         self._waiting: dict[str, asyncio.Future[str]] = {}
 
     async def enter(self, ask: Ask) -> Ticket:
         ticket = Ticket(str(next(self._ids)), ask)
         self._waiting[ticket.id] = word = asyncio.get_running_loop().create_future()
-        self._post(Want(ticket.id, self._meter.most(ask), _expected_tokens(ask)))
+        self._post(
+            Want(
+                ticket.id, self._meter.most(ask), _expected_tokens(ask), self._bought is not None and self._bought(ask)
+            )
+        )
         try:
             refusal = await word
         except asyncio.CancelledError:
@@ -199,7 +214,7 @@ class QueueGate:
 def local_gate(name: str, core: Core, meter: Meter, hears: type[Hint] = RateHint) -> QueueGate:
     """A gate whose core is for this host alone."""
     desk = Desk(name, core, lambda decision: gate.decided(decision))  # noqa: PLW0108  # the gate is made next
-    gate = QueueGate(meter, lambda told: desk.tell([told]), desk.figures, hears)
+    gate = QueueGate(meter, lambda told: desk.tell([told]), desk.figures, hears=hears)
     return gate
 
 

@@ -23,6 +23,7 @@ from actors.gate import LoadHint, RateHint
 from actors.mailbox import Outbox
 from actors.prices import Amount, Meter
 from actors.queue_gate import Decision, Desk, Done, QueueGate, Told, Want
+from protocols.message import Ask
 
 log = logging.getLogger("moot.gate")
 
@@ -147,10 +148,10 @@ class Line:
         self._open: dict[str, set[str]] = defaultdict(set)  # desk -> ids that are waiting or running
         self._figures: dict[str, dict[str, float]] = {}
 
-    def gate(self, desk: str, meter: Meter) -> QueueGate:
+    def gate(self, desk: str, meter: Meter, bought: Callable[[Ask], bool] | None = None) -> QueueGate:
         """A gate in front of one of the keeper's desks."""
         gate = self._gates[desk] = QueueGate(
-            meter, lambda told: self._put(desk, told), lambda: self._figures.get(desk, {})
+            meter, lambda told: self._put(desk, told), lambda: self._figures.get(desk, {}), bought
         )
         return gate
 

@@ -140,6 +140,7 @@ class Cluster:
         cls,
         recipe: Recipe,
         *,
+        folder: Path | None = None,
         media: Sequence[Path] = (),
         spent: Amount = NOTHING,
         note: Callable[[str], None] = log.warning,
@@ -147,6 +148,7 @@ class Cluster:
         """Join Ray and start every model that the cast needs.
 
         Args:
+            folder: the run's, for models that keep files there.
             media: folders of images that asks may show.
             spent: of the run's budget, before now.
             note: is told when a model had to be started again.
@@ -170,7 +172,8 @@ class Cluster:
                 limits=model.limits,
                 num_cpus=model.place.num_cpus,
                 num_gpus=model.place.num_gpus,
-                media=tuple(str(folder.absolute()) for folder in media),
+                folder=str(folder.absolute()) if folder else "",
+                media=tuple(str(path.absolute()) for path in media),
                 price=recipe.price_of(name),
                 cache=model.cache and model.cache.absolute(),
                 keeper=keeper,

@@ -13,6 +13,7 @@ import msgspec
 
 from actors.agent import Limits
 from actors.api_key import refuse_literal_keys
+from actors.batch_book import BatchSettings
 from actors.budget import Budget
 from actors.catalogue import BACKENDS
 from actors.prices import Price, find_price, prices_date
@@ -69,6 +70,12 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     def provider(self) -> str:
         """Whose it is: the address of a service, else the backend."""
         return urlsplit(str(getattr(self.settings, "url", ""))).netloc or self.backend
+
+    @property
+    def batch(self) -> BatchSettings | None:
+        """How its asks become batches; None where each is sent by itself."""
+        found = getattr(self.settings, "batch", None)
+        return found if isinstance(found, BatchSettings) else None
 
     @property
     def paid(self) -> bool:
@@ -172,7 +179,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     def price_of(self, name: str) -> Price | None:
         """Of a model of the recipe: its own, else by ``prices``, else by the shipped list. None: free, or unknown."""
         model = self.models[name]
-        return model.price or (find_price(model.served, self.prices) if model.paid else None)
+        price = model.price or (find_price(model.served, self.prices) if model.paid else None)
+        return price.in_batches() if price and model.batch else price
 
     @property
     def providers(self) -> dict[str, str]:
@@ -311,6 +319,7 @@ def build_recipe(data: Mapping[str, Any], *, where: str, folder: Path = Path()) 
     _check_names(recipe, where)
     _check_budget(recipe, where)
     _check_structured(recipe, where)
+    _check_batches(recipe, where)
     return recipe
 
 
@@ -357,6 +366,37 @@ def _check_structured(recipe: Recipe, where: str) -> None:
 
 def _without(value: Any, *keys: str) -> Any:
     return {name: item for name, item in value.items() if name not in keys} if isinstance(value, dict) else value
+
+
+def _check_batches(recipe: Recipe, where: str) -> None:
+    """What waits for hours must be waited for, and has no use for what makes single asks quick."""
+    for name in dict.fromkeys(recipe.agents[agent].model for names in recipe.cast.values() for agent in names):
+        limits, batch = recipe.models[name].limits, recipe.models[name].batch
+        if batch is None:
+            continue
+        if recipe.models[name].place.replicas > 1:
+            raise ConfigError(
+                f"{where}: models.{name}.replicas={recipe.models[name].place.replicas}: what is asked in batches has "
+                "one ledger, so that nothing is bought twice; leave replicas out"
+            )
+        at = f"{where}: models.{name}.limits"
+        for key in ("hedge_after_s", "requests_per_minute", "tokens_per_minute"):
+            if getattr(limits, key):
+                raise ConfigError(
+                    f"{at}.{key}={getattr(limits, key):g} is for asks that are sent one by one, and models.{name} is "
+                    "asked in batches; leave it out"
+                )
+        if limits.timeout_s < batch.max_wait_s:
+            raise ConfigError(
+                f"{at}.timeout_s={limits.timeout_s:g} ends a try before its batch may end; set it >= "
+                f"models.{name}.batch.max_wait_s={batch.max_wait_s:g}, or leave it out"
+            )
+        if recipe.settings.deadline_s < limits.timeout_s:
+            raise ConfigError(
+                f"{where}: protocol.deadline_s={recipe.settings.deadline_s:g} ends a phase before a batch of "
+                f"models.{name} may end (limits.timeout_s={limits.timeout_s:g}); set protocol.deadline_s >= "
+                f"{limits.timeout_s:g}, or lower models.{name}.batch.max_wait_s"
+            )
 
 
 def _read_protocol(value: Any, where: str, folder: Path) -> tuple[str, ProtocolSettings, PromptSet]:
@@ -413,8 +453,8 @@ def _read_model(value: Any, where: str, at: str) -> Model:
     return Model(
         backend=backend,
         settings=settings,
-        limits=_read_limits(ours.get("limits", {}), BACKENDS[backend].limits, where, f"{at}.limits"),
         place=place,
+        limits=_read_limits(ours.get("limits", {}), BACKENDS[backend].limits(settings), where, f"{at}.limits"),
         price=read_section(ours["price"], Price, where, f"{at}.price") if "price" in ours else None,
         cache=read_section(ours["cache"], CacheSettings, where, f"{at}.cache") if "cache" in ours else None,
     )

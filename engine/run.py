@@ -175,7 +175,9 @@ async def _with_cluster(folder: RunFolder, recipe: Recipe, tasks: Split, progres
         "starting " + ", ".join(sorted({recipe.agents[a].model for names in recipe.cast.values() for a in names}))
     )
     spent = spent_so_far(folder) if recipe.run.budget else NOTHING
-    cluster = await Cluster.start(recipe, media=[folder.path / "media"], spent=spent, note=progress.note)
+    cluster = await Cluster.start(
+        recipe, folder=folder.path, media=[folder.path / "media"], spent=spent, note=progress.note
+    )
     try:
         outcome = await with_people(
             recipe, folder.path / "media", progress, work(folder, recipe, tasks, cluster, progress)

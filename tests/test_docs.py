@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from actors.agent import Limits
+from actors.batch_book import BatchSettings
 from actors.catalogue import BACKENDS
 from engine.recipe import LoopSettings, RunSettings, TrainSettings
 from engine.tasks import SOURCES
@@ -48,6 +49,7 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
     [
         *(spec.settings for spec in BACKENDS.values()),
         *SOURCES.values(),
+        BatchSettings,
         Limits,
         Sampling,
         TrainSettings,

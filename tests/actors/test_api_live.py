@@ -27,9 +27,12 @@ from actors.anthropic_messages import AnthropicBackend, AnthropicSettings
 from actors.backend import AdapterRef
 from actors.embedded import embedded_model_path
 from actors.openai_chat import ChatBackend, OpenAISettings
+from actors.placement import HostSpec
+from actors.scripted import ScriptedSettings
 from actors.vllm_engine import VLLMSettings, required_env
 from engine.cluster import Cluster
 from engine.folder import RunFolder
+from engine.hosts import Hosts
 from engine.progress import Progress
 from engine.recipe import Recipe, build_recipe
 from engine.run import _manifest
@@ -222,7 +225,7 @@ def models(url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict
 
 
 @pytest.fixture(scope="module")
-def hosts(local_ray: Any, models: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def hosts(local_ray: Any, models: dict[str, dict[str, Any]]) -> Iterator[Hosts]:
     """Every model started once, for all the runs."""
     agents = {name: {"model": name} for name in models}
     recipe = RECIPE | {"models": models, "agents": agents, "cast": {"generator": list(models)}}
@@ -231,7 +234,17 @@ def hosts(local_ray: Any, models: dict[str, dict[str, Any]]) -> Iterator[dict[st
     asyncio.run(cluster.stop())
 
 
-def debated(recipe: Recipe, hosts: dict[str, Any], folder: Path) -> list[Debate]:
+def named(hosts: Hosts, backends: dict[str, str]) -> Hosts:
+    """The hosts under the names that a recipe has for its models."""
+    specs = [
+        HostSpec(name=name, model=name, backend=backend, settings=ScriptedSettings())
+        for name, backend in backends.items()
+    ]
+    handles = {name: hosts.of(backend)[backend] for name, backend in backends.items()}
+    return Hosts(specs, handles, dict.fromkeys(backends, 0), pytest.fail)
+
+
+def debated(recipe: Recipe, hosts: Hosts, folder: Path) -> list[Debate]:
     run = RunFolder.create(folder, _manifest(folder.name, "run", recipe, folder, None))
     tasks = load_split(recipe.tasks).train
     result = asyncio.run(run_stage(Cluster(recipe, hosts, ours=False), run, "debate", tasks, progress=Progress()))
@@ -249,7 +262,7 @@ def openings() -> dict[str, set[str]]:
 def test_one_recipe_runs_on_every_backend_and_they_open_with_the_same_words(
     cast: str,
     models: dict[str, dict[str, Any]],
-    hosts: dict[str, Any],
+    hosts: Hosts,
     openings: dict[str, set[str]],
     tmp_path: Path,
 ) -> None:
@@ -257,7 +270,7 @@ def test_one_recipe_runs_on_every_backend_and_they_open_with_the_same_words(
     recipe = build_recipe(
         RECIPE | {"models": {name: models[backend] for name, backend in backends.items()}}, where=cast
     )
-    debates = debated(recipe, {name: hosts[backend] for name, backend in backends.items()}, tmp_path / "run")
+    debates = debated(recipe, named(hosts, backends), tmp_path / "run")
     assert len(debates) == 2
     for debate in debates:
         assert debate.verdict is not None and debate.verdict.stop_reason == "rounds" and debate.failures == []

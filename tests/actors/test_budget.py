@@ -6,6 +6,7 @@ import asyncio
 import random
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,6 +57,19 @@ def test_what_is_reserved_is_settled_and_the_rest_is_free_again() -> None:
     )
     purse.tell(want(4, 0.3), 0.0)  # a cheaper one still fits
     assert purse.decide(0.0) == [Decision("4")]
+
+
+def test_what_was_bought_before_goes_first_whatever_is_left() -> None:
+    purse = Purse(Budget(usd=1.0), Amount(0.9, 0))
+    purse.tell(want(0, 0.05), 0.0)
+    purse.tell(msgspec.structs.replace(want(1, 0.4), bought=True), 0.0)
+    assert purse.decide(0.0) == [Decision("1")]
+    assert purse.reserved.usd == pytest.approx(0.4)  # the other waits: it may fit yet
+    purse.tell(Done("1", "reply", Amount(0.02, 0)), 0.0)
+    assert purse.decide(0.0) == [Decision("0")]
+    purse.tell(msgspec.structs.replace(want(2, 0.4), bought=True), 0.0)
+    purse.tell(Done("2", "unsent"), 0.0)  # it gave up before it was let go
+    assert purse.decide(0.0) == [] and purse.figures(0.0)["running"] == 1
 
 
 def test_tokens_have_a_budget_of_their_own() -> None:

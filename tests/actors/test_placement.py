@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from actors.agent import Limits
+from actors.batch_book import BatchSettings
+from actors.batched import BatchedBackend
 from actors.budget import Budget
 from actors.images import ReadsImages
 from actors.openai_chat import OpenAISettings
@@ -19,6 +21,7 @@ from protocols.message import ImagePart
 from tests.actors.remote import Remote
 
 API = OpenAISettings(model="gpt-4o-mini")
+BATCHED = OpenAISettings(model="gpt-4o-mini", batch=BatchSettings())
 
 
 def spec(**fields: Any) -> HostSpec:
@@ -33,6 +36,7 @@ def spec(**fields: Any) -> HostSpec:
         ({"budgeted": True}, ["budget"]),
         ({"limits": Limits(requests_per_minute=60.0)}, ["admission"]),
         ({"backend": "openai", "settings": API}, ["admission"]),
+        ({"backend": "openai", "settings": BATCHED, "folder": "r", "budgeted": True}, ["budget"]),  # no admission
         (
             {"backend": "openai", "settings": API, "budgeted": True},
             ["budget", "admission"],
@@ -77,3 +81,12 @@ def test_a_backend_that_sends_images_reads_them_from_the_runs_folders(tmp_path: 
     digest = hashlib.sha256(data).hexdigest()
     (tmp_path / digest).write_bytes(data)
     assert backend.read_image(ImagePart(sha256=digest)) == data
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("gpt", "gpt"), ("gpt-4.1", "gpt-4%2E1"), ("../../x", "%2E%2E%2F%2E%2E%2Fx"), ("..", "%2E%2E")]
+)
+def test_a_backend_that_keeps_files_has_a_folder_of_its_own_in_the_runs(name: str, folder: str) -> None:
+    backend = AgentActor(spec(name=name, backend="openai", settings=BATCHED, folder="/r"))._host._backend
+    assert isinstance(backend, BatchedBackend) and backend.folder == Path("/r/models") / folder
+    assert isinstance(backend, ReadsImages) and backend.read_image is not None

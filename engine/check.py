@@ -14,8 +14,9 @@ from actors.catalogue import BACKENDS
 from actors.prices import Price
 from actors.response_cache import CacheSettings
 from engine.cluster import models_in_use
+from engine.models import Model, Place
 from engine.named_protocol import find_protocol
-from engine.recipe import LoopSettings, Model, Place, Recipe, RunSettings, TrainSettings, load_recipe
+from engine.recipe import LoopSettings, Recipe, RunSettings, TrainSettings, load_recipe
 from engine.rehearsal import agents_shown_images
 from engine.run import check_debatable, limited
 from engine.tasks import SOURCES, Split, load_split

@@ -15,7 +15,8 @@ import msgspec
 from engine.cluster import join_ray
 from engine.folder import RunFolder
 from engine.progress import Progress
-from engine.recipe import TrainSettings, apply_override, read_section
+from engine.recipe import TrainSettings, apply_override
+from engine.sections import read_section
 from engine.stage import recorded
 from protocols.errors import ConfigError, TrainerError
 from trainers.feed import Addition, make_feed_actor

@@ -17,7 +17,7 @@ import msgspec
 from engine.folder import RunFolder
 from engine.journal import read_graphs
 from engine.progress import Progress
-from engine.recipe import read_section
+from engine.sections import read_section
 from protocols.errors import ConfigError
 from protocols.formats.chats import uses_gold
 from protocols.formats.common import json_lines, json_list

@@ -99,6 +99,14 @@ def test_latency_a_token_that_inflates_is_trouble_and_long_replies_are_not() -> 
     assert level.limit == 4
 
 
+def test_a_service_that_takes_milliseconds_is_not_in_trouble() -> None:
+    level = Concurrency(8)
+    for latency_s in (0.002, 0.05):  # a local server, then the same beside other work
+        for _ in range(8):
+            level.succeeded(0.0, latency_s, 5, full=False)
+    assert level.limit == 8
+
+
 def test_concurrency_stays_between_one_and_the_longest() -> None:
     level = Concurrency(20)
     for number in range(100):

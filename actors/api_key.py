@@ -17,6 +17,7 @@ _ISSUED = re.compile(r"(?:sk|gsk|pplx|nvapi|xai|pk)[-_][A-Za-z0-9_*-]{8,}|AIza[A
 _SECRET_NAME = re.compile(r"key|token$|secret|password|authorization|bearer", re.IGNORECASE)
 _PLACE_NAME = re.compile(r"(?:_env|_file)$")
 BEGUN = 8  # characters by which the beginning of a key is known
+SECRET = 16  # characters from which on a key is one: servers of one's own want "none", or anything
 
 
 class ApiKey:
@@ -43,13 +44,13 @@ class ApiKey:
     def redact(self, text: str) -> str:
         """``text`` without the key, and without what looks like one: services echo a part of the key they refuse, and
         a sentence may be cut in the middle of it."""
-        if self._value and self._begun is not None:
+        if len(self._value) >= BEGUN and self._begun is not None:
             text = self._begun.sub("[key]", text.replace(self._value, "[key]"))
         return _ISSUED.sub("[key]", text)
 
     def taken_out(self, text: str) -> str:
         """``text`` without the key, and with all else that it says: for a model's words, which are data."""
-        return text.replace(self._value, "[key]") if self._value and self._value in text else text
+        return text.replace(self._value, "[key]") if len(self._value) >= SECRET and self._value in text else text
 
 
 NO_KEY = ApiKey("", "nowhere")

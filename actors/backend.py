@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from protocols.errors import ReplyError
 from protocols.message import Ask, Reply
 
 
@@ -78,3 +79,14 @@ class Backend(Protocol):
     async def close(self) -> None:
         """Stop and free everything; safe to call twice."""
         ...
+
+
+def check_room(ask: Ask, model: str, context_tokens: int, prompt_tokens: int) -> None:
+    """Raises: ReplyError (context_too_long): a prompt of so many tokens leaves no room for the reply."""
+    room = context_tokens - prompt_tokens
+    if ask.sampling.max_tokens > room:
+        raise ReplyError(
+            f"ask {ask.id} has {prompt_tokens} prompt tokens and max_tokens={ask.sampling.max_tokens}, but {model} "
+            f"holds {context_tokens} in all; shorten the prompt or set max_tokens <= {max(room, 0)}",
+            "context_too_long",
+        )

@@ -244,7 +244,7 @@ class Book:
         if batch.cancelled_s is not None and now_s >= batch.cancelled_s + CANCEL_GRACE_S:
             return self.forget(tag)
         self._later(batch, now_s)
-        if batch.cancelled_s is None and now_s >= batch.at_s + self._settings.max_wait_s:
+        if batch.id and batch.cancelled_s is None and now_s >= batch.at_s + self._settings.max_wait_s:
             batch.overdue, batch.next_s = True, now_s
         return frozenset()
 
@@ -297,8 +297,8 @@ class Book:
         return sum(bool(batch.waiting) for batch in self._batches.values())
 
     def holds(self, key: str) -> bool:
-        """Whether a row is in a batch that was submitted, or may have been."""
-        return key in self._holder
+        """Whether a row is in a batch that was submitted, for sure."""
+        return (tag := self._holder.get(key)) is not None and bool(self._batches[tag].id)
 
     def waiting(self, tag: str) -> frozenset[str]:
         """The keys of a batch that somebody waits for."""

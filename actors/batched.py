@@ -56,6 +56,7 @@ class BatchedBackend:
         self.folder: Path | None = None
         self._inner, self._service, self._settings = inner, service, settings
         self._asked: dict[str, _Asked] = {}
+        self._passed: set[str] = set()  # keys that went past the budget, as their batch is paid for
         self._ids: set[str] = set()  # of batches on record
         self._ledger: Ledger | None = None
         self._book = self._new_book()
@@ -106,9 +107,12 @@ class BatchedBackend:
     def bought(self, ask: Ask) -> bool:
         """Whether it is in a batch already, of an earlier process perhaps."""
         try:
-            return self._book.holds(row_key(ask, self._inner.encode(ask, None)))
+            key = row_key(ask, self._inner.encode(ask, None))
         except ReplyError:  # it cannot be sent, as ``generate`` will say
             return False
+        if held := self._book.holds(key):
+            self._passed.add(key)
+        return held
 
     async def generate(self, ask: Ask, adapter: AdapterRef | None) -> Reply:
         if self._tending is None or self._tending.done():
@@ -126,6 +130,7 @@ class BatchedBackend:
             result = await asked.result
         finally:
             del self._asked[key]
+            self._passed.discard(key)
             self._book.drop(key)
         if isinstance(result, ReplyError):
             raise result
@@ -160,8 +165,7 @@ class BatchedBackend:
                 while not self._closing:
                     self._wake.clear()
                     for step in self._book.decide(time.time()):
-                        rows = [(key, self._asked[key].body()) for key in step.keys] if isinstance(step, Submit) else []
-                        steps.create_task(self._take(step, rows))
+                        steps.create_task(self._take(step, self._rows(step) if isinstance(step, Submit) else []))
                     due_s = self._book.next_s()
                     with suppress(TimeoutError):
                         async with asyncio.timeout(None if due_s is None else max(0.0, due_s - time.time())):
@@ -170,6 +174,16 @@ class BatchedBackend:
             log.error("batches are not tended any more", exc_info=errors)
             first = errors.exceptions[0]
             self._deliver(list(self._asked), ReplyError(f"batches cannot be kept: {first!r}", "quota"))
+
+    def _rows(self, step: Submit) -> list[Row]:
+        """What the batch is made of; an ask that cannot be sent any more, as its image is gone, fails alone."""
+        rows: list[Row] = []
+        for key in step.keys:
+            try:
+                rows.append((key, self._asked[key].body()))
+            except ReplyError as err:
+                self._deliver([key], err)
+        return rows
 
     async def _take(self, step: Step, rows: list[Row]) -> None:
         match step:
@@ -184,6 +198,9 @@ class BatchedBackend:
         self._wake.set()
 
     async def _submit(self, step: Submit, rows: list[Row]) -> None:
+        if not rows:
+            self._book.forget(step.tag)
+            return
         await self._note(Meant(step.tag, time.time(), step.keys))
         try:
             uploaded = await self._service.upload(rows)
@@ -211,6 +228,9 @@ class BatchedBackend:
     async def _not_taken(self, tag: str, err: ReplyError) -> None:
         """It is not at the service, for sure."""
         await self._note(Void(tag))
+        for key in self._book.waiting(tag) & self._passed:  # not paid for after all: the budget is asked
+            self._book.drop(key)
+            self._deliver([key], ReplyError(f"its batch was not taken: {err}"))
         if err.kind in RETRYABLE:
             log.warning("a batch waits: %s", err)
             full = err.kind == "rate_limited"

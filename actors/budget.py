@@ -43,7 +43,7 @@ class Purse:
         self._usd, self._tokens = spent
         self._queue: OrderedDict[str, Want] = OrderedDict()  # a plain dict is slow at giving its first
         self._bought: dict[str, Want] = {}
-        self._reserved: dict[str, Amount] = {}
+        self._reserved: dict[str, Want] = {}
         self._reserved_usd, self._reserved_tokens = 0.0, 0
 
     @property
@@ -65,9 +65,10 @@ class Purse:
         return self._bought if name in self._bought else self._queue
 
     def _settle(self, done: Done) -> None:
-        if (most := self._reserved.pop(done.id, None)) is None:
+        if (want := self._reserved.pop(done.id, None)) is None:
             return
-        spent = {"unsent": NOTHING, "lost": most}.get(done.ending, done.spent)
+        most, lost = want.most, NOTHING if want.kept else want.most
+        spent = {"unsent": NOTHING, "lost": lost}.get(done.ending, done.spent)
         self._usd += spent.usd
         self._tokens += spent.tokens
         self._reserved_tokens -= most.tokens
@@ -88,7 +89,7 @@ class Purse:
         return decided
 
     def _admit(self, want: Want) -> Decision:
-        self._reserved[want.id] = want.most
+        self._reserved[want.id] = want
         self._reserved_usd += want.most.usd
         self._reserved_tokens += want.most.tokens
         return Decision(want.id)

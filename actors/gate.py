@@ -56,7 +56,7 @@ class TellsRates(Protocol):
 @runtime_checkable
 class TellsLoad(Protocol):
     """A backend that says what its engine has to do. The host sets ``on_load`` before ``start``; it is called while
-    anything waits inside the engine, and once when nothing does any more."""
+    the engine works, often while anything waits inside it."""
 
     on_load: OnLoad | None
 

@@ -18,6 +18,7 @@ from actors.gate import Gate, LoadHint, TellsLoad, TellsRates
 from actors.images import ImageFolder, ReadsImages
 from actors.prices import Meter, Price
 from actors.queue_gate import local_gate
+from actors.remote import of_reachable, reason
 from actors.response_cache import CacheSettings, ResponseCache
 from actors.shared_gate import PURSE, Line
 from protocols.errors import AgentError
@@ -95,7 +96,7 @@ class AgentActor:
 
     async def connect(self, arena: str, handle: Any) -> None:
         async def send(packed: bytes) -> None:
-            await handle.deliver.remote(packed)
+            await of_reachable(lambda: handle.deliver.remote(packed))
 
         self._host.connect(arena, send)
 
@@ -217,11 +218,3 @@ async def stop_hosts(handles: dict[str, Any]) -> None:
         ray.kill(handle)
 
     await asyncio.gather(*(stop(handle) for handle in handles.values()))
-
-
-def reason(err: BaseException) -> str:
-    """What went wrong in an actor, without Ray's wrapping: the cause's own words, or its first line."""
-    cause = getattr(err, "cause", None)
-    inner = cause if isinstance(cause, BaseException) else err
-    lines = [line for line in str(inner).splitlines() if line.strip()]
-    return (lines[-1].strip() if type(inner).__name__ == "RayTaskError" else lines[0].strip()) if lines else repr(inner)

@@ -31,12 +31,14 @@ Ending = FailureKind | Literal["reply", "unsent", "lost"]
 class Want(msgspec.Struct, frozen=True, tag="want", omit_defaults=True):
     """A try that wants to go: the most it can come to, and the tokens it will probably be counted as.
 
-    ``bought``: it was sent before, by a process that is gone; what it costs is spent whether it may go or not.
+    ``kept``: its sender finds it again after a restart, so that a sender that is lost has not lost it. ``bought``: it
+    was sent before, by a process that is gone; what it costs is spent whether it may go or not.
     """
 
     id: str
     most: Amount
     expected_tokens: int
+    kept: bool = False
     bought: bool = False
 
 
@@ -150,7 +152,7 @@ class QueueGate:
 
     Args:
         post: takes what the desk must be told.
-        bought: whether an ask was sent before; see ``Want``.
+        bought: of a backend that keeps its asks: whether one was sent before; see ``Want``.
         hears: the kind of hints that the desk is told.
     """
 
@@ -170,11 +172,8 @@ class QueueGate:
     async def enter(self, ask: Ask) -> Ticket:
         ticket = Ticket(str(next(self._ids)), ask)
         self._waiting[ticket.id] = word = asyncio.get_running_loop().create_future()
-        self._post(
-            Want(
-                ticket.id, self._meter.most(ask), _expected_tokens(ask), self._bought is not None and self._bought(ask)
-            )
-        )
+        kept, bought = self._bought is not None, self._bought is not None and self._bought(ask)
+        self._post(Want(ticket.id, self._meter.most(ask), _expected_tokens(ask), kept, bought))
         try:
             refusal = await word
         except asyncio.CancelledError:

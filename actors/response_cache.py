@@ -126,6 +126,8 @@ class ResponseCache:
         def written(write: asyncio.Future[None]) -> None:
             self._writes.discard(write)
             del self._flights[key]
+            if not write.cancelled() and (err := write.exception()) is not None:
+                log.error("a reply could not be kept", exc_info=err)
 
         write.add_done_callback(written)
 
@@ -135,7 +137,7 @@ class ResponseCache:
 
     async def close(self) -> None:
         """Returns once everything is written."""
-        await asyncio.gather(*self._writes)
+        await asyncio.gather(*self._writes, return_exceptions=True)  # what failed is logged
 
 
 def bare(reply: Reply) -> Reply:

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from actors.backend import AdapterRef
+from actors.backend import AdapterRef, check_room
 from actors.embedded import embedded_model_path
 from actors.images import ReadImage
 from actors.model_config import sees
@@ -24,7 +24,7 @@ from actors.transformers_adapters import Adapters
 from actors.transformers_batch import Batch, Row, joins
 from actors.transformers_prompts import Prompts
 from actors.transformers_settings import TransformersSettings
-from protocols.errors import AgentError, ReplyError
+from protocols.errors import AgentError, EngineDownError, ReplyError
 from protocols.message import Ask
 
 CLOSE_TIMEOUT_S = 30.0  # a step of a large batch on a busy machine takes a few seconds
@@ -175,7 +175,7 @@ class Engine:
             if waiting.adapter is not None:
                 self.adapters.load(waiting.adapter)  # a restarted actor has forgotten it
             self._prompts.fill(waiting.row, waiting.ask)
-            self._check_room(waiting.ask, len(waiting.row.prompt_ids))
+            check_room(waiting.ask, self._name, self.context_tokens, len(waiting.row.prompt_ids))
             if waiting.row.pictures:  # not every model says what stands for them
                 marker: int = getattr(self._model.config, "image_token_id", -1)
                 waiting.row.image_tokens = waiting.row.prompt_ids.count(marker)
@@ -185,16 +185,6 @@ class Engine:
             waiting.future.set_exception(ReplyError(str(err), "malformed"))
         else:
             self._line.append(waiting)
-
-    def _check_room(self, ask: Ask, prompt_tokens: int) -> None:
-        room = self.context_tokens - prompt_tokens
-        if ask.sampling.max_tokens > room:
-            raise ReplyError(
-                f"ask {ask.id} has {prompt_tokens} prompt tokens and max_tokens={ask.sampling.max_tokens}, but "
-                f"{self._name} holds {self.context_tokens} in all; shorten the prompt or set max_tokens <= "
-                f"{max(room, 0)}",
-                "context_too_long",
-            )
 
     def _gather(self) -> bool:
         """Wait a little for those who could share the next batch; False to stop."""
@@ -277,6 +267,8 @@ def _translated(err: Exception, max_batch: int) -> ReplyError:
 
     if isinstance(err, torch.OutOfMemoryError):
         return ReplyError(f"there is not enough memory for a batch of max_batch={max_batch} asks; set a lower one")
+    if isinstance(err, torch.AcceleratorError):  # this process will get nothing out of its GPU any more
+        return EngineDownError(f"the GPU failed: {err}")
     return ReplyError(f"transformers could not answer a batch: {type(err).__name__}: {err}", "malformed")
 
 

@@ -13,8 +13,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from actors.gate import LoadHint, OnLoad
 from protocols.errors import AgentError, EngineDownError, ReplyError
@@ -24,10 +24,14 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.sampling_params import SamplingParams
 
+log = logging.getLogger("moot.vllm")
+
 POLL_S = 0.5  # between looks at what an engine in another process has to do
 STUCK_S = 300.0  # a step that takes longer will never end; the longest of a large prompt on a busy CPU takes seconds
 WATCH_S = 5.0  # between looks at it
 CLOSE_TIMEOUT_S = 30.0  # a step of the largest batch on a busy laptop takes a few seconds
+
+T = TypeVar("T")
 
 EngineArguments = dict[str, Any]  # keyword arguments of vllm.EngineArgs
 EnginePrompt = dict[str, Any]  # one of vLLM's; holds ``prompt_token_ids``, every token of the prompt
@@ -83,7 +87,8 @@ class ThreadDrive:
         self._call_ids = itertools.count()
         self._gauges = {"running": 0.0, "waiting": 0.0, "kv_usage": 0.0}
         self._failure = ""
-        self._step_began: float | None = None  # None: between steps
+        self._told_s = 0.0  # when the load was last told
+        self._busy_since: float | None = None  # with one thing; None: waiting for something to do
         self._watching: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop
         self._thread: threading.Thread | None = None
@@ -149,8 +154,8 @@ class ThreadDrive:
         """A thread that hangs in the engine can say nothing itself."""
         while not self._failure:
             await asyncio.sleep(WATCH_S)
-            if (began := self._step_began) is not None and time.monotonic() - began > STUCK_S:
-                self._fail(f"a step of it has not returned for {STUCK_S:g} s")
+            if (since := self._busy_since) is not None and time.monotonic() - since > STUCK_S:
+                self._fail(f"it has not returned from one step for {STUCK_S:g} s")
 
     async def _call(self, work: Callable[[], object]) -> None:
         key = f"call-{next(self._call_ids)}"
@@ -196,6 +201,7 @@ class ThreadDrive:
 
     def _take_in(self) -> bool:
         """Do what the loop sent, waiting for it only when there is nothing else to do; False to stop."""
+        self._busy_since = None
         idle = not self._engine.has_unfinished_requests()
         while True:
             try:
@@ -204,14 +210,14 @@ class ThreadDrive:
                 return True
             if work is None:
                 return False
+            self._busy_since = time.monotonic()
             work()
-            idle = False
+            self._busy_since, idle = None, False
 
     def _step(self) -> None:
         if self._engine.has_unfinished_requests():
-            self._step_began = time.monotonic()
+            self._busy_since = time.monotonic()
             finished = [(output.request_id, output) for output in self._engine.step() if output.finished]
-            self._step_began = None
             if finished:
                 self._post(self._settle, finished)
         scheduler = self._engine.engine_core.engine_core.scheduler
@@ -221,7 +227,8 @@ class ThreadDrive:
             self._gauges["waiting"],
             {"running": float(running), "waiting": float(waiting), "kv_usage": usage},
         )
-        if waiting or waited:
+        if waiting or waited or time.monotonic() - self._told_s >= POLL_S:
+            self._told_s = time.monotonic()
             self._post(self._on_load, LoadHint(**self._gauges))
 
     def _submit(self, request_id: str, prompt: Any, params: SamplingParams, lora: LoRARequest | None) -> None:
@@ -266,6 +273,7 @@ class ProcessDrive:
         arguments = AsyncEngineArgs(**self._arguments)
         self._engine = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
         self._polling = asyncio.get_running_loop().create_task(self._poll())
+        self._polling.add_done_callback(_logged)
         return int(self._engine.model_config.max_model_len)
 
     @property
@@ -275,23 +283,29 @@ class ProcessDrive:
     async def complete(
         self, request_id: str, prompt: EnginePrompt, params: SamplingParams, lora: LoRARequest | None
     ) -> RequestOutput:
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        try:
+        async def last() -> RequestOutput:
             output: RequestOutput
             async for output in self._living().generate(prompt, params, request_id, lora_request=lora):
                 if output.finished:
                     return output
+            raise ReplyError(f"vLLM ended request {request_id} without an output")
+
+        return await self._of_living(last())
+
+    async def add_lora(self, request: LoRARequest) -> None:
+        await self._of_living(self._living().add_lora(request))
+
+    async def remove_lora(self, lora_id: int) -> None:
+        await self._of_living(self._living().remove_lora(lora_id))
+
+    async def _of_living(self, call: Awaitable[T]) -> T:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            return await call
         except EngineDeadError as err:
             self._failure = f"its process died with {err!r}"
             raise EngineDownError(f"the vLLM engine cannot answer: {self._failure}") from err
-        raise ReplyError(f"vLLM ended request {request_id} without an output")
-
-    async def add_lora(self, request: LoRARequest) -> None:
-        await self._living().add_lora(request)
-
-    async def remove_lora(self, lora_id: int) -> None:
-        await self._living().remove_lora(lora_id)
 
     def gauges(self) -> dict[str, float]:
         from vllm.v1.metrics.reader import Gauge, get_metrics_snapshot
@@ -306,13 +320,9 @@ class ProcessDrive:
 
     async def _poll(self) -> None:
         """The other process says nothing by itself."""
-        waited = 0.0
         while True:
             await asyncio.sleep(POLL_S)
-            load = LoadHint(**self.gauges())
-            if load.waiting or waited:
-                self._on_load(load)
-            waited = load.waiting
+            self._on_load(LoadHint(**self.gauges()))
 
     async def close(self) -> None:
         if self._polling is not None:
@@ -325,3 +335,8 @@ class ProcessDrive:
         if self._engine is None:
             raise AgentError("the vLLM engine was asked before it was started or after it was closed")
         return self._engine
+
+
+def _logged(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (err := task.exception()) is not None:
+        log.error("the engine's load is not known any more", exc_info=err)

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from actors.backend import AdapterRef, BackendInfo
+from actors.backend import AdapterRef, BackendInfo, check_room
 from actors.embedded import EMBEDDED_NAME, embedded_model_path
 from actors.gate import LoadHint, OnLoad
 from actors.images import ReadImage
@@ -95,7 +95,7 @@ class VLLMBackend:
         started = time.monotonic()
         drive = self._running()
         prompt = await self._prompts.of(ask)
-        self._check_room(ask, len(prompt["prompt_token_ids"]))
+        check_room(ask, self.name, self._context_tokens, len(prompt["prompt_token_ids"]))
         request_id = f"{next(self._request_ids)}:{ask.id}"
         self._counts["requests"] += 1
         try:
@@ -141,16 +141,6 @@ class VLLMBackend:
             raise AgentError(f"adapter {adapter.name!r} cannot be served with max_adapters=0; set max_adapters")
         drive = self._running()
         return await self._adapters.load(adapter, drive, self._settings, self._model_path)
-
-    def _check_room(self, ask: Ask, prompt_tokens: int) -> None:
-        room = self._context_tokens - prompt_tokens
-        if ask.sampling.max_tokens > room:
-            raise ReplyError(
-                f"ask {ask.id} has {prompt_tokens} prompt tokens and max_tokens={ask.sampling.max_tokens}, but "
-                f"{self.name} holds {self._context_tokens} in all; shorten the prompt or set max_tokens <= "
-                f"{max(room, 0)}",
-                "context_too_long",
-            )
 
     def _params(self, ask: Ask) -> SamplingParams:
         from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams

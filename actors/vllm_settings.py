@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from actors.model_config import sees
+from actors.vllm_plugin import MARK
 from protocols.errors import AgentError
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the only ones vLLM reserves room for
@@ -110,6 +111,7 @@ def required_env(settings: VLLMSettings) -> dict[str, str]:
     env = {
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "VLLM_NO_USAGE_STATS": "1",
+        MARK: "1",
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         "TOKENIZERS_PARALLELISM": "false",
     }

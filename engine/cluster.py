@@ -14,8 +14,9 @@ from typing import Any
 
 import msgspec
 
-from actors.placement import HostSpec, limits_rates, reason
+from actors.placement import HostSpec, limits_rates
 from actors.prices import NOTHING, Amount
+from actors.remote import of_reachable, reason
 from actors.router import Tell
 from actors.shared_gate import place_keeper
 from engine.arena import Arena, ArenaStats, Assignment, Finished
@@ -23,7 +24,6 @@ from engine.canonical import Canoniser
 from engine.hosts import Hosts
 from engine.named_protocol import find_protocol
 from engine.recipe import Recipe
-from engine.remote import of_reachable
 from engine.resources import Need, check_resources, machines_of_cluster
 from protocols.conversation import Player, ProtocolSettings
 from protocols.errors import AgentError
@@ -195,15 +195,21 @@ class Cluster:
         actor = ray.remote(ArenaActor).options(num_cpus=0, max_concurrency=MAX_CALLS, max_restarts=0)
         plan = ArenaPlan.of(self.recipe)
         handle = actor.remote(name, str(journal.absolute()), plan, self.recipe.prompts, models, hosts)
-        await self.hosts.connect(name, handle)
+        try:
+            await self.hosts.connect(name, handle)
+        except BaseException:
+            await self.stop_arena(name, handle)
+            raise
         return handle
 
     async def stop_arena(self, name: str, handle: Any) -> None:
         import ray
 
-        await self.hosts.disconnect(name)
-        await handle.close.remote()
-        ray.kill(handle)
+        try:
+            await self.hosts.disconnect(name)
+            await handle.close.remote()
+        finally:
+            ray.kill(handle)
 
     async def stop(self) -> None:
         import ray

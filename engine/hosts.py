@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,11 +18,12 @@ import msgspec
 from actors.agent import HostStats
 from actors.backend import AdapterRef
 from actors.placement import HostSpec, place, start_hosts, stop_hosts
-from engine.remote import of_actor, of_reachable
-from protocols.errors import AgentError, HostLostError
+from actors.remote import of_actor, of_reachable
+from protocols.errors import AgentError, EngineDownError, HostLostError
 
 log = logging.getLogger("moot.hosts")
 
+START_S = 1800.0  # of a host that is started again: a large model loads in minutes, one without a place never does
 BACKOFF_S = 0.5  # before the first start again; doubles each time
 MAX_BACKOFF_S = 30.0
 
@@ -46,6 +48,7 @@ class Hosts:
         self._max_restarts, self._note = dict(max_restarts), note
         self._arenas: dict[str, Any] = {}
         self._adapters: dict[str, dict[str, AdapterRef]] = defaultdict(dict)  # model -> agent -> version
+        self._down: set[str] = set()  # hosts that are known to have died, and are not back
         self._reviving: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @classmethod
@@ -103,7 +106,9 @@ class Hosts:
 
     async def halt(self, reason: str) -> None:
         """Send no ask any more; returns once those in the models are over and the arenas have their outcomes."""
-        await asyncio.gather(*(self._informed(handle.halt.remote(reason)) for handle in self._handles.values()))
+        await asyncio.gather(
+            *(self._informed(of_reachable(partial(handle.halt.remote, reason))) for handle in self._handles.values())
+        )
 
     async def stats(self) -> dict[str, HostStats]:
         """Of the hosts that can be reached, since they were last started."""
@@ -125,20 +130,31 @@ class Hosts:
     async def stop(self) -> None:
         await stop_hosts(self._handles)
 
-    async def _told(self, host: str, method: str, *args: Any) -> Any:
-        """Call a host's method; one that has died is started again first. A host that is given up is passed over."""
-        while (handle := self._handles.get(host)) is not None:
+    async def _told(self, host: str, method: str, *args: Any) -> None:
+        """Call a host's method.
+
+        One that has died is started again first, or passed over while other replicas go on: whoever starts it again
+        tells it all that the others were told. A host that is given up is passed over, too.
+        """
+        while (handle := self._handles.get(host)) is not None and not self._left_to_others(host):
             try:
-                return await of_reachable(lambda handle=handle: getattr(handle, method).remote(*args))  # type: ignore[misc]
-            except HostLostError as err:
-                await self._revive(host, handle, str(err))
-        return None
+                await of_reachable(partial(getattr(handle, method).remote, *args))
+                return
+            except (HostLostError, EngineDownError) as err:
+                self._down.add(host)
+                if not self._left_to_others(host):
+                    await self._revive(host, handle, str(err))
+
+    def _left_to_others(self, host: str) -> bool:
+        """Whether a host is down while other replicas of its model are up."""
+        return host in self._down and bool(self.of(self._specs[host].model).keys() - self._down)
 
     async def _revive(self, host: str, dead: Any, why: str) -> None:
         """Start a host again, unless somebody else has. Raises: AgentError: it was the model's last."""
         async with self._reviving[host]:
             if self._handles.get(host) is not dead:
                 return
+            self._down.add(host)
             spec = self._specs[host]
             await self._bury(spec, dead)
             for arena in list(self._arenas.values()):
@@ -147,11 +163,14 @@ class Hosts:
                 spec = self._specs[host] = msgspec.structs.replace(spec, incarnation=spec.incarnation + 1)
                 limit = self._max_restarts[spec.model]
                 self._note(f"model {host!r} went down, starting it again ({spec.incarnation} of {limit}): {why}")
-                await asyncio.sleep(min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (spec.incarnation - 1)))
                 try:
-                    self._handles[host] = await self._started_again(spec)
+                    await asyncio.sleep(min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (spec.incarnation - 1)))
+                    await self._start_again(spec)
                 except AgentError as err:
                     why = str(err)
+                except asyncio.CancelledError:  # nobody watches any more: this one has not been tried
+                    self._specs[host] = msgspec.structs.replace(spec, incarnation=spec.incarnation - 1)
+                    raise
                 else:
                     return
             self._give_up(spec, why)
@@ -164,25 +183,43 @@ class Hosts:
         if spec.keeper is not None:
             await of_actor(spec.keeper.forget.remote(spec.line))
 
-    async def _started_again(self, spec: HostSpec) -> Any:
+    async def _start_again(self, spec: HostSpec) -> None:
+        """Raises: AgentError: it does not start, or cannot take what the others were told."""
         import ray
 
         handle = place(spec)
         try:
-            await of_actor(handle.start.remote())
-            for adapter in self._adapters[spec.model].values():
-                await of_actor(handle.publish.remote(adapter))
-            for name, arena in list(self._arenas.items()):
-                await of_actor(handle.connect.remote(name, arena))
+            async with asyncio.timeout(START_S):
+                await of_actor(handle.start.remote())
+                await self._brief(spec.model, handle)
+        except TimeoutError as err:
+            ray.kill(handle)
+            raise AgentError(f"it did not start within {START_S:g} s; the cluster may have no room for it") from err
         except BaseException:
             ray.kill(handle)
             raise
+        self._handles[spec.name] = handle  # nothing was waited for since there was nothing more to tell
+        self._down.discard(spec.name)
         for arena in list(self._arenas.values()):
             await self._informed(arena.host_back.remote(spec.name, handle))
-        return handle
+
+    async def _brief(self, model: str, handle: Any) -> None:
+        """Tell a new process of every adapter and arena there is, those that come meanwhile with them."""
+        told: set[str] = set()
+        while True:
+            adapters = [adapter for adapter in self._adapters[model].values() if adapter.name not in told]
+            arenas = {name: arena for name, arena in self._arenas.items() if name not in told}
+            if not adapters and not arenas:
+                return
+            for adapter in adapters:
+                await of_actor(handle.publish.remote(adapter))
+            for name, arena in arenas.items():
+                await of_actor(handle.connect.remote(name, arena))
+            told |= {adapter.name for adapter in adapters} | arenas.keys()
 
     def _give_up(self, spec: HostSpec, why: str) -> None:
         del self._handles[spec.name]
+        self._down.discard(spec.name)
         times = f"{spec.incarnation + 1} times" if spec.incarnation else "once"
         if not (left := self.of(spec.model)):
             raise AgentError(

@@ -15,12 +15,12 @@ import msgspec
 
 from actors.backend import AdapterRef
 from actors.catalogue import BACKENDS
+from actors.remote import of_actor
 from engine.cluster import Cluster
 from engine.evaluate import SINGLE_AGENT, Evaluation, evaluate
 from engine.folder import RunFolder, write_atomically
 from engine.progress import Progress
 from engine.recipe import Recipe
-from engine.remote import of_actor
 from engine.stage import Closed, StageResult, run_stage
 from engine.tasks import Split
 from engine.training import Training

@@ -10,12 +10,12 @@ from typing import Any
 
 import msgspec
 
+from actors.remote import of_actor
 from engine.arena import ArenaStats, Assignment, Finished, failure_summary
 from engine.cluster import Cluster
 from engine.folder import RunFolder
 from engine.journal import read_journal
 from engine.progress import Progress
-from engine.remote import of_actor
 from protocols.errors import AgentError, JournalError, MootError, PausedError
 from protocols.graph import Debate, decode_debate
 from protocols.machine import derive_seed

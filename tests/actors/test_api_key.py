@@ -80,9 +80,18 @@ def test_parts_of_a_key_are_taken_out_of_texts() -> None:
 
 
 def test_a_models_words_lose_the_key_and_nothing_else() -> None:
-    key = ApiKey("plain-secret", "a test")
-    assert key.taken_out("plain-secret, sk-abcdefghijkl, plain-secrets") == "[key], sk-abcdefghijkl, [key]s"
+    key = ApiKey("plain-secret-of-ours", "a test")
+    said = "plain-secret-of-ours, sk-abcdefghijkl, plain-secret-of-ourselves"
+    assert key.taken_out(said) == "[key], sk-abcdefghijkl, [key]elves"
     assert NO_KEY.taken_out("plain-secret") == NO_KEY.redact("plain-secret") == "plain-secret"
+
+
+def test_a_word_that_a_server_of_ones_own_takes_for_a_key_is_left_in_what_is_said() -> None:
+    for word in ("1", "none", "EMPTY"):
+        key = ApiKey(word, "a test")
+        assert (
+            key.taken_out(f"The answer is {word}.") == key.redact(f"The answer is {word}.") == f"The answer is {word}."
+        )
 
 
 @pytest.fixture

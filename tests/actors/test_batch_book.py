@@ -51,6 +51,21 @@ def test_a_batch_leaves_when_it_is_full_and_the_rest_once_nothing_new_comes() ->
     assert made.next_s() is None and made.num_gathered == 0  # both are on their way
 
 
+def test_a_row_is_held_once_its_batch_is_there_for_sure() -> None:
+    made = asked("a", max_requests=1)
+    assert made.decide(T0) and not made.holds("a")
+    made.submitted("t0", "b0", T0)
+    assert made.holds("a")
+
+
+def test_a_batch_without_an_id_is_looked_for_with_pauses_however_old_it_is() -> None:
+    made = book(Known(tag="t", keys=("a",), at_s=T0 - 1e6))
+    made.ask("a", 10, T0)
+    assert made.decide(T0) == [Find("t", ("a",), T0 - 1e6)]
+    made.still("t", T0)
+    assert made.decide(T0 + 1) == [] and made.next_s() == T0 + 15
+
+
 def test_a_trickle_does_not_hold_a_batch_back_for_ever() -> None:
     made = asked("0", max_requests=1_000)
     for number in range(1, 12):

@@ -22,12 +22,13 @@ from actors.batch_book import BatchSettings
 from actors.batch_ledger import Ledger, Made, Meant
 from actors.batched import LEDGER, BatchedBackend, anthropic_backend, chat_backend, row_key
 from actors.budget import Budget
+from actors.images import Base64Images
 from actors.openai_chat import OpenAISettings
 from actors.placement import AgentActor, HostSpec
 from actors.prices import NOTHING, Amount, Meter, Price
 from actors.shared_gate import Keeper
 from protocols.errors import AgentError, ReplyError
-from protocols.message import Ask, Reply, Sampling, Usage, user
+from protocols.message import Ask, ImagePart, Reply, Sampling, Usage, user
 from tests.actors.fake_api import IMAGE, KEY, PART, failed, said
 from tests.actors.fake_batches import (
     Batch,
@@ -355,6 +356,48 @@ async def test_images_go_with_their_rows(service: FakeBatches, tmp_path: Path) -
         await backend.generate(what, None)
     ((_, body),) = service.batches["batch_0"].rows
     assert body["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+
+
+async def test_a_row_that_cannot_be_made_again_fails_alone(service: FakeBatches, tmp_path: Path) -> None:
+    reads = iter([IMAGE])
+
+    def once(part: ImagePart) -> bytes:
+        if (image := next(reads, None)) is None:
+            raise ReplyError("the disk of the images is gone", "malformed")
+        return image
+
+    async with started(service, tmp_path, images=True) as backend:
+        backend.read_image = once
+        backend._inner._images = Base64Images(max_bytes=0)  # read each time
+        what = msgspec.structs.replace(ask("seen"), messages=(user("seen", [PART]),))
+        seen = asyncio.ensure_future(backend.generate(what, None))
+        assert [type(item) for item in await outcomes(backend, "a", "b")] == [Reply, Reply]
+        with pytest.raises(ReplyError, match="the disk of the images is gone"):
+            await seen
+        reads = iter([IMAGE])  # alone in its batch
+        with pytest.raises(ReplyError, match="the disk of the images is gone"):
+            await backend.generate(what, None)
+        assert [type(item) for item in await outcomes(backend, "c")] == [Reply]
+
+
+async def test_what_passed_the_budget_as_paid_for_passes_it_again_when_it_was_not(
+    service: FakeBatches, tmp_path: Path
+) -> None:
+    service.held = True
+    async with started(service, tmp_path) as backend:
+        asking = asyncio.ensure_future(backend.generate(ask("a"), None))
+        await until(lambda: backend.metrics()["batches"] == 1)
+        asking.cancel()
+    async with started(service, tmp_path) as backend:
+        assert backend.bought(ask("a"))
+        asking = asyncio.ensure_future(backend.generate(ask("a"), None))
+        await until(lambda: backend.metrics()["open_batches"] == 1)
+        (tag,) = backend._book._batches
+        await backend._not_taken(tag, ReplyError("the account's queue is full", "rate_limited"))
+        with pytest.raises(ReplyError, match="its batch was not taken") as caught:
+            await asking
+        assert caught.value.kind == "transient" and not backend.bought(ask("a"))
+        assert backend.metrics()["gathered"] == 0
 
 
 async def test_a_service_without_batches_is_found_at_the_start(tmp_path: Path, service: FakeBatches) -> None:

@@ -72,6 +72,16 @@ def test_what_was_bought_before_goes_first_whatever_is_left() -> None:
     assert purse.decide(0.0) == [] and purse.figures(0.0)["running"] == 1
 
 
+def test_what_a_lost_host_finds_again_is_not_charged_for_being_lost() -> None:
+    purse = Purse(Budget(usd=10.0))
+    purse.tell(want(0, 3.0), 0.0)
+    purse.tell(msgspec.structs.replace(want(1, 4.0), kept=True), 0.0)
+    assert purse.decide(0.0) == [Decision("0"), Decision("1")]
+    for name in "01":
+        purse.tell(Done(name, "lost"), 0.0)
+    assert purse.spent.usd == 3.0 and purse.reserved.usd == 0.0
+
+
 def test_tokens_have_a_budget_of_their_own() -> None:
     purse = Purse(Budget(tokens=100))
     purse.tell(want(0, 9.0, 60), 0.0)

@@ -46,6 +46,19 @@ def test_a_full_cache_with_some_waiting_trims_to_what_runs_and_grows_back_by_one
     assert room.limit == 6 and [decision.id for decision in room.decide(0.0)] == ["8", "9"]
 
 
+def test_what_is_told_late_still_makes_room() -> None:
+    """The last word while something waited is of a full cache; the drives go on telling."""
+    room, _ = filled(8, 20)
+    room.tell(load(5, 3, 0.97), 0.0)
+    room.tell(load(5, 0, 0.85), 0.0)
+    for number in range(4):
+        room.tell(Done(str(number), "reply"), 0.0)
+    assert room.limit == 5
+    room.tell(load(4, 0, 0.1), 0.0)
+    room.tell(Done("4", "reply"), 0.0)
+    assert room.limit == 6
+
+
 def test_what_waits_for_its_turn_in_an_empty_cache_changes_nothing() -> None:
     room, _ = filled(8, 8)
     room.tell(load(2, 6, 0.3), 0.0)  # prompts are read in portions

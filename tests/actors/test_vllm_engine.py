@@ -174,7 +174,7 @@ def test_an_engine_that_hangs_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
         drive = ThreadDrive({}, lambda load: None)
         assert await drive.start() == 64
         params: Any = None
-        with pytest.raises(EngineDownError, match=r"a step of it has not returned for 0\.05 s"):
+        with pytest.raises(EngineDownError, match=r"it has not returned from one step for 0\.05 s"):
             await drive.complete("r", {}, params, None)
         assert Hanging.stepping.is_set()
         with pytest.raises(EngineDownError):

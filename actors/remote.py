@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from actors.placement import reason
 from protocols.errors import HostLostError, MootError
 
 AGAIN_S = 1.0  # before an actor that could not be reached, but may live, is called again
@@ -18,13 +17,13 @@ async def of_actor(call: Awaitable[Any]) -> Any:
 
     try:
         return await call
-    except ray.exceptions.RayActorError as err:
-        raise HostLostError(f"a process of the run died: {reason(err)}; go on with `moot resume`") from err
     except ray.exceptions.RayTaskError as err:
         cause = err.cause
         if isinstance(cause, MootError):
             raise cause from err
         raise
+    except ray.exceptions.RayError as err:  # it died, of a lack of memory perhaps, or never came to live
+        raise HostLostError(f"a process of the run died: {reason(err)}; go on with `moot resume`") from err
 
 
 async def of_reachable(call: Callable[[], Awaitable[Any]]) -> Any:
@@ -38,3 +37,11 @@ async def of_reachable(call: Callable[[], Awaitable[Any]]) -> Any:
             if not isinstance(err.__cause__, ray.exceptions.ActorUnavailableError):
                 raise
             await asyncio.sleep(AGAIN_S)
+
+
+def reason(err: BaseException) -> str:
+    """What went wrong in an actor, without Ray's wrapping: the cause's own words, or its first line."""
+    cause = getattr(err, "cause", None)
+    inner = cause if isinstance(cause, BaseException) else err
+    lines = [line for line in str(inner).splitlines() if line.strip()]
+    return (lines[-1].strip() if type(inner).__name__ == "RayTaskError" else lines[0].strip()) if lines else repr(inner)

@@ -155,6 +155,13 @@ class Book:
         elif (tag := self._holder.get(key)) is not None:
             self._batches[tag].waiting.pop(key, None)
 
+    def leave_out(self, tag: str, key: str) -> None:
+        """A row of a batch that is about to leave cannot go with it."""
+        batch = self._batches[tag]
+        batch.keys = tuple(other for other in batch.keys if other != key)
+        batch.waiting.pop(key, None)
+        self._release(key, tag)
+
     # what to do
 
     def decide(self, now_s: float) -> list[Step]:

@@ -182,6 +182,7 @@ class BatchedBackend:
             try:
                 rows.append((key, self._asked[key].body()))
             except ReplyError as err:
+                self._book.leave_out(step.tag, key)
                 self._deliver([key], err)
         return rows
 
@@ -201,7 +202,7 @@ class BatchedBackend:
         if not rows:
             self._book.forget(step.tag)
             return
-        await self._note(Meant(step.tag, time.time(), step.keys))
+        await self._note(Meant(step.tag, time.time(), tuple(key for key, _ in rows)))
         try:
             uploaded = await self._service.upload(rows)
         except ReplyError as err:

@@ -238,7 +238,7 @@ async def test_what_an_earlier_process_submitted_is_taken_up(
     service.answer, service.held = answer, True
     async with started(service, tmp_path) as backend:
         asking = [asyncio.ensure_future(backend.generate(ask(word), None)) for word in "ab"]
-        await until(lambda: backend.metrics()["batches"] == 1)
+        await until(lambda: backend.bought(ask("a")))
         for task in asking:
             task.cancel()
         await asyncio.wait(asking)
@@ -386,7 +386,7 @@ async def test_what_passed_the_budget_as_paid_for_passes_it_again_when_it_was_no
     service.held = True
     async with started(service, tmp_path) as backend:
         asking = asyncio.ensure_future(backend.generate(ask("a"), None))
-        await until(lambda: backend.metrics()["batches"] == 1)
+        await until(lambda: backend.bought(ask("a")))
         asking.cancel()
     async with started(service, tmp_path) as backend:
         assert backend.bought(ask("a"))

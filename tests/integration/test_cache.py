@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.integration.command import Moot, RunOnDisk, moot_in
+from engine.progress import Progress
+from engine.run import start
+from tests.integration.command import RunOnDisk
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -15,7 +18,7 @@ name: society
 seed: 3
 tasks: {source: arithmetic, level: mixed10, train: 20, test: 0}
 models:
-  one: {backend: scripted, price: {input: 10, output: 20}, cache: {path: kept, sampled: true}}
+  one: {backend: scripted, price: {input: 10, output: 20}, cache: {sampled: true}}
 agents:
   ada: {model: one, max_tokens: 40}
   bo: {model: one, max_tokens: 40}
@@ -25,27 +28,24 @@ run: {num_arenas: 2}
 """
 
 
-@pytest.fixture(scope="module")
-def moot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moot]:
-    folder = tmp_path_factory.mktemp("cache")
-    (folder / "society.yaml").write_text(RECIPE)
-    with moot_in(folder) as moot:
-        yield moot
+def test_a_run_that_was_held_before_needs_no_money(local_ray: Any, tmp_path: Path) -> None:
+    (tmp_path / "society.yaml").write_text(RECIPE)
+    cache = f"models.one.cache.path={tmp_path / 'kept'}"
 
+    def run(name: str, *overrides: str) -> tuple[dict[str, Any], dict[str, list[str]]]:
+        outcome = start(
+            "run",
+            tmp_path / "society.yaml",
+            (cache, *overrides),
+            run_dir=tmp_path / name,
+            limit=None,
+            progress=Progress(live=False),
+        )
+        debates = RunOnDisk(tmp_path / name).debates("debate")
+        return outcome, {key: [node.reply.text for node in debate.utterances] for key, debate in debates.items()}
 
-def texts(moot: Moot, run: str) -> dict[str, list[str]]:
-    found = RunOnDisk(moot.folder / run).debates("debate")
-    return {name: [node.reply.text for node in debate.utterances] for name, debate in found.items()}
-
-
-def test_a_run_that_was_held_before_needs_no_money(moot: Moot) -> None:
-    first = moot("run", "society.yaml", "--run-dir", "first", "--json")
-    assert first.wait() == 0, first.stderr
-    paid = first.outcome()
+    paid, said = run("first")
     assert paid["cached_replies"] == 0 and paid["cost_usd"] > 0 and paid["replies"] == 80
-    again = moot("run", "society.yaml", "run.budget.usd=0.000001", "--run-dir", "again", "--json")
-    assert again.wait() == 0, again.stderr
-    free = again.outcome()
+    free, again = run("again", "run.budget.usd=0.000001")
     assert (free["cached_replies"], free["cost_usd"], free["tokens"]) == (80, 0.0, 0)
-    assert free["accuracy"] == paid["accuracy"]
-    assert texts(moot, "again") == texts(moot, "first")
+    assert free["accuracy"] == paid["accuracy"] and again == said

@@ -73,20 +73,6 @@ def test_a_run_whose_models_are_killed_ends_like_an_untouched_one(moot: Moot) ->
     }
 
 
-def test_a_model_that_may_not_be_started_again_ends_the_run_which_can_be_resumed(moot: Moot) -> None:
-    process, run = under_way(moot, "bounded", "models.twin.max_restarts=0", "models.lone.max_restarts=0")
-    for pid in process.members("ray::AgentActor"):
-        os.kill(pid, signal.SIGKILL)
-    assert process.wait() == 2
-    assert "went down once" in process.sentence() and "moot resume" in process.sentence()
-    on_record = run.replies("debate")
-    done = moot("resume", "bounded", "--json")
-    assert done.wait() == 0, done.stderr
-    assert done.outcome()["closed"] == 60
-    replies = run.replies("debate")
-    assert len(replies) == len(set(replies)) and set(on_record) <= set(replies)
-
-
 class Watched:
     """Hosts under watch, as they are while a stage runs, and what whoever watches is told."""
 
@@ -131,6 +117,50 @@ def test_a_host_that_is_started_again_has_its_adapters_and_one_too_many_deaths_l
         await this.hosts.publish("m", second)  # to those that are left
         stats = await this.hosts.stats()
         assert {name: item.adapters for name, item in stats.items()} == {"m/1": {"ada": "ada@r-v2"}}
+        again = await this.kill("m/1")
+        assert (await again.stats.remote()).adapters == {"ada": "ada@r-v2"}
+        assert await this.kill("m/1") is None
+        with pytest.raises(ExceptionGroup) as caught:
+            await this.watching
+        assert "model 'm/1' went down 2 times" in str(caught.value.exceptions[0])
+        assert "go on with `moot resume RUN`" in str(caught.value.exceptions[0])
+        await this.hosts.stop()
+
+    asyncio.run(play())
+
+
+class Nowhere:
+    """The handle of an actor that the cluster has no room for."""
+
+    class start:  # noqa: N801  # a method of a handle
+        @staticmethod
+        def remote() -> asyncio.Future[None]:
+            return asyncio.get_running_loop().create_future()
+
+
+def test_a_host_without_a_place_delays_no_replica_and_is_given_up(
+    local_ray: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = AdapterRef(name="ada@r-v1", agent="ada", path="somewhere")
+    monkeypatch.setattr("engine.hosts.START_S", 3.0)
+
+    async def play() -> None:
+        this = await watched(max_restarts=1)
+        monkeypatch.setattr("engine.hosts.place", lambda spec: Nowhere())
+        monkeypatch.setattr(
+            "ray.kill", lambda handle, kill=local_ray.kill: None if isinstance(handle, Nowhere) else kill(handle)
+        )
+        killing = asyncio.ensure_future(this.kill("m/0"))
+        while not this.notes:
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(2.5):  # m/0 is being started, in vain
+            await this.hosts.publish("m", first)
+        assert not killing.done()
+        assert await killing is None
+        assert "it did not start within 3 s" in this.notes[-1]
+        assert {name: item.adapters for name, item in (await this.hosts.stats()).items()} == {
+            "m/1": {"ada": "ada@r-v1"}
+        }
         this.watching.cancel()
         await this.hosts.stop()
 

@@ -7,6 +7,7 @@ given to that request by itself, or the error that kept it from one.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Container, Iterator, Sequence
 from typing import Literal, Protocol, TypeVar
 from urllib.parse import quote
@@ -16,6 +17,8 @@ import msgspec
 from actors.api_backend import ApiBackend
 from actors.http_client import Answer
 from protocols.errors import ReplyError
+
+log = logging.getLogger("moot.batch")
 
 MAX_RESULTS_BYTES = 2**30  # of one batch
 SKEW_S = 300.0  # that a service's clock may differ from ours
@@ -107,10 +110,10 @@ def decoded_as(kind: type[T], url: str, answer: Answer) -> T:
 
 
 def lines(kind: type[T], body: bytes) -> Iterator[T]:
-    """The lines that can be read: a row whose line cannot has no result."""
+    """The lines that can be read: a row whose line cannot has no result, and is asked again."""
     decoder = msgspec.json.Decoder(kind)
     for line in body.splitlines():
         try:
             yield decoder.decode(line)
-        except (ValueError, RecursionError):
-            continue
+        except (ValueError, RecursionError) as err:
+            log.warning("a line of a batch's results cannot be read: %s", type(err).__name__)  # a reply may be in it

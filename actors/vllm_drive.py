@@ -223,10 +223,8 @@ class ThreadDrive:
         scheduler = self._engine.engine_core.engine_core.scheduler
         running, waiting = scheduler.get_request_counts()
         usage = float(scheduler.kv_cache_manager.usage)
-        waited, self._gauges = (
-            self._gauges["waiting"],
-            {"running": float(running), "waiting": float(waiting), "kv_usage": usage},
-        )
+        waited = self._gauges["waiting"]
+        self._gauges = {"running": float(running), "waiting": float(waiting), "kv_usage": usage}
         if waiting or waited or time.monotonic() - self._told_s >= POLL_S:
             self._told_s = time.monotonic()
             self._post(self._on_load, LoadHint(**self._gauges))

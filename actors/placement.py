@@ -47,6 +47,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     num_cpus: float = 0.0
     num_gpus: float = 0.0
+    resources: dict[str, float] = {}  # others that the host takes, such as those of nodes set apart for it
     folder: str = ""
     media: tuple[str, ...] = ()
     price: Price | None = None
@@ -170,6 +171,7 @@ def place(spec: HostSpec) -> Any:
     options: dict[str, Any] = {
         "num_cpus": spec.num_cpus,
         "num_gpus": spec.num_gpus,
+        "resources": spec.resources,
         "max_concurrency": MAX_CALLS,
         "max_restarts": 0,
         "max_task_retries": 0,

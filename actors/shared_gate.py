@@ -126,11 +126,16 @@ def _renamed(item: Want | Done, name: str) -> Want | Done:
 
 
 def place_keeper(budget: Budget, spent: Amount) -> Any:
-    """The keeper as a Ray actor; it dies with its last handle. It holds no work, so it takes no CPU."""
-    import ray
+    """The keeper as a Ray actor; it dies with its last handle. It holds no work, so it takes no CPU.
 
+    It lives on the driver's node: the run ends with either, and any other node may be taken away.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "max_concurrency": MAX_CALLS, "max_restarts": 0, "max_task_retries": 0}
-    return ray.remote(Keeper).options(**options).remote(budget, spent)
+    return ray.remote(Keeper).options(**options, scheduling_strategy=here).remote(budget, spent)
 
 
 class Line:

@@ -22,6 +22,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 dir_option = click.option(
     "--run-dir", type=click.Path(path_type=Path), help="Folder for this run. Default: runs/NAME-TIME."
 )
+again_option = click.option(
+    "--or-resume",
+    is_flag=True,
+    help="Go on with the run that --run-dir holds, if it does: for jobs that are submitted again.",
+)
 limit_option = click.option("--limit", type=click.IntRange(min=1), help="At most so many tasks of each side.")
 
 
@@ -61,10 +66,13 @@ def demo(run_dir: Path | None, as_json: bool, overrides: tuple[str, ...]) -> Non
 @overrides_argument
 @limit_option
 @dir_option
+@again_option
 @json_option
-def run(recipe: Path, overrides: tuple[str, ...], limit: int | None, run_dir: Path | None, as_json: bool) -> None:
+def run(
+    recipe: Path, overrides: tuple[str, ...], limit: int | None, run_dir: Path | None, or_resume: bool, as_json: bool
+) -> None:
     """Run a recipe's debates, without training."""
-    _start("run", recipe, overrides, run_dir, limit, as_json)
+    _start("run", recipe, overrides, run_dir, limit, as_json, or_resume)
 
 
 @main.command()
@@ -72,10 +80,13 @@ def run(recipe: Path, overrides: tuple[str, ...], limit: int | None, run_dir: Pa
 @overrides_argument
 @limit_option
 @dir_option
+@again_option
 @json_option
-def loop(recipe: Path, overrides: tuple[str, ...], limit: int | None, run_dir: Path | None, as_json: bool) -> None:
+def loop(
+    recipe: Path, overrides: tuple[str, ...], limit: int | None, run_dir: Path | None, or_resume: bool, as_json: bool
+) -> None:
     """Run a recipe's whole loop: debate, train, swap the adapters in, evaluate, again."""
-    _start("loop", recipe, overrides, run_dir, limit, as_json)
+    _start("loop", recipe, overrides, run_dir, limit, as_json, or_resume)
 
 
 @main.command(name="eval")
@@ -83,8 +94,11 @@ def loop(recipe: Path, overrides: tuple[str, ...], limit: int | None, run_dir: P
 @overrides_argument
 @limit_option
 @dir_option
+@again_option
 @json_option
-def evaluate(target: Path, overrides: tuple[str, ...], limit: int | None, run_dir: Path | None, as_json: bool) -> None:
+def evaluate(
+    target: Path, overrides: tuple[str, ...], limit: int | None, run_dir: Path | None, or_resume: bool, as_json: bool
+) -> None:
     """Evaluate on held-out tasks: a RECIPE's agents as they are, or a RUN's with its newest adapters."""
 
     def work(progress: Progress) -> dict[str, Any]:
@@ -92,10 +106,13 @@ def evaluate(target: Path, overrides: tuple[str, ...], limit: int | None, run_di
         from protocols.errors import ConfigError
 
         if not target.is_dir():
-            return start("eval", target, overrides, run_dir=run_dir, limit=limit, progress=progress)
-        if overrides or run_dir or limit:
+            return start(
+                "eval", target, overrides, run_dir=run_dir, limit=limit, or_resume=or_resume, progress=progress
+            )
+        if overrides or run_dir or limit or or_resume:
             raise ConfigError(
-                f"{target} is a run: it is evaluated as it was run, without overrides, --limit or --run-dir"
+                f"{target} is a run: it is evaluated as it was run; leave out overrides, --limit, --run-dir and "
+                "--or-resume"
             )
         return evaluate_run(target, progress=progress)
 
@@ -269,12 +286,18 @@ def list_runs(as_json: bool, runs_dir: Path) -> None:
 
 
 def _start(
-    kind: str, recipe: Path, overrides: tuple[str, ...], run_dir: Path | None, limit: int | None, as_json: bool
+    kind: str,
+    recipe: Path,
+    overrides: tuple[str, ...],
+    run_dir: Path | None,
+    limit: int | None,
+    as_json: bool,
+    or_resume: bool = False,
 ) -> NoReturn:
     def work(progress: Progress) -> dict[str, Any]:
         from engine.run import start
 
-        outcome = start(kind, recipe, overrides, run_dir=run_dir, limit=limit, progress=progress)
+        outcome = start(kind, recipe, overrides, run_dir=run_dir, limit=limit, or_resume=or_resume, progress=progress)
         return _with_report(outcome, progress)
 
     _command(work, as_json)

@@ -24,7 +24,7 @@ from engine.canonical import Canoniser
 from engine.hosts import Hosts
 from engine.named_protocol import find_protocol
 from engine.recipe import Recipe
-from engine.resources import Need, check_resources, machines_of_cluster
+from engine.resources import Need, check_resources, held_to, machines_of_cluster
 from protocols.conversation import Player, ProtocolSettings
 from protocols.errors import AgentError
 from protocols.prompt import PromptSet
@@ -158,9 +158,12 @@ class Cluster:
         ours = join_ray()
         used = {name: recipe.models[name] for name in sorted(models_in_use(recipe))}
         placed = {host: model for name, model in used.items() for host in host_names(name, model.place.replicas)}
+        machines = machines_of_cluster()
+        on_gpus, on_cpus = held_to("agents", machines), held_to("arenas", machines)
+        held = {host: on_gpus if model.place.num_gpus else on_cpus for host, model in placed.items()}
         check_resources(
-            [Need(host, model.place.num_cpus, model.place.num_gpus) for host, model in placed.items()],
-            machines_of_cluster(),
+            [Need(host, model.place.num_cpus, model.place.num_gpus, held[host]) for host, model in placed.items()],
+            machines,
         )
         keeper = place_keeper(recipe.run.budget, spent) if needs_keeper(recipe) else None
         specs = [
@@ -172,6 +175,7 @@ class Cluster:
                 limits=model.limits,
                 num_cpus=model.place.num_cpus,
                 num_gpus=model.place.num_gpus,
+                resources=held[host],
                 folder=str(folder.absolute()) if folder else "",
                 media=tuple(str(path.absolute()) for path in media),
                 price=recipe.price_of(name),

@@ -6,7 +6,7 @@ import fcntl
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,10 @@ import msgspec
 from protocols.errors import ConfigError, JournalError
 
 Kind = str  # "run", "loop" or "eval"
+LOCK_WAIT_S = (
+    120.0  # a machine that has died holds its locks on an NFS server for up to the server's lease, mostly 90 s
+)
+LOCK_POLL_S = 0.5
 
 
 class Manifest(msgspec.Struct, kw_only=True):
@@ -75,19 +79,30 @@ class RunFolder:
             raise ConfigError(f"{path / 'run.json'} is damaged: {err}") from err
         return cls(path, manifest)
 
-    def lock(self) -> None:
-        """Raises: JournalError: another driver holds the run. ConfigError: its folder cannot be written."""
+    def lock(self, *, wait_s: float = 0.0, note: Callable[[str], None] | None = None) -> None:
+        """Args: wait_s: how long to wait for another driver to let go; note: is told of the wait.
+
+        Raises: JournalError: another driver holds the run. ConfigError: its folder cannot be written.
+        """
         try:
             fd = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as err:
             raise ConfigError(f"{self.path}: cannot be written: {err.strerror}") from err
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as err:
-            os.close(fd)
-            raise JournalError(
-                f"{self.path} is in use by another moot that is still going; wait until it is done, or stop it"
-            ) from err
+        deadline_s = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as err:
+                if time.monotonic() >= deadline_s:
+                    os.close(fd)
+                    raise JournalError(
+                        f"{self.path} is in use by another moot that is still going; wait until it is done, or stop it"
+                    ) from err
+            if note is not None:
+                note(f"waiting up to {wait_s:g} s for another moot to let go of {self.path}")
+                note = None
+            time.sleep(LOCK_POLL_S)
         self._lock_fd = fd
 
     def release(self) -> None:

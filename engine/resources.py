@@ -1,14 +1,20 @@
-"""Whether a cluster has what a recipe's models take: known before anything is started, in one sentence."""
+"""Whether a cluster has what a recipe's models take: known before anything is started, in one sentence.
+
+Nodes may be set apart by custom resources: ``moot_arenas`` for arenas and for models without a GPU, ``moot_agents`` for
+models on GPUs, ``moot_trainers`` for trainings. Where no node has such a resource, as on a laptop, anywhere will do.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from protocols.errors import ConfigError
 
+APART = "moot_"  # how the resources begin that set nodes apart
+SHARE = 0.001  # of such a resource: holds an actor to the nodes that have it; what it really takes are CPUs and GPUs
 UNLIMITED = 1_000  # machines of a kind, where the autoscaler sets no limit: more than any recipe needs
 
 
@@ -17,6 +23,7 @@ class Machine(msgspec.Struct, frozen=True):
 
     cpus: float
     gpus: float
+    apart: Mapping[str, float] = {}  # of resources that set it apart
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -25,6 +32,13 @@ class Need(msgspec.Struct, frozen=True):
     host: str
     cpus: float
     gpus: float  # a whole number, or a share of one
+    apart: Mapping[str, float] = {}
+
+
+def held_to(place: str, machines: Iterable[Machine], amount: float = SHARE) -> dict[str, float]:
+    """What an actor takes of the nodes set apart for ``arenas``, ``agents`` or ``trainers``; nothing where none is."""
+    name = APART + place
+    return {name: amount} if any(name in machine.apart for machine in machines) else {}
 
 
 def check_resources(needs: Sequence[Need], machines: Sequence[Machine]) -> None:
@@ -52,10 +66,13 @@ class _Free:
     def __init__(self, machine: Machine) -> None:
         self._cpus = machine.cpus
         self._gpus = [1.0] * int(machine.gpus)
+        self._apart = dict(machine.apart)
 
     def take(self, need: Need) -> bool:
         """Whether it was there."""
         if need.cpus > self._cpus + 1e-9:
+            return False
+        if any(amount > self._apart.get(name, 0.0) + 1e-9 for name, amount in need.apart.items()):
             return False
         share = need.gpus if need.gpus < 1 else 1.0
         fit = [number for number, left in enumerate(self._gpus) if left >= share - 1e-9]
@@ -64,12 +81,19 @@ class _Free:
             return False
         for number in wanted:
             self._gpus[number] -= share
+        for name, amount in need.apart.items():
+            self._apart[name] -= amount
         self._cpus -= need.cpus
         return True
 
 
 def _told(machines: Iterable[Machine]) -> str:
-    return ", ".join(sorted({f"{machine.cpus:g} CPUs and {machine.gpus:g} GPUs" for machine in machines})) or "none"
+    shown = {
+        f"{machine.cpus:g} CPUs and {machine.gpus:g} GPUs"
+        + "".join(f" and {amount:g} {name}" for name, amount in machine.apart.items())
+        for machine in machines
+    }
+    return ", ".join(sorted(shown)) or "none"
 
 
 def machines_of_cluster() -> list[Machine]:
@@ -88,4 +112,5 @@ def machines_of_cluster() -> list[Machine]:
 
 
 def _machine(resources: Any) -> Machine:
-    return Machine(float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0)))
+    apart = {name: float(amount) for name, amount in resources.items() if name.startswith(APART)}
+    return Machine(float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0)), apart)

@@ -12,7 +12,15 @@ import msgspec
 from actors.prices import NOTHING
 from engine.cluster import Cluster
 from engine.evaluate import FINAL_VOTE, SINGLE_AGENT, Evaluation, evaluate
-from engine.folder import Manifest, RunFolder, machine_description, new_run_path, versions, write_atomically
+from engine.folder import (
+    LOCK_WAIT_S,
+    Manifest,
+    RunFolder,
+    machine_description,
+    new_run_path,
+    versions,
+    write_atomically,
+)
 from engine.loop import Loop, base_model_of, evaluate_stage, keep_statistics, publish, summary
 from engine.media import collect_media
 from engine.named_protocol import find_protocol
@@ -37,21 +45,61 @@ def start(
     *,
     run_dir: Path | None,
     limit: int | None,
+    or_resume: bool = False,
     progress: Progress,
 ) -> Outcome:
     """Check a recipe, make its folder and do it. ``kind``: ``run``, ``loop`` or ``eval``.
 
+    Args:
+        or_resume: where ``run_dir`` holds this run already, go on with it, so that the same job may be submitted again.
     Raises: ConfigError: the recipe or the folder is wrong; nothing was started. MootError: see the stages.
     """
+    if or_resume and run_dir is None:
+        raise ConfigError("--or-resume finds its run by its folder; name it with --run-dir")
     recipe = load_recipe(recipe_path, overrides)
     tasks = limited(load_split(recipe.tasks), limit)
     check_tasks(kind, recipe, tasks, progress)
     check_people(recipe, str(recipe_path))
+    if or_resume and run_dir is not None and (run_dir / "run.json").exists():
+        return _again(kind, run_dir, recipe, recipe_path.absolute(), limit, tasks, progress)
     run_id, path = new_run_path(Path(recipe.run.runs_dir), recipe.name)
     if run_dir is not None:
         run_id, path = _folder_id(recipe.name, run_dir), run_dir
     manifest = _manifest(run_id, kind, recipe, recipe_path.absolute(), limit)
     return _do(_create(path, manifest), recipe, tasks, progress)
+
+
+def _again(
+    kind: str, path: Path, recipe: Recipe, recipe_path: Path, limit: int | None, tasks: Split, progress: Progress
+) -> Outcome:
+    """The same command once more. What may differ when a run is resumed is as the command says it now.
+
+    A driver that has just died may hold the folder for a while yet: on a network's file system as long as its lease.
+    """
+    folder = RunFolder.open(path)
+    folder.lock(wait_s=LOCK_WAIT_S, note=progress.note)
+    manifest = folder.manifest = RunFolder.open(path).manifest  # as whoever held it has left it
+    for what, was, now in (
+        ("the command", manifest.kind, kind),
+        ("--limit", manifest.limit, limit),
+        ("the recipe's fingerprint", manifest.fingerprint, recipe.fingerprint),
+    ):
+        if was != now:
+            folder.release()
+            raise ConfigError(
+                f"{path} holds another run: there {what} is {was or 'not set'}, here {now or 'not set'}; "
+                "choose another --run-dir"
+            )
+    if manifest.finished_at is not None:
+        folder.release()
+        progress.note(f"{path} is done already; nothing to resume")
+        return _outcome(folder)
+    manifest.recipe, manifest.recipe_path = (
+        recipe.source,
+        str(recipe_path),
+    )  # a job's copy of it lies elsewhere each time
+    folder.save()
+    return _do(folder, recipe, tasks, progress)
 
 
 def evaluate_run(path: Path, *, progress: Progress) -> Outcome:

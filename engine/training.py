@@ -16,6 +16,7 @@ from engine.cluster import join_ray
 from engine.folder import RunFolder
 from engine.progress import Progress
 from engine.recipe import TrainSettings, apply_override
+from engine.resources import held_to, machines_of_cluster
 from engine.sections import read_section
 from engine.stage import recorded
 from protocols.errors import ConfigError, TrainerError
@@ -53,6 +54,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
                 num_lanes=train.num_lanes,
                 cpus_per_worker=train.cpus_per_lane,
                 use_gpu=train.gpus_per_lane > 0,
+                resources=held_to("trainers", machines_of_cluster()),
                 env_vars={"OMP_NUM_THREADS": str(train.threads)} if train.threads else None,
                 checkpoint_every=train.checkpoint_every,
             )

@@ -43,6 +43,18 @@ def test_a_run_has_one_driver(tmp_path: Path) -> None:
     second.release()
 
 
+def test_a_driver_that_has_just_died_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = RunFolder.create(tmp_path, manifest())
+    second, told = RunFolder.open(tmp_path), list[str]()
+    monkeypatch.setattr("engine.folder.LOCK_POLL_S", 0.001)
+    with pytest.raises(JournalError, match="is in use by another moot"):
+        second.lock(wait_s=0.01, note=told.append)
+    monkeypatch.setattr("time.sleep", lambda _: first.release())
+    second.lock(wait_s=60.0, note=told.append)
+    second.release()
+    assert [line.partition(" s ")[0] for line in told] == ["waiting up to 0.01", "waiting up to 60"]
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"id": 1}', b"\xff"])
 def test_a_damaged_manifest_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run.json").write_bytes(content)

@@ -1,0 +1,83 @@
+"""The same command given again: it goes on with its own run, and with no other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from engine.folder import Manifest, RunFolder
+from engine.progress import Progress
+from engine.recipe import load_recipe
+from engine.run import start
+from protocols.errors import ConfigError
+from tests.engine.test_recipe import GOOD
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "first" / "r.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(GOOD), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path, recipe: Path) -> Path:
+    """A run of the recipe that is done."""
+    known = load_recipe(recipe)
+    manifest = Manifest(
+        id="run",
+        kind="run",
+        name=known.name,
+        fingerprint=known.fingerprint,
+        num_arenas=1,
+        recipe=known.source,
+        recipe_path=str(recipe),
+        finished_at=1.0,
+    )
+    RunFolder.create(tmp_path / "run", manifest).release()
+    (tmp_path / "run" / "results.json").write_text(json.dumps({"run": "as it was", "debates": 3}))
+    return tmp_path / "run"
+
+
+def again(
+    recipe: Path, run: Path | None, *overrides: str, kind: str = "run", limit: int | None = None, or_resume: bool = True
+) -> dict[str, object]:
+    return start(kind, recipe, overrides, run_dir=run, limit=limit, or_resume=or_resume, progress=Progress(live=False))
+
+
+def test_a_run_that_is_done_stays_as_it_is(recipe: Path, run: Path, tmp_path: Path) -> None:
+    before = (run / "run.json").read_bytes()
+    elsewhere = tmp_path / "second" / "r.yaml"  # each job has its own copy of a recipe
+    elsewhere.parent.mkdir()
+    shutil.move(recipe, elsewhere)
+    assert again(elsewhere, run, "run.max_open=7") == {"run": "as it was", "debates": 3}
+    assert (run / "run.json").read_bytes() == before
+    RunFolder.open(run).lock()  # nobody holds it
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "said"),
+    [
+        ((), {"kind": "eval"}, "holds another run: there the command is run, here eval"),
+        ((), {"limit": 2}, "holds another run: there --limit is not set, here 2"),
+        (("seed=99",), {}, "holds another run: there the recipe's fingerprint is "),
+        ((), {"or_resume": False}, "holds a run already; go on with `moot resume"),
+    ],
+)
+def test_another_run_is_refused(
+    recipe: Path, run: Path, overrides: tuple[str, ...], options: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        again(recipe, run, *overrides, **options)  # type: ignore[arg-type]  # one option a case
+    assert said in str(error.value)
+    RunFolder.open(run).lock()
+
+
+def test_a_run_is_found_by_its_folder(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match="name it with --run-dir"):
+        again(recipe, None)

@@ -24,7 +24,7 @@ from engine.canonical import Canoniser
 from engine.hosts import Hosts
 from engine.named_protocol import find_protocol
 from engine.recipe import Recipe
-from engine.resources import Need, check_resources, held_to, machines_of_cluster
+from engine.resources import Need, check_arenas, check_resources, held_to, machines_of_cluster
 from protocols.conversation import Player, ProtocolSettings
 from protocols.errors import AgentError
 from protocols.prompt import PromptSet
@@ -129,9 +129,12 @@ def host_names(model: str, replicas: int) -> list[str]:
 class Cluster:
     """A joined cluster with the recipe's models up. Use ``Cluster.start``, and ``stop`` in the end."""
 
-    def __init__(self, recipe: Recipe, hosts: Hosts, *, ours: bool, keeper: Any = None) -> None:
+    def __init__(
+        self, recipe: Recipe, hosts: Hosts, *, ours: bool, keeper: Any = None, arenas_take: Mapping[str, float] = {}
+    ) -> None:
         self.recipe = recipe
         self.hosts = hosts
+        self._arenas_take = dict(arenas_take)  # of nodes that are set apart for arenas
         self.keeper = keeper  # of the limits that hosts share; it lives as long as this does
         self._ours = ours  # the Ray that was started here is stopped here
 
@@ -165,6 +168,7 @@ class Cluster:
             [Need(host, model.place.num_cpus, model.place.num_gpus, held[host]) for host, model in placed.items()],
             machines,
         )
+        check_arenas(recipe.run.num_arenas, machines)
         keeper = place_keeper(recipe.run.budget, spent) if needs_keeper(recipe) else None
         specs = [
             HostSpec(
@@ -187,7 +191,8 @@ class Cluster:
             for host in host_names(name, model.place.replicas)
         ]
         max_restarts = {name: model.place.max_restarts for name, model in used.items()}
-        return cls(recipe, await Hosts.start(specs, max_restarts, note), ours=ours, keeper=keeper)
+        hosts = await Hosts.start(specs, max_restarts, note)
+        return cls(recipe, hosts, ours=ours, keeper=keeper, arenas_take=held_to("arenas", machines, 1.0))
 
     async def start_arena(self, name: str, journal: Path) -> Any:
         """An arena actor on a journal, connected both ways; ``recover`` is for the caller."""
@@ -196,7 +201,13 @@ class Cluster:
         cast = {name for names in self.recipe.cast.values() for name in names}
         models = {name: agent.model for name, agent in self.recipe.agents.items() if name in cast}
         hosts = {model: self.hosts.of(model) for model in models.values()}
-        actor = ray.remote(ArenaActor).options(num_cpus=0, max_concurrency=MAX_CALLS, max_restarts=0)
+        actor = ray.remote(ArenaActor).options(
+            num_cpus=0,
+            resources=self._arenas_take,
+            scheduling_strategy="SPREAD",
+            max_concurrency=MAX_CALLS,
+            max_restarts=0,
+        )
         plan = ArenaPlan.of(self.recipe)
         handle = actor.remote(name, str(journal.absolute()), plan, self.recipe.prompts, models, hosts)
         try:

@@ -7,7 +7,6 @@ models on GPUs, ``moot_trainers`` for trainings. Where no node has such a resour
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import msgspec
 
@@ -60,6 +59,17 @@ def check_resources(needs: Sequence[Need], machines: Sequence[Machine]) -> None:
             )
 
 
+def check_arenas(num_arenas: int, machines: Sequence[Machine]) -> None:
+    """Raises: ConfigError: nodes are set apart for arenas, and there is not room for so many."""
+    name = APART + "arenas"
+    room = [machine.apart[name] // 1 for machine in machines if name in machine.apart]
+    if room and num_arenas > sum(room):
+        raise ConfigError(
+            f"run.num_arenas={num_arenas}: each takes one {name}, and the cluster has {sum(room):g}; lower it, or add "
+            "machines"
+        )
+
+
 class _Free:
     """What is left of a machine. GPUs are taken whole, or shared by those who take a share."""
 
@@ -104,13 +114,14 @@ def machines_of_cluster() -> list[Machine]:
     config = state.get_cluster_config()
     if config is not None and config.node_group_configs:
         return [
-            _machine(group.resources)
+            machine_of(group.resources)
             for group in config.node_group_configs
             for _ in range(group.max_count if group.max_count >= 0 else UNLIMITED)
         ]
-    return [_machine(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return [machine_of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
-def _machine(resources: Any) -> Machine:
+def machine_of(resources: Mapping[str, float]) -> Machine:
+    """What Ray's resources of a node come to."""
     apart = {name: float(amount) for name, amount in resources.items() if name.startswith(APART)}
     return Machine(float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0)), apart)

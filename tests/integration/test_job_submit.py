@@ -1,24 +1,66 @@
-"""The same recipe through ``ray job submit``, on a cluster that this test starts and ends."""
+"""Runs through ``ray job submit`` on a head and two workers of this test's own: watched, killed, submitted again.
+
+The second time another run goes beside it, under the same name: in the end both have come to the same.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
+import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
-from tests.integration.command import ROOT, Moot, Process, RunOnDisk, moot_in
+from tests.integration.command import ROOT, Moot, Process, RunOnDisk, moot_in, timeless, waited
 from tests.test_repository import tracked_files
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 RAY = str(Path(sys.executable).with_name("ray"))
+DEBATES, ASKS = 40, 240  # three agents in two rounds
+AT_ONCE = 8
+OVERRIDES = (
+    "models.simulated.latency_s=0.3",
+    f"models.simulated.limits.max_concurrency={AT_ONCE}",
+    "run.num_arenas=2",
+    "run.budget.tokens=10000000",  # so that each run has a keeper of its own
+)
+ACTORS = ("ray::ArenaActor", "ray::AgentActor", "ray::Keeper")
+
+
+class Nodes(msgspec.Struct, frozen=True):
+    """A cluster on this machine, each node in a session of its own, and the address that takes jobs."""
+
+    head: Process
+    workers: list[Process]
+    address: str
+
+    def where(self, actor: str) -> list[int]:
+        """How many such actors live on the head and on each worker."""
+        return [len(node.members(actor)) for node in (self.head, *self.workers)]
+
+    @property
+    def empty(self) -> bool:
+        return not any(sum(self.where(actor)) for actor in ACTORS)
+
+
+def joined(node: Process) -> bool:
+    return "Ray runtime started" in node.stdout
+
+
+def taken(job: Process) -> bool:
+    return "submitted successfully" in job.stdout
 
 
 def free_ports(number: int) -> list[int]:
@@ -27,9 +69,9 @@ def free_ports(number: int) -> list[int]:
         return [listener.getsockname()[1] for listener in sockets]
 
 
-@pytest.fixture
-def moot(tmp_path: Path) -> Iterator[Moot]:
-    with moot_in(tmp_path) as moot:
+@pytest.fixture(scope="module")
+def moot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moot]:
+    with moot_in(tmp_path_factory.mktemp("jobs")) as moot:
         token = moot.temp / "token"
         token.write_text(secrets.token_hex(32))
         moot.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
@@ -38,59 +80,119 @@ def moot(tmp_path: Path) -> Iterator[Moot]:
         yield moot
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def source(moot: Moot) -> Path:
     """What a checkout holds, without anything that git ignores."""
     for file in tracked_files():
-        target = tmp_path / "source" / file.relative_to(ROOT)
+        target = moot.folder / "source" / file.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
-    return tmp_path / "source"
+    return moot.folder / "source"
 
 
-def start_head(moot: Moot) -> tuple[Process, str]:
-    """Returns: the head node, and the address that takes jobs."""
-    port, jobs, grpc, http, metrics = free_ports(5)
-    ports = {
-        "port": port,
-        "dashboard-port": jobs,
-        "dashboard-agent-grpc-port": grpc,
-        "dashboard-agent-listen-port": http,
-        "metrics-export-port": metrics,
-        "ray-client-server-port": 0,
-    }
-    head = moot.start_command(
-        *(RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", "--disable-usage-stats"),
-        *(f"--temp-dir={moot.temp}", *(f"--{name}={number}" for name, number in ports.items() if number)),
-    )
+@pytest.fixture(scope="module")
+def nodes(moot: Moot) -> Iterator[Nodes]:
+    gcs, jobs, *ports = free_ports(8)
+    place = f"127.0.0.1:{gcs}"
+
+    def start(*options: str) -> Process:
+        agent = {"dashboard-agent-grpc-port": ports.pop(), "dashboard-agent-listen-port": ports.pop()}
+        return moot.start_command(
+            *(RAY, "start", "--block", "--node-ip-address=127.0.0.1", "--object-store-memory=80000000"),
+            *("--disable-usage-stats", *options, *(f"--{name}={port}" for name, port in agent.items())),
+        )
 
     def listens() -> bool:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", jobs)) == 0
 
+    ours = ("--ray-client-server-port=0", f"--temp-dir={moot.temp}", f"--dashboard-port={jobs}", f"--port={gcs}")
+    head = start("--head", "--num-cpus=0", *ours)
     assert head.running_when(listens, 120.0), head.stdout + head.stderr
-    return head, f"http://127.0.0.1:{jobs}"
+    room = ("--num-cpus=1", '--resources={"moot_arenas": 5}')
+    workers = [start(f"--address={place}", *room) for _ in range(2)]
+    for worker in workers:
+        assert worker.running_when(partial(joined, worker), 120.0), worker.stdout + worker.stderr
+    yield Nodes(head, workers, f"http://127.0.0.1:{jobs}")
+    for node in (*workers, head):
+        node.end()
+        assert node.all_gone()
 
 
-def test_a_recipe_runs_as_a_job(moot: Moot, source: Path) -> None:
-    head, address = start_head(moot)
-    run = RunOnDisk(moot.folder / "run")
-    entry = ("python", "-m", "engine", "run", "recipes/scripted.yaml", "--limit", "5", "--json")
+def submit(moot: Moot, nodes: Nodes, source: Path, run: RunOnDisk) -> Process:
+    """The command of the README; returns once the job is taken, and goes on to show its log."""
     for _ in range(20):
         job = moot.start_command(
-            *(RAY, "job", "submit", "--address", address, "--working-dir", str(source)),
-            *("--", *entry, "--run-dir", str(run.path)),
+            *(RAY, "job", "submit", "--address", nodes.address, "--working-dir", str(source), "--"),
+            *("python", "-m", "engine", "run", "recipes/scripted.yaml", "--limit", str(DEBATES // 2), "--json"),
+            *("--run-dir", str(run.path), "--or-resume", *OVERRIDES),
         )
-        if job.wait() == 0 or "No available agent" not in job.stderr:  # the head is not all up yet
-            break
-    assert job.wait() == 0, job.stdout + job.stderr
-    (line,) = [line for line in job.stdout.splitlines() if line.startswith("{")]
-    outcome = json.loads(line)
-    assert outcome["debates"] == outcome["closed"] == 10  # five of each side
-    assert len(run.debates("debate")) == 10
-    assert str(moot.temp) in run.json("run.json")["recipe_path"], "the job did not run from its own copy"
-    assert "Traceback" not in job.stdout
-    assert not job.members()
+        if job.running_when(partial(taken, job), 120.0):
+            return job
+        assert "No available agent" in job.stderr, job.stdout + job.stderr  # the head is not all up yet
+    raise AssertionError(job.stderr)
 
-    head.end()
-    assert head.all_gone()
+
+def driver_of(run: RunOnDisk) -> int:
+    """The process that drives a run, wherever the cluster has put it."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True, timeout=60)
+    rows = [line.split() for line in listed.stdout.splitlines()]
+    (pid,) = [int(row[0]) for row in rows if row[2:5] == ["-m", "engine", "run"] and str(run.path) in row]
+    return pid
+
+
+def outcome_of(job: Process) -> dict[str, Any]:
+    assert job.wait() == 0, job.stdout + job.stderr
+    assert "Traceback" not in job.stdout
+    (line,) = [line for line in job.stdout.splitlines() if line.startswith("{")]
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def state_of(moot: Moot, run: RunOnDisk) -> str:
+    """What `moot list` tells of a run, from outside the cluster."""
+    moot.env["PYTHONPATH"] = str(ROOT)
+    listed = moot("list", "--json", "--runs-dir", str(run.path.parent))
+    del moot.env["PYTHONPATH"]
+    (line,) = listed.outcome()["runs"]
+    return str(line).removeprefix(str(run.path)).strip()
+
+
+def test_a_killed_job_goes_on_when_it_is_submitted_again_and_disturbs_no_other(
+    moot: Moot, nodes: Nodes, source: Path
+) -> None:
+    killed, other = RunOnDisk(moot.folder / "ada" / "run"), RunOnDisk(moot.folder / "bo" / "run")
+
+    job = submit(moot, nodes, source, killed)
+    assert job.running_when(lambda: len(killed.replies("debate")) >= ASKS // 4), job.stdout + job.stderr
+    assert nodes.where("ray::ArenaActor") == [0, 1, 1]  # spread over the nodes that are set apart for them
+    assert nodes.where("ray::AgentActor")[0] == 0
+    assert nodes.where("ray::Keeper") == [1, 0, 0]  # beside the driver
+    assert state_of(moot, killed) == "run  resumable after its start"
+    assert f"run {killed.path}" in job.stdout and "debate: " in job.stdout
+    os.kill(driver_of(killed), signal.SIGKILL)
+    assert job.wait() != 0 and "failed" in job.stdout
+    assert waited(lambda: nodes.empty, 60.0), "actors outlived their driver"
+    on_record = killed.replies("debate")
+    assert ASKS // 4 <= len(on_record) < ASKS, "the run was over before it could be killed"
+
+    jobs = [submit(moot, nodes, source, run) for run in (killed, other)]
+    again, beside = (outcome_of(job) for job in jobs)
+    assert waited(lambda: nodes.empty, 60.0), "actors outlived their run"
+
+    replies = killed.replies("debate")
+    assert len(replies) == len(set(replies)) == ASKS and set(on_record) <= set(replies)
+    asked_again = again["hosts"]["simulated"]["replies"]
+    assert asked_again == again["new_replies"] == ASKS - len(on_record), "what was on record was asked again"
+    assert beside["hosts"]["simulated"]["replies"] == beside["new_replies"] == ASKS
+    for outcome, run in ((again, killed), (beside, other)):
+        assert outcome["debates"] == outcome["closed"] == DEBATES and outcome["run"] == str(run.path)
+        assert state_of(moot, run) == "run  done"
+    assert again["tokens"] == beside["tokens"] > 0  # each counts its own
+    assert {key: timeless(debate) for key, debate in killed.debates("debate").items()} == {
+        key: timeless(debate) for key, debate in other.debates("debate").items()
+    }
+    recipe = Path(killed.json("run.json")["recipe_path"])
+    assert recipe.is_relative_to(moot.temp), "the job did not run from its own copy"
+    assert {"engine", "recipes"} <= {path.name for path in recipe.parents[1].iterdir()}
+    assert not (recipe.parents[1] / "tests").exists()

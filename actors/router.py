@@ -87,7 +87,8 @@ class Router:
         self.lost(host)
 
         async def send(batch: list[Ask]) -> None:
-            await tell(_ENCODER.encode(batch))
+            if left := [ask for ask in batch if ask.id in self._at]:  # the others were answered meanwhile
+                await tell(_ENCODER.encode(left))
 
         def failed(err: Exception) -> None:
             if self._outboxes.get(host) is not outbox:

@@ -128,6 +128,7 @@ class Arena:
         self._canonise = canonise
         self._settling: set[asyncio.Task[None]] = set()  # replies whose answers are being spelled
         self._open: dict[str, _Open] = {}
+        self._early: list[bytes] = []  # outcomes that came before the debates were read
         self._inbound: list[tuple[str, Event]] = []  # arrived, not yet committed
         self._writes: list[Entry] = []  # goes with the next commit
         self._leaving: list[Finished] = []  # closed, and written with the next commit
@@ -166,8 +167,13 @@ class Arena:
                 closed.append(_finished(decode_debate(recorded.graph), recorded.closed_at or 0.0))
             elif recorded.events:
                 self._replay([event for _, event in recorded.events])
+        for held in self._open.values():
+            self._router.put(held.machine.outstanding.values())
         self._pump = asyncio.get_running_loop().create_task(self._run())
         self._wake.set()
+        early, self._early = self._early, []
+        for packed in early:  # their asks have not left yet, and now never will
+            self.deliver(packed)
         return closed, [*self._open, *(done.debate_id for done in self._leaving)]
 
     def _replay(self, events: list[Event]) -> None:
@@ -179,7 +185,6 @@ class Arena:
             self._obey(opened.debate_id, self._step(held, event), ask=False)
             if opened.debate_id not in self._open:
                 return  # over; what is left was committed together with the event that ended it
-        self._router.put(held.machine.outstanding.values())
 
     def open(self, assignments: Iterable[Assignment]) -> None:
         """Take debates on; each is asked about as soon as its opening is on record."""
@@ -188,7 +193,10 @@ class Arena:
         self._wake.set()
 
     def deliver(self, packed: bytes) -> None:
-        """Take a batch of outcomes from a host."""
+        """Take a batch of outcomes from a host: also before ``recover``, of an arena before this one that died."""
+        if self._pump is None:
+            self._early.append(packed)
+            return
         for outcome in _OUTCOMES.decode(packed):
             if isinstance(outcome, Stopped):
                 self._paused = self._paused or outcome.reason
@@ -303,7 +311,7 @@ class Arena:
                 self._inbound.append((debate_id, event))
                 continue
             if held is None or not _expected(held, event):
-                if isinstance(event, Replied):
+                if isinstance(event, Replied) and event.reply.ask_id not in self._journal.answered(debate_id):
                     entries.append(NoteEntry(debate_id, now, "late", _ENCODER.encode(event).hex()))
                     self._stats = msgspec.structs.replace(self._stats, late=self._stats.late + 1)
                 continue

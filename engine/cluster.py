@@ -194,13 +194,20 @@ class Cluster:
         hosts = await Hosts.start(specs, max_restarts, note)
         return cls(recipe, hosts, ours=ours, keeper=keeper, arenas_take=held_to("arenas", machines, 1.0))
 
-    async def start_arena(self, name: str, journal: Path) -> Any:
-        """An arena actor on a journal, connected both ways; ``recover`` is for the caller."""
+    async def start_arena(self, name: str, journal: Path, *, instead_of: Any = None) -> Any:
+        """An arena actor on a journal, connected both ways; ``recover`` is for the caller.
+
+        Args: instead_of: one that has died, or cannot be reached: what the hosts hold for it goes to the new one.
+        """
         import ray
+
+        if instead_of is not None:
+            ray.kill(instead_of)  # whatever it may still do, it does not hold the journal any more
 
         cast = {name for names in self.recipe.cast.values() for name in names}
         models = {name: agent.model for name, agent in self.recipe.agents.items() if name in cast}
         hosts = {model: self.hosts.of(model) for model in models.values()}
+        # Ray restarts nothing: a new process must be told of hosts and debates. Arenas are spread over the machines.
         actor = ray.remote(ArenaActor).options(
             num_cpus=0,
             resources=self._arenas_take,
@@ -213,7 +220,7 @@ class Cluster:
         try:
             await self.hosts.connect(name, handle)
         except BaseException:
-            await self.stop_arena(name, handle)
+            ray.kill(handle)
             raise
         return handle
 
@@ -259,6 +266,7 @@ def join_ray() -> bool:
         return False
     address = os.environ.get("RAY_ADDRESS", "local")
     place = {"address": "local", "include_dashboard": False} if address == "local" else {}
+    _hush_ray()
     for left in reversed(range(RAY_TRIES if place else 1)):
         try:
             ray.init(**place, log_to_driver=False, configure_logging=False)
@@ -273,6 +281,16 @@ def join_ray() -> bool:
                 "go on with `moot resume` when that is mended"
             ) from err
     return address == "local"
+
+
+def _hush_ray() -> None:
+    """Ray tells of processes that died on the driver's stdout, where ``--json`` promises one object: log it instead."""
+    from ray._private import worker
+
+    def to_log(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+        log.info("%s: %s", data.get("pid"), " ".join(map(str, data["lines"])))
+
+    worker.print_to_stdstream = to_log
 
 
 def prepare_environment() -> None:

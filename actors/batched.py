@@ -38,7 +38,7 @@ from protocols.message import Ask, Reply
 log = logging.getLogger("moot.batch")
 
 LEDGER = "batches.jsonl"
-LOCK_WAIT_S = 60.0  # for the host of a driver that was killed a moment ago
+LOCK_WAIT_S = 120.0  # for the host of a driver that was killed a moment ago, or of a machine that died (NFS: 90 s)
 CLOSE_S = 10.0  # that steps under way are let finish: a batch that was just submitted gets its id on record
 ROW_BYTES = 200  # what stands around a request in its batch, at most
 KEY_LENGTH = 40  # of the 64 letters that services take

@@ -21,6 +21,7 @@ from actors.router import Tell
 from actors.shared_gate import place_keeper
 from engine.arena import Arena, ArenaStats, Assignment, Finished
 from engine.canonical import Canoniser
+from engine.folder import LOCK_WAIT_S
 from engine.hosts import Hosts
 from engine.named_protocol import find_protocol
 from engine.recipe import Recipe
@@ -32,7 +33,6 @@ from protocols.prompt import PromptSet
 log = logging.getLogger("moot.cluster")
 
 MAX_CALLS = 10_000  # concurrent calls one arena admits
-LOCK_WAIT_S = 30.0  # an arena outlives a killed driver for a moment, and holds its journal until then
 RAY_TRIES = 3  # Ray gives its processes 30 s to come up, which a busy or cold machine can miss
 
 
@@ -281,6 +281,11 @@ def join_ray() -> bool:
                 "go on with `moot resume` when that is mended"
             ) from err
     return address == "local"
+
+
+def in_copy_of_a_job(path: Path) -> bool:
+    """Whether a path lies in what ``ray job submit --working-dir`` has copied to one node, for as long as it likes."""
+    return "working_dir_files" in path.absolute().parts
 
 
 def _hush_ray() -> None:

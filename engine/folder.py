@@ -16,9 +16,8 @@ import msgspec
 from protocols.errors import ConfigError, JournalError
 
 Kind = str  # "run", "loop" or "eval"
-LOCK_WAIT_S = (
-    120.0  # a machine that has died holds its locks on an NFS server for up to the server's lease, mostly 90 s
-)
+# An NFS server keeps the locks of a machine that has died for as long as its lease lasts, mostly 90 s.
+LOCK_WAIT_S = 120.0
 LOCK_POLL_S = 0.5
 
 

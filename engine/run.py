@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from actors.prices import NOTHING
-from engine.cluster import Cluster
+from engine.cluster import Cluster, in_copy_of_a_job
 from engine.evaluate import FINAL_VOTE, SINGLE_AGENT, Evaluation, evaluate
 from engine.folder import (
     LOCK_WAIT_S,
@@ -190,6 +190,8 @@ def _do(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> 
     began = time.monotonic()
     progress.run = str(folder.path)
     progress.note(f"run {folder.path}")
+    if in_copy_of_a_job(folder.path):
+        progress.note("no other node sees this folder, and it goes with the job's copy of its files: name a --run-dir")
     try:
         for note in collect_media([*tasks.train, *tasks.test], folder.path):
             progress.note(note)

@@ -22,7 +22,7 @@ from trainers.select import Example
 
 LOG_NAME = "rows.log"
 MAX_PAGE_ROWS = 1024  # keeps one answer of the actor at a few megabytes
-LOCK_WAIT_S = 20.0  # a killed driver's actor lives on for some seconds, and holds the folder
+LOCK_WAIT_S = 120.0  # a killed driver's actor holds the folder for some seconds, a dead machine on NFS for 90 or so
 MAX_WAIT_S = 30.0  # a reader that asks for a longer wait would look dead to those who watch it
 
 

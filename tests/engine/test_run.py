@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from engine.cluster import in_copy_of_a_job
 from engine.folder import Manifest, RunFolder
 from engine.progress import Progress
 from engine.recipe import load_recipe
@@ -76,6 +77,18 @@ def test_another_run_is_refused(
         again(recipe, run, *overrides, **options)  # type: ignore[arg-type]  # one option a case
     assert said in str(error.value)
     RunFolder.open(run).lock()
+
+
+@pytest.mark.parametrize(
+    ("path", "is_one"),
+    [
+        ("/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_1/runs/a", True),
+        ("/mnt/moot/runs/a", False),
+        ("runs/working_dir_files-and-more", False),
+    ],
+)
+def test_a_folder_that_goes_with_a_job_is_known(path: str, is_one: bool) -> None:
+    assert in_copy_of_a_job(Path(path)) is is_one
 
 
 def test_a_run_is_found_by_its_folder(recipe: Path) -> None:

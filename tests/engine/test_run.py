@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 
@@ -59,6 +60,22 @@ def test_a_run_that_is_done_stays_as_it_is(recipe: Path, run: Path, tmp_path: Pa
     assert again(elsewhere, run, "run.max_open=7") == {"run": "as it was", "debates": 3}
     assert (run / "run.json").read_bytes() == before
     RunFolder.open(run).lock()  # nobody holds it
+
+
+def test_a_run_that_is_not_done_goes_on_as_the_command_says_now(
+    recipe: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder.open(run)
+    folder.manifest.finished_at = None
+    folder.save()
+    going_on: list[RunFolder] = []
+    monkeypatch.setattr("engine.run._do", lambda folder, *_: going_on.append(folder) or {})
+    elsewhere = Path(shutil.copytree(recipe.parent, tmp_path / "second")) / recipe.name
+    again(elsewhere, run, "run.budget.tokens=7")
+    known = RunFolder.open(run).manifest
+    assert known.recipe_path == str(elsewhere) and known.recipe["run"]["budget"] == {"tokens": 7}
+    assert msgspec.structs.asdict(known) == msgspec.structs.asdict(going_on[0].manifest)
+    going_on[0].release()
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,10 @@ def machines(config: Any) -> list[Machine]:
     ]
 
 
-def launched(config: Any, demands: list[Mapping[str, float]], failed: str = "") -> dict[str, int]:
-    """What Ray's autoscaler would start on an empty cluster; ``failed``: nodes of this kind did not come up lately."""
+def launched(
+    config: Any, demands: list[Mapping[str, float]], remembered: Mapping[str, float] | None = None
+) -> dict[str, int]:
+    """What Ray's autoscaler would start on an empty cluster; ``remembered``: of machines that did not come."""
     from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
     from ray.autoscaler.v2.utils import ResourceRequestUtil
 
@@ -78,7 +80,7 @@ def launched(config: Any, demands: list[Mapping[str, float]], failed: str = "") 
             node_type_configs=config.get_node_type_configs(),
             max_num_nodes=config.get_max_num_nodes(),
             resource_requests=ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(dict(d)) for d in demands]),
-            recoverable_resource_availabilities={failed: 0.5} if failed else {},
+            recoverable_resource_availabilities=dict(remembered or {}),
         )
     )
     assert not reply.infeasible_resource_requests
@@ -103,16 +105,31 @@ def test_the_recipe_for_eight_gpus_gets_eight(config: Any, machines: list[Machin
 
 
 def test_each_kind_of_work_has_its_nodes(config: Any, machines: list[Machine]) -> None:
-    spot = next(name for name in config.get_node_type_configs() if name.startswith("agents") and "spot" in name)
     agent = {"CPU": 1, "GPU": 1} | held_to("agents", machines)
     assert launched(config, []) == {"arenas": 1}
     assert launched(config, [held_to("arenas", machines, 1.0)] * 20) == {"arenas": 3}
     assert launched(config, [held_to("arenas", machines)] * 200) == {"arenas": 1}  # clients of services
     assert launched(config, [agent] * 3) == {"arenas": 1, "agents_spot": 3}
     assert launched(config, [agent] * 10) == {"arenas": 1, "agents_spot": 8, "agents": 2}  # the rest of them
-    assert launched(config, [agent] * 3, failed=spot) == {"arenas": 1, "agents": 3}
     head = config.get_node_type_configs()[config.get_head_node_type()].resources
     assert head["CPU"] == 0 and not any(name.startswith("moot_") for name in head)
+
+
+def test_what_falls_back_on_machines_on_demand(config: Any, machines: list[Machine]) -> None:
+    """As docs/cluster.md tells: where Ray learns to remember refusals, its advice for AWS can go."""
+    from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import CloudResourceMonitor
+    from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
+
+    spot = next(name for name in config.get_node_type_configs() if name.startswith("agents") and "spot" in name)
+    agents = [{"CPU": 1, "GPU": 1} | held_to("agents", machines)] * 3
+
+    def launched_after(status: Any) -> dict[str, int]:
+        monitor = CloudResourceMonitor()
+        monitor.notify([InstanceUpdateEvent(instance_id="i", instance_type=spot, new_instance_status=status)])
+        return launched(config, agents, monitor.get_recoverable_resource_availabilities())
+
+    assert launched_after(Instance.ALLOCATION_FAILED) == {"arenas": 1, "agents_spot": 3}  # refused at once, as EC2 does
+    assert launched_after(Instance.ALLOCATION_TIMEOUT) == {"arenas": 1, "agents": 3}  # granted, and never came up
 
 
 def test_more_arenas_than_there_is_room_for_are_refused(machines: list[Machine]) -> None:

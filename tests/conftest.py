@@ -51,9 +51,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[Any]:
-    """Ray on this machine with two CPUs, for the tests of one module. A session's would burden every test after it."""
+    """Ray on this machine with two CPUs, for the tests of one module. A session's would burden every test after it.
+
+    Its one node is set apart for trainings too, so that they are held to it as on a cluster.
+    """
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    apart = {"moot_trainers": 1}
+    ray.init(address="local", num_cpus=2, resources=apart, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()

@@ -143,6 +143,7 @@ def test_a_killed_worker_and_a_lost_driver_change_nothing(
             storage_path=tmp_path / "storage",
             name="r",
             num_lanes=num_lanes,
+            resources={"moot_trainers": 0.001},
             max_failures=1,
             checkpoint_every=1,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def machines(config: Any) -> list[Machine]:
 
 
 def launched(
-    config: Any, demands: list[Mapping[str, float]], remembered: Mapping[str, float] | None = None
+    config: Any, demands: Sequence[Mapping[str, float]], remembered: Mapping[str, float] | None = None
 ) -> dict[str, int]:
     """What Ray's autoscaler would start on an empty cluster; ``remembered``: of machines that did not come."""
     from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest

@@ -69,7 +69,7 @@ def test_a_run_that_is_not_done_goes_on_as_the_command_says_now(
     folder.manifest.finished_at = None
     folder.save()
     going_on: list[RunFolder] = []
-    monkeypatch.setattr("engine.run._do", lambda folder, *_: going_on.append(folder) or {})
+    monkeypatch.setattr("engine.run._do", lambda folder, *_: going_on.append(folder))
     elsewhere = Path(shutil.copytree(recipe.parent, tmp_path / "second")) / recipe.name
     again(elsewhere, run, "run.budget.tokens=7")
     known = RunFolder.open(run).manifest

@@ -28,6 +28,7 @@ from tests.test_repository import tracked_files
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 RAY = str(Path(sys.executable).with_name("ray"))
+ADDRESS = "127.0.0.2"  # nobody else reaches it; 127.0.0.1 would be replaced by the machine's own in workers' commands
 DEBATES, ASKS = 40, 240  # three agents in two rounds
 AT_ONCE = 8
 OVERRIDES = (
@@ -93,12 +94,11 @@ def source(moot: Moot) -> Path:
 @pytest.fixture(scope="module")
 def nodes(moot: Moot) -> Iterator[Nodes]:
     gcs, jobs, *ports = free_ports(8)
-    place = f"127.0.0.1:{gcs}"
 
     def start(*options: str) -> Process:
         agent = {"dashboard-agent-grpc-port": ports.pop(), "dashboard-agent-listen-port": ports.pop()}
         return moot.start_command(
-            *(RAY, "start", "--block", "--node-ip-address=127.0.0.1", "--object-store-memory=80000000"),
+            *(RAY, "start", "--block", f"--node-ip-address={ADDRESS}", "--object-store-memory=80000000"),
             *("--disable-usage-stats", *options, *(f"--{name}={port}" for name, port in agent.items())),
         )
 
@@ -106,11 +106,11 @@ def nodes(moot: Moot) -> Iterator[Nodes]:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", jobs)) == 0
 
-    ours = ("--ray-client-server-port=0", f"--temp-dir={moot.temp}", f"--dashboard-port={jobs}", f"--port={gcs}")
+    ours = (f"--temp-dir={moot.temp}", f"--dashboard-port={jobs}", f"--port={gcs}")
     head = start("--head", "--num-cpus=0", *ours)
     assert head.running_when(listens, 120.0), head.stdout + head.stderr
     room = ("--num-cpus=1", '--resources={"moot_arenas": 5}')
-    workers = [start(f"--address={place}", *room) for _ in range(2)]
+    workers = [start(f"--address={ADDRESS}:{gcs}", *room) for _ in range(2)]
     for worker in workers:
         assert worker.running_when(partial(joined, worker), 120.0), worker.stdout + worker.stderr
     yield Nodes(head, workers, f"http://127.0.0.1:{jobs}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -21,6 +23,7 @@ from protocols.machine import derive_seed
 from protocols.message import Usage
 from protocols.task import Task
 
+MIN_SHARE = 16  # debates for which one more arena is started
 SHOWN_REASONS = 5  # why debates were set aside, at most; the report has all
 
 OnClosed = Callable[[list["Closed"]], Awaitable[None]]
@@ -73,6 +76,12 @@ def debate_id(stage: str, task: Task) -> str:
     return f"{stage}/{task.id}"
 
 
+def assignments(stage: str, tasks: Iterable[Task], seed: int) -> deque[Assignment]:
+    """What is to be debated in a stage, in order."""
+    ids = {debate_id(stage, task): task for task in tasks}
+    return deque(Assignment(debate_id=key, task=task, seed=derive_seed(seed, key)) for key, task in ids.items())
+
+
 def recorded(folder: RunFolder, stage: str) -> list[Closed]:
     """The debates of a stage that the journals hold closed. Raises: JournalError: damaged."""
     found = []
@@ -114,11 +123,7 @@ async def run_stage(
         await on_closed(list(done.values()))
     stats: dict[str, ArenaStats] = {}
     if num_recorded < len(ids):
-        waiting = deque(
-            Assignment(debate_id=key, task=task, seed=derive_seed(cluster.recipe.seed, key))
-            for key, task in ids.items()
-            if key not in done
-        )
+        waiting = assignments(stage, [task for key, task in ids.items() if key not in done], cluster.recipe.seed)
 
         async def take(arena: str, finished: list[Finished], latest: ArenaStats) -> None:
             stats[arena] = latest
@@ -143,7 +148,7 @@ async def _drive(
     cluster: Cluster, folder: RunFolder, stage: str, waiting: deque[Assignment], take: Take, note: Callable[[str], None]
 ) -> None:
     """Start the stage's arenas, keep them filled until nothing is left, stop them."""
-    paths = folder.journals(stage)
+    paths = needed(folder.journals(stage), len(waiting))
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     shards = [Shard(cluster, f"{stage}/{path.stem}", path, waiting, len(paths), take, note) for path in paths]
     try:
@@ -166,6 +171,12 @@ async def _drive(
     finally:
         for shard in shards:
             await shard.stop()
+
+
+def needed(paths: Sequence[Path], num_waiting: int) -> list[Path]:
+    """The journals that get an arena: those that hold something, and as many more as the tasks are worth a process."""
+    worth = max(1, math.ceil(num_waiting / MIN_SHARE))
+    return [path for number, path in enumerate(paths) if number < worth or path.exists()]
 
 
 async def _bring_in(cluster: Cluster, shards: Sequence[Shard], reason: str) -> None:

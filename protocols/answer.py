@@ -171,6 +171,8 @@ def equivalent(one: str, other: str, *, tolerance: Fraction = Fraction(0)) -> bo
 
     Text is compared without regard to case, surrounding space and runs of space.
     """
+    if one == other:
+        return True
     first, second = as_number(one), as_number(other)
     if first is not None and second is not None:
         return abs(first - second) <= tolerance

@@ -69,6 +69,8 @@ def as_number(text: str) -> Fraction | None:
     Commas count only as thousands separators: "1,000" is a number, "1,2" is a pair.
     """
     plain = text.strip()
+    if plain.isascii() and plain.isdigit() and len(plain) <= MAX_DIGITS:
+        return Fraction(int(plain))  # most of them, and several times as fast
     if len(plain) > 2 * MAX_DIGITS:
         return None
     plain = _without_latex(plain).replace("\\$", "$").replace("\\%", "%").replace("−", "-").strip().strip("$").strip()

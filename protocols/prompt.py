@@ -59,6 +59,7 @@ class PromptSet:
                     f"it may use {sorted(slots[part])}, and $$ for a dollar sign"
                 )
         self._templates = {part: Template(text.strip()) for part, text in templates.items()}
+        self._slots = {part: frozenset(template.get_identifiers()) for part, template in self._templates.items()}
         self._text = dict(templates)
         self._schemas = {part: _object_schema(name, part, schema) for part, schema in (schemas or {}).items()}
         told = [self._text, self._examples, *filter(None, [self._schemas])]
@@ -84,7 +85,7 @@ class PromptSet:
 
     def uses(self, part: str, slot: str) -> bool:
         """Whether the part shows what is put into the slot."""
-        return slot in self._templates[part].get_identifiers()
+        return slot in self._slots[part]
 
     def has(self, part: str) -> bool:
         """Whether the part says anything."""

@@ -5,25 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import msgspec
 
-from actors.remote import of_actor
 from engine.arena import ArenaStats, Assignment, Finished, failure_summary
 from engine.cluster import Cluster
 from engine.folder import RunFolder
 from engine.journal import read_journal
 from engine.progress import Progress
-from protocols.errors import AgentError, JournalError, MootError, PausedError
+from engine.shard import Shard, Take
+from protocols.errors import MootError, PausedError
 from protocols.graph import Debate, decode_debate
 from protocols.machine import derive_seed
 from protocols.message import Usage
 from protocols.task import Task
 
 SHOWN_REASONS = 5  # why debates were set aside, at most; the report has all
-COLLECT_S = 1.0  # how long an arena may hold a call that has nothing to tell
 
 OnClosed = Callable[[list["Closed"]], Awaitable[None]]
 
@@ -75,6 +73,12 @@ def debate_id(stage: str, task: Task) -> str:
     return f"{stage}/{task.id}"
 
 
+def assignments(stage: str, tasks: Iterable[Task], seed: int) -> deque[Assignment]:
+    """What is to be debated in a stage, in order."""
+    ids = {debate_id(stage, task): task for task in tasks}
+    return deque(Assignment(debate_id=key, task=task, seed=derive_seed(seed, key)) for key, task in ids.items())
+
+
 def recorded(folder: RunFolder, stage: str) -> list[Closed]:
     """The debates of a stage that the journals hold closed. Raises: JournalError: damaged."""
     found = []
@@ -116,11 +120,7 @@ async def run_stage(
         await on_closed(list(done.values()))
     stats: dict[str, ArenaStats] = {}
     if num_recorded < len(ids):
-        waiting = deque(
-            Assignment(debate_id=key, task=task, seed=derive_seed(cluster.recipe.seed, key))
-            for key, task in ids.items()
-            if key not in done
-        )
+        waiting = assignments(stage, [task for key, task in ids.items() if key not in done], cluster.recipe.seed)
 
         async def take(arena: str, finished: list[Finished], latest: ArenaStats) -> None:
             stats[arena] = latest
@@ -130,7 +130,7 @@ async def run_stage(
             if on_closed is not None and closed:
                 await on_closed(closed)
 
-        await _drive(cluster, folder, stage, waiting, take)
+        await _drive(cluster, folder, stage, waiting, take, progress.note)
     return StageResult(
         name=stage,
         closed=[done[key] for key in ids],
@@ -141,32 +141,21 @@ async def run_stage(
     )
 
 
-Take = Callable[[str, list[Finished], ArenaStats], Awaitable[None]]
-
-
-async def _drive(cluster: Cluster, folder: RunFolder, stage: str, waiting: deque[Assignment], take: Take) -> None:
+async def _drive(
+    cluster: Cluster, folder: RunFolder, stage: str, waiting: deque[Assignment], take: Take, note: Callable[[str], None]
+) -> None:
     """Start the stage's arenas, keep them filled until nothing is left, stop them."""
     paths = folder.journals(stage)
     paths[0].parent.mkdir(parents=True, exist_ok=True)
-    arenas: dict[str, Any] = {}
+    shards = [Shard(cluster, f"{stage}/{path.stem}", path, waiting, len(paths), take, note) for path in paths]
     try:
-        opened: set[str] = set()
-        for path in paths:
-            name = f"{stage}/{path.stem}"
-            arenas[name] = await of_actor(cluster.start_arena(name, path))
-        for arena in arenas.values():
-            _, still_open = await of_actor(arena.recover.remote())
-            opened.update(still_open)
+        opened = set().union(*await asyncio.gather(*(shard.start() for shard in shards)))
         for _ in range(len(waiting)):
             if (given := waiting.popleft()).debate_id not in opened:
                 waiting.append(given)
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(cluster.hosts.watch())
-            max_open = cluster.recipe.run.max_open
-            feeding = [
-                group.create_task(_feed_arena(name, arena, waiting, max_open, take)) for name, arena in arenas.items()
-            ]
-            await asyncio.wait(feeding)
+            await asyncio.wait([group.create_task(shard.feed()) for shard in shards])
             watching.cancel()
     except BaseExceptionGroup as errors:
         ours = errors.subgroup(MootError)
@@ -174,48 +163,18 @@ async def _drive(cluster: Cluster, folder: RunFolder, stage: str, waiting: deque
             raise
         first = _first(ours)
         if isinstance(first, PausedError):
-            await _bring_in(cluster, list(arenas.values()), str(first))
+            await _bring_in(cluster, shards, str(first))
         raise first from errors
     finally:
-        for name, arena in arenas.items():
-            await _stop(cluster, name, arena)
+        for shard in shards:
+            await shard.stop()
 
 
-async def _feed_arena(name: str, arena: Any, waiting: deque[Assignment], max_open: int, take: Take) -> None:
-    """Tasks are handed out on demand: an arena with slow debates is simply given fewer."""
-    finished, stats = await of_actor(arena.collect.remote(0.0))
-    while True:
-        await take(name, finished, stats)
-        if stats.error:
-            raise (JournalError if stats.error.startswith("journal") else AgentError)(stats.error)
-        if stats.paused:
-            raise PausedError(stats.paused)
-        room = max_open - stats.open
-        given = [waiting.popleft() for _ in range(min(room, len(waiting)))]
-        if given:
-            await of_actor(arena.open.remote(given))
-        elif stats.open == 0 and not finished:
-            return
-        finished, stats = await of_actor(arena.collect.remote(COLLECT_S))
-
-
-async def _bring_in(cluster: Cluster, arenas: Sequence[Any], reason: str) -> None:
+async def _bring_in(cluster: Cluster, shards: Sequence[Shard], reason: str) -> None:
     """Send nothing more, and put what was on its way on record: it is paid for."""
     await cluster.hosts.halt(reason)
-    for arena in arenas:
-        await of_actor(arena.settle.remote())
-
-
-async def _stop(cluster: Cluster, name: str, arena: Any) -> None:
-    """Stopping must not hide why the stage ended: an arena that is dead already has stopped."""
-    import logging
-
-    import ray
-
-    try:
-        await cluster.stop_arena(name, arena)
-    except ray.exceptions.RayError as err:
-        logging.getLogger("moot.stage").info("arena %s was gone when it was stopped: %r", name, err)
+    for shard in shards:
+        await shard.settle()
 
 
 def _first(errors: BaseExceptionGroup[MootError]) -> MootError:

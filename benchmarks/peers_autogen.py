@@ -64,14 +64,14 @@ class Solver(RoutedAgent):
         self._question, self._own = "", ""
         self._others: dict[int, str] = {}
 
-    @message_handler
+    @message_handler  # type: ignore[untyped-decorator]
     async def on_question(self, message: Question, ctx: MessageContext) -> None:
         self._question = message.text
         self._own = await self._ask(opening(message.text))
         await self.publish_message(Opened(self._seat, self._own), TopicId("openings", self.id.key))
         await self._revise()
 
-    @message_handler
+    @message_handler  # type: ignore[untyped-decorator]
     async def on_opened(self, message: Opened, ctx: MessageContext) -> None:
         self._others[message.seat] = message.text
         await self._revise()
@@ -90,7 +90,7 @@ class Judge(RoutedAgent):
         super().__init__("judge")
         self._verdicts, self._replies = verdicts, list[str]()
 
-    @message_handler
+    @message_handler  # type: ignore[untyped-decorator]
     async def on_revised(self, message: Revised, ctx: MessageContext) -> None:
         self._replies.append(message.text)
         if len(self._replies) == len(AGENTS):
@@ -107,7 +107,7 @@ async def debates(setup: Setup) -> AsyncIterator[Debates]:
         # A runtime keeps its agents for good, so that each batch of debates is given a fresh one.
         runtime = SingleThreadedAgentRuntime(tracer_provider=NoOpTracerProvider(), ignore_unhandled_exceptions=False)
         for seat, name in enumerate(AGENTS):
-            await Solver.register(runtime, name, lambda seat=seat: Solver(seat, ask))  # type: ignore[misc]
+            await Solver.register(runtime, name, lambda seat=seat: Solver(seat, ask))
             for topic in ("questions", "openings"):
                 await runtime.add_subscription(TypeSubscription(topic, name))
         await Judge.register(runtime, "judge", lambda: Judge(found))

@@ -9,8 +9,9 @@ table does without HTTP: the model is a function in the process (moot: the scrip
 Every run is a fresh process that first debates --warm-up debates, which imports what is late, opens the connections and
 lets moot find out how much the service takes; then the clock starts. For moot it stops when the last debate is closed
 and durable, and its CPU is that of all its processes, Ray's daemons among them. Everybody may have the same number of
-asks in flight. Rounds of all clients take turns. The peers live in an environment of their own with pinned versions
-(benchmarks/peers.txt), which the first run makes in the cache folder unless --peers names one.
+asks in flight, and has uvloop, on which Ray's actors run too. Rounds of all clients take turns. The peers live in an
+environment of their own with pinned versions (benchmarks/peers.txt), which the first run makes in the cache folder
+unless --peers names one.
 
 Exit status 1: a peer makes more debates a second than moot, moot less than --limit of the floor, or, without HTTP, less
 than --times as many as autogen-core.
@@ -19,7 +20,6 @@ than --times as many as autogen-core.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import hashlib
 import importlib
 import json
@@ -183,8 +183,10 @@ def main() -> int:
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
+        import uvloop
+
         client, url, *numbers = options.measure
-        print(json.dumps(asyncio.run(measure(client, url, *map(int, numbers)))))
+        print(json.dumps(uvloop.run(measure(client, url, *map(int, numbers)))))
         return 0
     rows, ceiling = rounds(options, options.peers or peers_python())
     print("\n".join(table(rows, http=True)))

@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from benchmarks.peers_work import AGENTS, MAX_TOKENS, MODEL, PROMPT_SET, Clock, Debates, Setup
 from engine.arena import ArenaStats
@@ -75,8 +74,8 @@ async def debates(setup: Setup) -> AsyncIterator[Debates]:
 
         async def run(questions: Sequence[str], clock: Clock) -> list[str]:
             tasks = [Task(id=str(number), question=text, gold=("42",)) for number, text in enumerate(questions)]
-            stage: Any = await run_stage(cluster, folder, f"s{next(stages)}", tasks, progress=Watched(clock))
-            return [closed.debate.verdict.answer or "" for closed in stage.graded]
+            stage = await run_stage(cluster, folder, f"s{next(stages)}", tasks, progress=Watched(clock))
+            return [debate.verdict.answer or "" for debate in stage.graded if debate.verdict is not None]
 
         try:
             yield run

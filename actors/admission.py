@@ -61,14 +61,16 @@ class Bucket:
 
     def wait_s(self, amount: float, now_s: float) -> float:
         """Until so much may be taken; 0: now."""
+        if not self.limit:
+            return 0.0
         self._fill(now_s)
         missing = min(amount, self._burst) - self.level
-        return max(0.0, missing / self._per_s) if self.limit and missing > 1e-9 else 0.0
+        return max(0.0, missing / self._per_s) if missing > 1e-9 else 0.0
 
     def take(self, amount: float, now_s: float) -> None:
         """Negative: give back what was taken in vain."""
-        self._fill(now_s)
         if self.limit:
+            self._fill(now_s)
             self.level = min(self._burst, self.level - amount)
 
     def _fill(self, now_s: float) -> None:

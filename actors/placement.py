@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,11 @@ from urllib.parse import quote
 
 import msgspec
 
-from actors.admission import Rates
+from actors.admission import Account, Rates
 from actors.agent import AgentHost, HostStats, Limits
 from actors.backend import AdapterRef, BackendInfo, KeepsAsks, KeepsFiles
 from actors.catalogue import BACKENDS
+from actors.collector import calm_collector
 from actors.engine_room import EngineRoom
 from actors.gate import Gate, LoadHint, TellsLoad, TellsRates
 from actors.images import ImageFolder, ReadsImages
@@ -70,6 +72,7 @@ class AgentActor:
             backend.read_image = ImageFolder([Path(folder) for folder in spec.media]).read
         if isinstance(backend, KeepsFiles) and spec.folder:
             backend.folder = files_of(spec)
+        self._heavy = BACKENDS[spec.backend].heavy
         meter, gates = Meter(spec.price), dict[str, Gate]()
         self._line = Line(spec.line, spec.keeper, self._stop) if spec.keeper is not None else None
         self._account: tuple[str, Rates] | None = None
@@ -77,10 +80,13 @@ class AgentActor:
             bought = backend.bought if isinstance(backend, KeepsAsks) else None
             gates["budget"] = self._line.gate(PURSE, meter, bought)
         rates = rates_of(spec.limits)
-        if self._line is not None and (isinstance(backend, TellsRates) or limits_rates(spec.limits)):
+        if isinstance(backend, TellsRates) or limits_rates(spec.limits):
             account = str(getattr(backend, "account", "") or account_of(spec))
-            self._account = (account, rates)
-            gates["admission"] = self._line.gate(account, meter)
+            if self._line is None:  # nobody shares it: an ask costs no word with the keeper
+                gates["admission"] = local_gate(account, Account(rates, time.monotonic()), meter)
+            else:
+                self._account = (account, rates)
+                gates["admission"] = self._line.gate(account, meter)
         if isinstance(backend, TellsLoad):
             most = spec.limits.max_concurrency or getattr(spec.settings, "max_concurrency", MAX_CALLS)
             gates["engine"] = local_gate(f"{spec.name} engine", EngineRoom(most), meter, LoadHint)
@@ -93,7 +99,10 @@ class AgentActor:
     async def start(self) -> BackendInfo:
         if self._line is not None and self._account is not None:
             await self._line.open(*self._account)
-        return await self._host.start()
+        info = await self._host.start()
+        if not self._heavy:  # an engine makes garbage of its own
+            calm_collector()
+        return info
 
     async def connect(self, arena: str, handle: Any) -> None:
         async def send(packed: bytes) -> None:

@@ -123,7 +123,11 @@ def most_prompt_tokens(ask: Ask, image_tokens: int = IMAGE_TOKENS) -> int:
 
 
 def prompt_bytes(ask: Ask) -> int:
-    return sum(len(message.text.encode("utf-8", "replace")) for message in ask.messages)
+    return sum(_size_bytes(message.text) for message in ask.messages)
+
+
+def _size_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
 
 @cache

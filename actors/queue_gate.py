@@ -102,7 +102,7 @@ class Desk:
 
     def tell(self, told: Iterable[Told]) -> None:
         now = self._clock()
-        if not self.core.figures(now)["waiting"]:
+        if not self._soon and not self.core.figures(now)["waiting"]:
             self._moved_s = now  # nobody waited until now
         for item in told:
             self.core.tell(item, now)

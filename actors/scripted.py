@@ -15,6 +15,7 @@ import re
 import time
 from collections import Counter
 from contextlib import suppress
+from functools import lru_cache
 
 import msgspec
 
@@ -71,13 +72,9 @@ class ScriptedBackend:
         )
 
     async def generate(self, ask: Ask, adapter: AdapterRef | None) -> Reply:
-        self._tries[ask.id] += 1
-        draw = random.Random(derive_seed(self._settings.seed, ask.id, self._tries[ask.id]))
         began = time.monotonic()
-        if self._settings.latency_s:
-            await asyncio.sleep(self._settings.latency_s * draw.lognormvariate(0.0, self._settings.latency_sigma))
-        self._maybe_fail(ask, draw.random())
-        del self._tries[ask.id]
+        if self._settings.latency_s or self._settings.faults:
+            await self._suffer(ask)
         text = self._say(ask, random.Random(derive_seed(self._settings.seed, ask.id)), trained=adapter is not None)
         prompt_words = sum(len(message.text.split()) for message in ask.messages)
         return Reply(
@@ -88,6 +85,15 @@ class ScriptedBackend:
             usage=Usage(prompt_words, len(text.split())),
             latency_s=time.monotonic() - began,
         )
+
+    async def _suffer(self, ask: Ask) -> None:
+        """What a try meets with on its way."""
+        self._tries[ask.id] += 1
+        draw = random.Random(derive_seed(self._settings.seed, ask.id, self._tries[ask.id]))
+        if self._settings.latency_s:
+            await asyncio.sleep(self._settings.latency_s * draw.lognormvariate(0.0, self._settings.latency_sigma))
+        self._maybe_fail(ask, draw.random())
+        del self._tries[ask.id]
 
     def _maybe_fail(self, ask: Ask, drawn: float) -> None:
         for kind, chance in self._settings.faults.items():
@@ -138,6 +144,7 @@ def _truth(chat: list[str]) -> int:
     return derive_seed(0, chat[0]) % 100
 
 
+@lru_cache(maxsize=4096)  # everybody in a debate works the same sum out
 def evaluate(expression: str) -> int:
     """The value of a sum of products of whole numbers, such as ``3 + 4*5 - 6``.
 

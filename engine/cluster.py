@@ -251,9 +251,10 @@ def models_in_use(recipe: Recipe) -> set[str]:
 
 
 def needs_keeper(recipe: Recipe) -> bool:
-    """Whether hosts share any limit: a budget, or an account of a service."""
+    """Whether hosts share any limit: a budget, or an account of a service. A host alone minds its own account."""
     models = [recipe.models[name] for name in models_in_use(recipe)]
-    return bool(recipe.run.budget) or any(model.paid or limits_rates(model.limits) for model in models)
+    limited = sum(model.place.replicas for model in models if model.paid or limits_rates(model.limits))
+    return bool(recipe.run.budget) or limited > 1
 
 
 def join_ray() -> bool:

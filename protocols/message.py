@@ -43,6 +43,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     @property
     def text(self) -> str:
         """The text parts joined; images leave nothing."""
+        if len(self.parts) == 1 and isinstance(first := self.parts[0], TextPart):
+            return first.text
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
     @property

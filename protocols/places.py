@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 _ANSWER_IS = re.compile(r"\banswer\s*(?:is\b|=|:)\s*:?", re.IGNORECASE)
 _FINAL_ANSWER = re.compile(r"\bfinal\s+answer[\s*_]*(?:is\b\s*:?|[:=])", re.IGNORECASE)
+_BOX = re.compile(r"\\(?:boxed|fbox)")
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}]|[{}]")
 _BRACKETS = re.compile(r"(?<!\\)\[([^\[\]]+)\](?!\()")  # neither LaTeX's display mathematics nor a link
 _DOLLARS = re.compile(r"(?<!\\)\${1,2}([^$]+)(?<!\\)\${1,2}")
@@ -19,7 +20,8 @@ def boxed(text: str) -> str | None:
     r"""What the last closed LaTeX box (``\boxed`` or ``\fbox``) holds, braces balanced; None without one."""
     opened: list[int] = []  # for each brace still open: where the content of its box starts, -1 for other braces
     last: tuple[int, int] | None = None
-    for token in _BRACE.finditer(text):
+    first = _BOX.search(text)  # braces before it can close nothing in it; most of a reply stands before it
+    for token in _BRACE.finditer(text, first.start()) if first else ():
         brace = token.group()
         if brace in ("\\{", "\\}"):
             continue  # printed, not grouping

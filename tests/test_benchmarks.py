@@ -1,0 +1,55 @@
+"""What the benchmarks claim of themselves: peers debate in moot's own words, and a barrier holds rounds apart."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from benchmarks import peers_work
+from benchmarks.barrier import Barrier
+from protocols.conversation import Player
+from protocols.machine import Command, Opened, Replied, Request
+from protocols.message import Ask, Reply, Sampling
+from protocols.prompt import load_prompts
+from protocols.society import Society, SocietySettings
+from protocols.task import Task
+
+
+def chats(commands: list[Command]) -> list[peers_work.Chat]:
+    asks = [command.ask for command in commands if isinstance(command, Request)]
+    return [[{"role": message.role, "content": message.text} for message in ask.messages] for ask in asks]
+
+
+def test_peers_debate_in_moots_own_words() -> None:
+    cast = {"generator": tuple(Player(name=name) for name in peers_work.AGENTS)}
+    machine = Society(SocietySettings(), cast, load_prompts(peers_work.PROMPT_SET, Society.SLOTS))
+    (question,) = peers_work.questions(1, seed=0)
+    opened = machine.receive(Opened(debate_id="d", task=Task(id="t", question=question), seed=1))
+    assert chats(opened) == [peers_work.opening(question)] * 3
+    asked = [command.ask.id for command in opened if isinstance(command, Request)]
+    revised: list[Command] = []
+    for seat, ask_id in enumerate(asked):
+        revised = machine.receive(Replied(Reply(ask_id=ask_id, text=f"reply {seat}", model="m")))
+    for seat, chat in enumerate(chats(revised)):
+        others = [f"reply {other}" for other in range(3) if other != seat]  # shown in an order that moot draws
+        own = f"reply {seat}"
+        assert chat in (
+            peers_work.revision(question, own, others),
+            peers_work.revision(question, own, others[::-1]),
+        )
+
+
+@pytest.mark.asyncio
+async def test_a_barrier_lets_a_round_pass_when_the_one_before_is_over() -> None:
+    def ask(number: int) -> Ask:
+        return Ask(id=f"d#{number}.answer.0", debate_id="d", agent="a", role="r", messages=(), sampling=Sampling())
+
+    barrier = Barrier(asks_a_round=2, rounds=2)
+    tickets = [await barrier.enter(ask(0)) for _ in range(2)]
+    later = asyncio.create_task(barrier.enter(ask(1)))
+    barrier.leave(tickets[0], None)
+    await asyncio.sleep(0)
+    assert not later.done()
+    barrier.leave(tickets[1], None)
+    assert await later == 1

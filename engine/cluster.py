@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from actors.collector import calm_collector
 from actors.placement import HostSpec, limits_rates
 from actors.prices import NOTHING, Amount
 from actors.remote import of_reachable, reason
@@ -102,6 +103,7 @@ class ArenaActor:
         self._arena.host_back(host, self._tell(handle))
 
     async def recover(self) -> tuple[list[Finished], list[str]]:
+        calm_collector()
         return await self._arena.recover()
 
     async def open(self, assignments: Sequence[Assignment]) -> None:

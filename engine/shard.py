@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from actors.histogram import Histogram
 from actors.remote import of_actor
 from engine.arena import ArenaStats, Assignment, Finished
 from engine.cluster import Cluster
@@ -156,6 +157,7 @@ def _sum(before: ArenaStats, latest: ArenaStats) -> ArenaStats:
         replies=before.replies + latest.replies,
         failures=before.failures + latest.failures,
         late=before.late + latest.late,
+        delays=tuple((Histogram(before.delays) + Histogram(latest.delays)).counts),
         usage=before.usage + latest.usage,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import msgspec
 
@@ -73,6 +73,12 @@ def debate_id(stage: str, task: Task) -> str:
     return f"{stage}/{task.id}"
 
 
+def assignments(stage: str, tasks: Iterable[Task], seed: int) -> deque[Assignment]:
+    """What is to be debated in a stage, in order."""
+    ids = {debate_id(stage, task): task for task in tasks}
+    return deque(Assignment(debate_id=key, task=task, seed=derive_seed(seed, key)) for key, task in ids.items())
+
+
 def recorded(folder: RunFolder, stage: str) -> list[Closed]:
     """The debates of a stage that the journals hold closed. Raises: JournalError: damaged."""
     found = []
@@ -114,11 +120,7 @@ async def run_stage(
         await on_closed(list(done.values()))
     stats: dict[str, ArenaStats] = {}
     if num_recorded < len(ids):
-        waiting = deque(
-            Assignment(debate_id=key, task=task, seed=derive_seed(cluster.recipe.seed, key))
-            for key, task in ids.items()
-            if key not in done
-        )
+        waiting = assignments(stage, [task for key, task in ids.items() if key not in done], cluster.recipe.seed)
 
         async def take(arena: str, finished: list[Finished], latest: ArenaStats) -> None:
             stats[arena] = latest

@@ -173,7 +173,7 @@ def equivalent(one: str, other: str, *, tolerance: Fraction = Fraction(0)) -> bo
     """
     first, second = as_number(one), as_number(other)
     if first is not None and second is not None:
-        return abs(first - second) <= tolerance
+        return abs(first - second) <= tolerance if tolerance else first == second
     return _folded(one) == _folded(other)
 
 

@@ -214,7 +214,7 @@ async def test_replies_and_a_deadline_in_one_batch(path: Path) -> None:
     await until(lambda: len(host.asked) >= 6)
     ones, twos = ([reply(f"{it.debate_id}#0.answer.{member}") for member in range(3)] for it in (first, second))
     arena.deliver(pack(twos[:2]))
-    await until(lambda: arena._stats.replies >= 2)
+    await until(lambda: arena._replies >= 2)
     arena.deliver(pack(ones))
     arena._expire(first.debate_id, 1)
     arena._expire(second.debate_id, 1)

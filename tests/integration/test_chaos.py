@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.chaos import POINTS_A_RUN, WEIGHTS, Figures, Point, Strike, chaos_in, plan, table, tally
+from tests.integration.chaos import chaos_in
+from tests.integration.chaos_account import POINTS_A_RUN, WEIGHTS, Figures, Point, Strike, plan, table, tally
 
 SEED, POINTS = 1, 20
 

@@ -11,10 +11,10 @@ import os
 import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from engine.journal import read_journal
 from protocols.machine import AgentFailed, Replied
@@ -23,10 +23,18 @@ from tests.integration.command import Moot, Process, RunOnDisk, check_clean, moo
 from tests.integration.fault_server import fault_server, read_log, signature
 from tests.integration.local_cluster import LocalCluster, local_cluster, sessions
 
-TITLES: Mapping[str, str] = {"arena": "ray::ArenaActor", "agent host": "ray::AgentActor", "keeper": "ray::Keeper"}
+T = TypeVar("T")
+
+TITLES: Mapping[str, str] = {
+    "arena": "ray::ArenaActor",
+    "agent host": "ray::AgentActor",
+    "keeper": "ray::Keeper",
+    "trainer": "RayTrainWorker",
+    "feed": "ray::FeedActor",
+}
 RAYLET = "raylet/raylet "
 DEBATES, ASKS, EVENTS = 200, 1200, 1400  # three agents in two rounds; each debate's opening is an event too
-GONE_S, UP_S, END_S = 90.0, 120.0, 240.0
+GONE_S, END_S = 90.0, 240.0
 MAX_RESUBMISSIONS = 3  # of a run after one kill
 RECIPE = f"""
 name: society
@@ -64,54 +72,61 @@ class Chaos:
     def run(self, name: str, points: Sequence[Point]) -> Account:
         """A run that is struck at these points, to its end."""
         began = time.time()
-        one = _Struck(self._moot, self._cluster, name)
+        one = OnCluster(self._moot, RunOnDisk(self._moot.folder / name), self._cluster)
         for point in points:
             one.strike(point)
-        process = one.end()
-        return self._account(one, process, began)
+        return self._account(name, one, one.end(), began)
 
-    def _account(self, one: _Struck, process: Process, began: float) -> Account:
+    def _account(self, name: str, one: Struck, process: Process, began: float) -> Account:
         tries: dict[str, list[float]] = defaultdict(list)
         for seen in read_log(self._log):
             if seen.at >= began:
                 tries[seen.ask].append(seen.at)
         outcomes = one.outcomes()
-        found = tally(one.name, tries, {signature(text): at for _, text, at in outcomes}, one.strikes)
+        found = tally(name, tries, {signature(text): at for _, text, at in outcomes}, one.strikes)
         said, faults, run = {ask: text for ask, text, _ in outcomes}, found.faults, one.run
         times = Counter(ask for ask, _, _ in outcomes)
-        faults += [f"{one.name}: {ask} is on record {number} times" for ask, number in times.items() if number > 1]
+        faults += [f"{name}: {ask} is on record {number} times" for ask, number in times.items() if number > 1]
         faults += [
-            f"{one.name}: the reply to {ask} was on record and is lost"
+            f"{name}: the reply to {ask} was on record and is lost"
             for strike in one.strikes
             for ask, text in strike.on_record.items()
             if said.get(ask) != text
         ]
-        faults += [f"{one.name}: {note}" for note in run.notes("debate")]
+        faults += [f"{name}: {note}" for note in run.notes("debate")]
         graphs = {key: timeless(debate) for key, debate in run.debates("debate").items()}
         faults += [
-            f"{one.name}: {key} is not as in the untouched run"
+            f"{name}: {key} is not as in the untouched run"
             for key in self._whole.keys() | graphs.keys()
             if self._whole.get(key) != graphs.get(key)
         ]
         if len(said) != ASKS or process.outcome()["closed"] != DEBATES:
-            faults.append(f"{one.name}: {len(said)} asks of {ASKS} came to something")
+            faults.append(f"{name}: {len(said)} asks of {ASKS} came to something")
         return found
 
 
-class _Struck:
-    """One run under its strikes, submitted again whenever it has ended without being done."""
+class Struck:
+    """One run under its strikes, submitted again whenever it has ended without being done.
 
-    def __init__(self, moot: Moot, cluster: LocalCluster, name: str) -> None:
-        self.name, self.run = name, RunOnDisk(moot.folder / name)
-        self.strikes: list[Strike] = []
-        self._moot, self._cluster = moot, cluster
-        self._process = moot.start("run", "society.yaml", "--run-dir", name, "--json")
+    Args:
+        command: that starts it.
+        stage: whose events count.
+    """
+
+    def __init__(self, moot: Moot, run: RunOnDisk, command: Sequence[str], stage: str = "debate") -> None:
+        self.run, self.stage, self.strikes = run, stage, list[Strike]()
+        self.process = moot.start(*command, "--run-dir", str(run.path), "--json")
+        self._moot = moot
         self._events = 0  # on record at the last strike
+
+    def actors(self, title: str) -> list[int]:
+        """The run's processes of this title."""
+        return self.process.members(title)
 
     def outcomes(self) -> list[tuple[str, str, float]]:
         """Ask, reply, and when it was put on record; a failure counts as a reply of its own words."""
         found = []
-        for file in sorted((self.run.path / "journal" / "debate").glob("*.sqlite")):
+        for file in sorted((self.run.path / "journal" / self.stage).glob("*.sqlite")):
             for at, event in (item for recorded in read_journal(file) for item in recorded.events):
                 if isinstance(event, Replied):
                     found.append((event.reply.ask_id, event.reply.text, at))
@@ -120,78 +135,102 @@ class _Struck:
         return found
 
     def strike(self, point: Point) -> None:
+        """Kill, once so many more events are on record and the run is up."""
         target = self._events + point.after
-        self._until(lambda: self.run.num_events("debate") >= target)
-        title = TITLES.get(point.kind, TITLES["agent host"])
-        self._until(lambda: bool(self._cluster.members(title)))
-        self._events = self.run.num_events("debate")
+        self._until(lambda: self.run.num_events(self.stage) >= target)
+        self.until_up(point)
+        assert self.process.running, "the run was over before it could be struck"
+        self._events = self.run.num_events(self.stage)
         on_record = {ask: text for ask, text, _ in self.outcomes()}
         at = time.time()
-        self._kill(point)
+        self.kill(point)
         self.strikes.append(Strike(point, at, time.time(), on_record))
 
-    def _kill(self, point: Point) -> None:
+    def until_up(self, point: Point) -> None:
+        """Wait until there is a process of the kind to be killed; for a driver, one that it has started."""
+        self._until(lambda: bool(self.actors(TITLES.get(point.kind, TITLES["agent host"]))))
+
+    def kill(self, point: Point) -> None:
         """Returns once all that dies with it is gone, but for what follows the driver."""
-
-        def one_of(found: Sequence[Any]) -> Any:
-            return found[int(point.which * len(found))]
-
-        cluster, process = self._cluster, self._process
         if point.kind in TITLES:
-            _kill_all([one_of(cluster.members(TITLES[point.kind]))])
-        elif point.kind == "raylet":
-            worker = one_of(cluster.workers)
-            actors = sessions([worker.pid], "ray::")
-            _kill_all(sessions([worker.pid], RAYLET))
-            assert waited(lambda: not set(sessions([worker.pid], "ray::")) & set(actors), GONE_S)
-            cluster.replace(worker)
-        elif point.kind == "node":
-            worker = one_of(cluster.workers)
-            cluster.lose(worker)
-            cluster.replace(worker)
+            kill_all([one_of(self.actors(TITLES[point.kind]), point)])
         else:
-            process.signal(signal.SIGKILL)
-            process.wait()
-            if point.kind == "head":
-                cluster.lose(cluster.head)
+            self.process.signal(signal.SIGKILL)
+            self.process.wait()
 
     def end(self) -> Process:
         """Returns: the command that ended it."""
         self._until(lambda: False)
-        return self._process
+        return self.process
 
-    def _until(self, ready: Any) -> None:
+    def revive(self) -> None:
+        """What a run needs to be submitted again is up."""
+
+    def _until(self, ready: Callable[[], bool]) -> None:
         """Wait until it is so, or, where it never is, until the run is done."""
-        while not self._process.running_when(ready, END_S):
-            code = self._process.wait()
+        while not self.process.running_when(ready, END_S):
+            assert not self.process.running, f"it hangs: {self.process.stderr}"
+            code = self.process.wait()
+            check_clean(self.process.stderr)
             if code == 0:
-                check_clean(self._process.stderr)
                 return
-            assert self.strikes, self._process.stderr
-            self._submit_again(self.strikes[-1], code)
+            assert code in (2, 3, -signal.SIGKILL) and self.strikes, self.process.stderr
+            self._submit_again(self.strikes[-1])
 
-    def _submit_again(self, strike: Strike, code: int) -> None:
-        assert code in (2, 3, -signal.SIGKILL), self._process.stderr
-        check_clean(self._process.stderr)
+    def _submit_again(self, strike: Strike) -> None:
         strike.resubmissions += 1
-        assert strike.resubmissions <= MAX_RESUBMISSIONS, self._process.stderr
-        cluster = self._cluster
-        assert waited(lambda: not any(map(cluster.members, TITLES.values())), GONE_S), "actors outlived their driver"
+        assert strike.resubmissions <= MAX_RESUBMISSIONS, self.process.stderr
+        assert waited(lambda: not any(map(self.actors, TITLES.values())), GONE_S), "actors outlived their driver"
         strike.over = time.time()
-        if not cluster.head.running:
-            for worker in cluster.workers:
-                cluster.lose(worker)
-            cluster.start()
-        self._process = self._moot.start("resume", self.name, "--json")
+        self.revive()
+        self.process = self._moot.start("resume", str(self.run.path), "--json")
 
 
-def _kill_all(pids: Sequence[int]) -> None:
+class OnCluster(Struck):
+    """On a cluster, whose nodes may be lost too."""
+
+    def __init__(self, moot: Moot, run: RunOnDisk, cluster: LocalCluster) -> None:
+        self._cluster = cluster
+        super().__init__(moot, run, ("run", "society.yaml"))
+
+    def actors(self, title: str) -> list[int]:
+        return self._cluster.members(title)
+
+    def kill(self, point: Point) -> None:
+        cluster = self._cluster
+        if point.kind == "raylet":
+            worker = one_of(cluster.workers, point)
+            actors = sessions([worker.pid], "ray::")
+            kill_all(sessions([worker.pid], RAYLET))
+            assert waited(lambda: not any(map(alive, actors)), GONE_S), "actors outlived their raylet"
+            cluster.replace(worker)
+        elif point.kind == "node":
+            worker = one_of(cluster.workers, point)
+            cluster.lose(worker)
+            cluster.replace(worker)
+        else:
+            super().kill(point)
+            if point.kind == "head":
+                cluster.lose(cluster.head)
+
+    def revive(self) -> None:
+        if not self._cluster.head.running:
+            for worker in self._cluster.workers:
+                self._cluster.lose(worker)
+            self._cluster.start()
+
+
+def one_of(found: Sequence[T], point: Point) -> T:
+    return found[int(point.which * len(found))]
+
+
+def kill_all(pids: Sequence[int]) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    assert waited(lambda: not any(map(_alive, pids)), GONE_S)
+    assert waited(lambda: not any(map(alive, pids)), GONE_S)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
@@ -200,6 +239,7 @@ def _alive(pid: int) -> bool:
 @contextmanager
 def chaos_in(folder: Path) -> Iterator[Chaos]:
     """A cluster and a service, up, and the untouched run done."""
+    folder.mkdir(parents=True, exist_ok=True)
     log = folder / "asked"
     with (
         fault_server(log, 0.0, "--latency-s", "0.1", "--sign") as url,

@@ -11,14 +11,16 @@ from typing import Literal, get_args
 
 import msgspec
 
-Kind = Literal["arena", "agent host", "keeper", "driver", "raylet", "node", "head"]
+Kind = Literal["arena", "agent host", "keeper", "driver", "raylet", "node", "head", "trainer", "feed"]
 """What is killed: one process; a node's raylet, which its other processes follow; all of a node; head and driver."""
 
 WEIGHTS: Mapping[Kind, int] = {
     "arena": 4, "agent host": 4, "keeper": 1, "driver": 3, "raylet": 3, "node": 3, "head": 2,
 }  # fmt: skip
+LOOP_KINDS: Sequence[Kind] = ("trainer", "trainer", "feed")
 POINTS_A_RUN = 5
 APART = (60, 220)  # events between two kills, at least and at most
+APART_IN_LOOP = (10, 40)
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -71,6 +73,13 @@ def plan(seed: int, points: int) -> list[list[Point]]:
         kinds += draw.sample(deck, len(deck))
     drawn = [Point(kind, draw.randint(*APART), draw.random()) for kind in kinds[:points]]
     return [drawn[start : start + POINTS_A_RUN] for start in range(0, points, POINTS_A_RUN)]
+
+
+def plan_loop(seed: int) -> list[Point]:
+    """The kills of one loop, in a drawn order."""
+    draw = random.Random(seed)
+    kinds = draw.sample(LOOP_KINDS, len(LOOP_KINDS))
+    return [Point(kind, draw.randint(*APART_IN_LOOP), draw.random()) for kind in kinds]
 
 
 def tally(

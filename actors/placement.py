@@ -94,11 +94,11 @@ class AgentActor:
             await self._line.open(*self._account)
         return await self._host.start()
 
-    async def connect(self, arena: str, handle: Any) -> None:
+    async def connect(self, arena: str, handle: Any) -> list[str]:
         async def send(packed: bytes) -> None:
             await of_reachable(lambda: handle.deliver.remote(packed))
 
-        self._host.connect(arena, send)
+        return self._host.connect(arena, send)
 
     async def disconnect(self, arena: str) -> None:
         await self._host.disconnect(arena)

@@ -7,8 +7,8 @@ that no kill reaches counts what it is asked. Told, for each kind of process: ki
 to be submitted again, how many asks were asked again beside those in flight at the kill, and the seconds from the kill
 until all that was in flight is on record.
 
-Of the points each of --loops takes three: kills in a whole loop on a Ray of its own, twice of the training's worker, once
-of the feed of rows. There recovered means that such a process lives again, and asks are not counted.
+Each of --loops takes three of the points: kills in a whole loop on a Ray of its own, of the training's worker and the
+feed of rows. There recovered means that such a process lives again, and asks are not counted.
 
 Exit status 1: a run did not end as the untouched one did, a reply on record was lost, doubled or asked for again, or
 more was asked again than was in flight; or a loop's adapters or what they learned from differ.

@@ -165,6 +165,11 @@ class Arena:
         """The host lives again, in a new process."""
         self._router.back(host, tell)
 
+    def still_held(self, held: Mapping[str, Iterable[str]]) -> None:
+        """Before ``recover``: the asks that hosts hold of an arena before this one. They are asked of the same."""
+        for host, ask_ids in held.items():
+            self._router.at_home(host, ask_ids)
+
     async def recover(self) -> tuple[list[Finished], list[str]]:
         """Start, from what the journal holds: open debates go on from where they stood.
 

@@ -391,7 +391,7 @@ async def test_what_a_dead_arena_did_not_take_goes_to_its_successor() -> None:
         while host.stats().replies < 1:
             await asyncio.sleep(0)
     successor = Arena()
-    host.connect("a", successor.send)
+    assert host.connect("a", successor.send) == [make_ask(1).id]
     tell(host, make_ask(1), make_ask(2))  # it cannot know that the first is on its way
     assert sorted(item.ask_id for item in await successor.wait(2)) == [make_ask(1).id, make_ask(2).id]
     assert len(backend.tries) == 2

@@ -71,6 +71,17 @@ async def test_a_debate_stays_with_one_replica_and_debates_are_spread() -> None:
 
 
 @pytest.mark.asyncio
+async def test_what_a_host_holds_already_is_asked_of_it_and_of_no_other() -> None:
+    post = Post("m/0", "m/1")
+    held = [ask(debate) for debate in range(6)]
+    post.router.at_home("m/1", [item.id for item in held[::2]])
+    post.router.put(held)
+    await settled()
+    assert {item.id for item in held[::2]} <= set(post.told["m/1"])
+    assert len(post.told["m/0"]) == len(post.told["m/1"])  # the others go where there is room
+
+
+@pytest.mark.asyncio
 async def test_a_debate_leaves_a_replica_that_is_much_busier_than_the_others() -> None:
     post = Post("m/0", "m/1")
     post.router.put(ask(debate) for debate in range(40))

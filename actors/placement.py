@@ -18,7 +18,7 @@ from actors.gate import Gate, LoadHint, TellsLoad, TellsRates
 from actors.images import ImageFolder, ReadsImages
 from actors.prices import Meter, Price
 from actors.queue_gate import local_gate
-from actors.remote import of_reachable, reason
+from actors.remote import of_actor, reason
 from actors.response_cache import CacheSettings, ResponseCache
 from actors.shared_gate import PURSE, Line
 from protocols.errors import AgentError
@@ -96,7 +96,7 @@ class AgentActor:
 
     async def connect(self, arena: str, handle: Any) -> list[str]:
         async def send(packed: bytes) -> None:
-            await of_reachable(lambda: handle.deliver.remote(packed))
+            await of_actor(handle.deliver.remote(packed))
 
         return self._host.connect(arena, send)
 

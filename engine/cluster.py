@@ -17,7 +17,7 @@ import msgspec
 from actors.collector import calm_collector
 from actors.placement import HostSpec, limits_rates
 from actors.prices import NOTHING, Amount
-from actors.remote import of_actor, of_reachable, reason
+from actors.remote import of_actor, reason
 from actors.router import Tell
 from actors.shared_gate import place_keeper
 from engine.arena import Arena, ArenaStats, Assignment, Finished
@@ -92,7 +92,7 @@ class ArenaActor:
 
     def _tell(self, handle: Any) -> Tell:
         async def tell(packed: bytes) -> None:
-            await of_reachable(lambda: handle.tell.remote(self._name, packed))
+            await of_actor(handle.tell.remote(self._name, packed))
 
         return tell
 

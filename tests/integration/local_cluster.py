@@ -56,9 +56,11 @@ class LocalCluster:
 
     def start(self) -> None:
         """A new head with new workers; returns once all have joined."""
-        (port,) = free_ports(1)
+        port, client = free_ports(2)
         address = f"127.0.0.1:{port}"
-        self.head = self._node("--head", f"--port={port}", "--include-dashboard=false", "--ray-client-server-port=0")
+        self.head = self._node(
+            *("--head", f"--port={port}", f"--ray-client-server-port={client}", "--include-dashboard=false")
+        )
         self._up(self.head)
         self._moot.env["RAY_ADDRESS"] = address
         self.workers = [self._worker() for _ in range(self._num_workers)]

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from actors.mailbox import AGAIN_S
-from protocols.errors import HostLostError, MootError, UnreachableError
+from protocols.errors import AgentError, HostLostError, MootError, UnreachableError
 
 
 async def of_actor(call: Awaitable[Any]) -> Any:
@@ -48,3 +48,8 @@ def reason(err: BaseException) -> str:
     inner = cause if isinstance(cause, BaseException) else err
     lines = [line for line in str(inner).splitlines() if line.strip()]
     return (lines[-1].strip() if type(inner).__name__ == "RayTaskError" else lines[0].strip()) if lines else repr(inner)
+
+
+def what_happened(err: AgentError) -> str:
+    """Of an error that is being mended: without the way out."""
+    return str(err).partition("; go on")[0].rstrip(".")

@@ -2,7 +2,7 @@
 
     python benchmarks/chaos.py [--points 100] [--loops 2] [--seed 1] [--json FILE]
 
-Every five kills share a run; a kill of the driver, or of the head with it, is followed by `moot resume`. A service
+Every ten kills share a run; a kill of the driver, or of the head with it, is followed by `moot resume`. A service
 that no kill reaches counts what it is asked. Told, for each kind of process: kills, after how many of them the run had
 to be submitted again, how many asks were asked again beside those in flight at the kill, and the seconds from the kill
 until all that was in flight is on record.

@@ -18,7 +18,7 @@ import msgspec
 from actors.agent import HostStats
 from actors.backend import AdapterRef
 from actors.placement import HostSpec, place, start_hosts, stop_hosts
-from actors.remote import of_actor, of_reachable
+from actors.remote import of_actor, of_reachable, what_happened
 from protocols.errors import AgentError, EngineDownError, HostLostError
 
 log = logging.getLogger("moot.hosts")
@@ -105,7 +105,7 @@ class Hosts:
             try:
                 await of_reachable(handle.watch.remote)
             except AgentError as err:  # its process has died, or the engine in it
-                await self._revive(host, handle, str(err))
+                await self._revive(host, handle, what_happened(err))
             else:
                 return  # closed
 
@@ -147,7 +147,7 @@ class Hosts:
             except (HostLostError, EngineDownError) as err:
                 self._down.add(host)
                 if not self._left_to_others(host):
-                    await self._revive(host, handle, str(err))
+                    await self._revive(host, handle, what_happened(err))
         return None
 
     def _left_to_others(self, host: str) -> bool:
@@ -172,7 +172,7 @@ class Hosts:
                     await asyncio.sleep(min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (spec.incarnation - 1)))
                     await self._start_again(spec)
                 except AgentError as err:
-                    why = str(err)
+                    why = what_happened(err)
                 except asyncio.CancelledError:  # nobody watches any more: this one has not been tried
                     self._specs[host] = msgspec.structs.replace(spec, incarnation=spec.incarnation - 1)
                     raise

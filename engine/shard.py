@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from actors.histogram import Histogram
-from actors.remote import of_actor
+from actors.remote import of_actor, what_happened
 from engine.arena import ArenaStats, Assignment, Finished
 from engine.cluster import Cluster
 from protocols.errors import AgentError, HostLostError, JournalError, PausedError
@@ -69,7 +69,7 @@ class Shard:
         try:
             closed, still_open = await self._place()
         except HostLostError as err:
-            closed, still_open = await self._place_again(_why(err))
+            closed, still_open = await self._place_again(what_happened(err))
         self._handed = dict.fromkeys(still_open)
         await self._told([item for item in closed if item.debate_id in waiting], ArenaStats(open=len(still_open)))
         return {item.debate_id for item in closed}.union(still_open)
@@ -135,7 +135,7 @@ class Shard:
             try:
                 return await of_actor(getattr(self._arena, method).remote(*args))
             except HostLostError as err:
-                await self._start_again(_why(err))
+                await self._start_again(what_happened(err))
 
     async def _start_again(self, why: str) -> None:
         while True:
@@ -146,7 +146,7 @@ class Shard:
             try:
                 await of_actor(self._arena.open.remote(lost))
             except HostLostError as err:
-                why = _why(err)
+                why = what_happened(err)
                 continue
             await self._told([item for item in closed if item.debate_id in self._handed], ArenaStats())
             return
@@ -174,7 +174,7 @@ class Shard:
             try:
                 return await self._place()
             except HostLostError as err:
-                why = _why(err)
+                why = what_happened(err)
 
 
 def _sum(before: ArenaStats, latest: ArenaStats) -> ArenaStats:
@@ -188,8 +188,3 @@ def _sum(before: ArenaStats, latest: ArenaStats) -> ArenaStats:
         delays=tuple((Histogram(before.delays) + Histogram(latest.delays)).counts),
         usage=before.usage + latest.usage,
     )
-
-
-def _why(err: HostLostError) -> str:
-    """What happened, without the way out: it is taken here."""
-    return str(err).partition("; go on")[0].rstrip(".")

@@ -15,11 +15,11 @@ Kind = Literal["arena", "agent host", "keeper", "driver", "raylet", "node", "hea
 """What is killed: one process; a node's raylet, which its other processes follow; all of a node; head and driver."""
 
 WEIGHTS: Mapping[Kind, int] = {
-    "arena": 4, "agent host": 4, "keeper": 1, "driver": 3, "raylet": 3, "node": 3, "head": 2,
+    "arena": 5, "agent host": 5, "keeper": 1, "driver": 2, "raylet": 3, "node": 3, "head": 1,
 }  # fmt: skip
 LOOP_KINDS: Sequence[Kind] = ("trainer", "trainer", "feed")
-POINTS_A_RUN = 5
-APART = (60, 220)  # events between two kills, at least and at most
+POINTS_A_RUN = 10
+APART = (40, 120)  # events between two kills, at least and at most
 APART_IN_LOOP = (10, 40)
 
 

@@ -24,7 +24,7 @@ from actors.prices import Meter
 from actors.response_cache import ResponseCache
 from actors.tries import Limits, Start, Tries, WithheldError, sendable
 from actors.tries import spent as spent_on
-from protocols.errors import AgentError, EngineDownError, ReplyError
+from protocols.errors import AgentError, EngineDownError, HostLostError, ReplyError
 from protocols.message import Ask, Outcome, Reply, Stopped, Usage
 
 __all__ = ["AgentHost", "HostStats", "Limits", "Send"]
@@ -127,7 +127,10 @@ class AgentHost:
             self._let_be(batch)
 
         def lost(err: Exception) -> None:
-            log.warning("%s: arena %s does not take its outcomes any more: %r", self._name, arena, err)
+            told = f"{self._name}: arena {arena} does not take its outcomes any more: {err!r}"
+            log.warning(told)
+            if not isinstance(err, HostLostError):  # it lives, and would wait for them for ever
+                self.stop(told)
 
         before = self._arenas.get(arena)
         self._arenas[arena] = Outbox(post, lost)

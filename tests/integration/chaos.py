@@ -196,18 +196,28 @@ class OnCluster(Struck):
     def actors(self, title: str) -> list[int]:
         return self._cluster.members(title)
 
+    def until_up(self, point: Point) -> None:
+        super().until_up(point)
+        if point.kind in ("raylet", "node"):
+            self._until(lambda: bool(self._cluster.joined()))
+
+    def _victims(self) -> list[Process]:
+        """Workers on which something of the run lives, if there are any."""
+        joined = self._cluster.joined()
+        return [node for node in joined if any(sessions([node.pid], title) for title in TITLES.values())] or joined
+
     def kill(self, point: Point) -> None:
         cluster = self._cluster
-        if point.kind == "raylet":
-            worker = one_of(cluster.workers, point)
-            actors = sessions([worker.pid], "ray::")
-            kill_all(sessions([worker.pid], RAYLET))
-            assert waited(lambda: not any(map(alive, actors)), GONE_S), "actors outlived their raylet"
-            cluster.replace(worker)
-        elif point.kind == "node":
-            worker = one_of(cluster.workers, point)
-            cluster.lose(worker)
-            cluster.replace(worker)
+        if point.kind in ("raylet", "node"):
+            worker = one_of(self._victims(), point)
+            if point.kind == "node":
+                cluster.lose(worker)
+            else:
+                actors = sessions([worker.pid], "ray::")
+                kill_all(sessions([worker.pid], RAYLET))
+                assert waited(lambda: not any(map(alive, actors)), GONE_S), "actors outlived their raylet"
+                worker.wait()
+            cluster.fill()
         else:
             super().kill(point)
             if point.kind == "head":

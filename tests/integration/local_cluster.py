@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -62,22 +63,25 @@ class LocalCluster:
         """A new head with new workers; returns once all have joined."""
         (port,) = free_ports(1)
         self._moot.env["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+        self.workers = []
         self.head = self._node("head")
-        self._up(self.head)
-        self.workers = [self._node("worker") for _ in range(self._num_workers)]
-        for worker in self.workers:
-            self._up(worker)
+        assert self.head.running_when(lambda: self.head.stdout == UP, START_S), self.head.stderr
+        self.fill()
+        assert waited(lambda: len(self.joined()) == self._num_workers, START_S), [node.stderr for node in self.workers]
 
-    def replace(self, worker: Process) -> None:
-        """Another takes its place, and joins by and by."""
-        self.workers[self.workers.index(worker)] = self._node("worker")
+    def fill(self) -> None:
+        """Others take the place of workers that are gone, and join by and by."""
+        self.workers = [worker for worker in self.workers if worker.running]
+        self.workers += [self._node("worker") for _ in range(self._num_workers - len(self.workers))]
+
+    def joined(self) -> list[Process]:
+        """The workers that are up. Ray gives one half a minute to come up, which a busy machine may miss."""
+        self.fill()
+        return [worker for worker in self.workers if worker.stdout == UP]
 
     def _node(self, role: str) -> Process:
         port = self._moot.env["RAY_ADDRESS"].rpartition(":")[2]
         return self._moot.start_command(sys.executable, "-m", __name__, role, port, str(self._moot.temp))
-
-    def _up(self, node: Process) -> None:
-        assert node.running_when(lambda: node.stdout == UP, START_S), node.stdout + node.stderr
 
     def members(self, title: str) -> list[int]:
         """The processes of all nodes with this in their command line."""
@@ -127,10 +131,11 @@ def be_node(role: str, port: int, folder: str) -> None:
         include_log_monitor=False,
         **place,
     )
-    Node(params, head=role == "head", shutdown_at_exit=True, spawn_reaper=True)
+    node = Node(params, head=role == "head", shutdown_at_exit=True, spawn_reaper=True)
     sys.stdout.write(UP)
     sys.stdout.flush()
-    signal.pause()
+    while not node.dead_processes():
+        time.sleep(0.5)
 
 
 if __name__ == "__main__":

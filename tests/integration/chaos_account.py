@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections import defaultdict
@@ -83,7 +84,7 @@ def plan_loop(seed: int) -> list[Point]:
 
 
 def tally(
-    run: str, tries: Mapping[str, Sequence[float]], recorded: Mapping[str, float], strikes: Sequence[Strike]
+    run: str, tries: Mapping[str, Sequence[float]], recorded: dict[str, float], strikes: Sequence[Strike]
 ) -> Account:
     """Attribute every further try of an ask to the last kill before it, which must have had the ask in flight.
 
@@ -93,6 +94,8 @@ def tally(
     """
     again: dict[int, list[str]] = defaultdict(list)
     faults = [f"{run}: {ask} is on record and was never asked" for ask in recorded.keys() - tries.keys()]
+    faults += [f"{run}: {ask} was asked and is not on record" for ask in tries.keys() - recorded.keys()]
+    recorded = dict.fromkeys(tries, math.inf) | recorded
     for ask, begun in tries.items():
         for before, at in pairwise(begun):
             number = sum(strike.since <= at for strike in strikes) - 1

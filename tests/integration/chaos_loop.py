@@ -62,7 +62,11 @@ class LoopChaos:
             one.until_up(point)
             seconds.append(time.time() - one.strikes[-1].at)
         found = _what_came_of(one)
-        faults = [f"{name}: {key} is not as in the untouched loop" for key in found if found[key] != self._whole[key]]
+        faults = [
+            f"{name}: {key} is not as in the untouched loop"
+            for key in found.keys() | self._whole.keys()
+            if found.get(key) != self._whole.get(key)
+        ]
         figures = [
             Figures(
                 kind=strike.point.kind,

@@ -24,7 +24,7 @@ from actors.prices import Meter
 from actors.response_cache import ResponseCache
 from actors.tries import Limits, Start, Tries, WithheldError, sendable
 from actors.tries import spent as spent_on
-from protocols.errors import AgentError, EngineDownError, ReplyError
+from protocols.errors import AgentError, EngineDownError, HostLostError, ReplyError
 from protocols.message import Ask, Outcome, Reply, Stopped, Usage
 
 __all__ = ["AgentHost", "HostStats", "Limits", "Send"]
@@ -90,7 +90,7 @@ class AgentHost:
         self._speaking: Counter[str] = Counter()  # adapter version -> asks that it is answering
         self._outgoing: dict[str, AdapterRef] = {}  # replaced, but still answering
         self._tasks: dict[asyncio.Task[None], Ask] = {}
-        self._under_way: set[str] = set()
+        self._under_way: dict[str, str] = {}  # ask -> the arena that has not taken its outcome yet
         self._sent: Counter[str] = Counter()  # ask -> its tries in the model
         self._running = self._replies = 0
         self._failures: Counter[str] = Counter()
@@ -114,10 +114,12 @@ class AgentHost:
         for gate in self._gates.values():
             gate.hint(hint)
 
-    def connect(self, arena: str, send: Send) -> None:
+    def connect(self, arena: str, send: Send) -> list[str]:
         """From now on ``arena`` may ask, and is told the outcomes through ``send``.
 
         One of that name that has died is replaced: what it was not known to have taken goes to the new one.
+
+        Returns: the asks of the one before that are still to be taken.
         """
 
         async def post(batch: list[Outcome | Stopped]) -> None:
@@ -125,7 +127,10 @@ class AgentHost:
             self._let_be(batch)
 
         def lost(err: Exception) -> None:
-            log.warning("%s: arena %s does not take its outcomes any more: %r", self._name, arena, err)
+            told = f"{self._name}: arena {arena} does not take its outcomes any more: {err!r}"
+            log.warning(told)
+            if not isinstance(err, HostLostError):  # it lives, and would wait for them for ever
+                self.stop(told)
 
         before = self._arenas.get(arena)
         self._arenas[arena] = Outbox(post, lost)
@@ -133,6 +138,7 @@ class AgentHost:
             self._arenas[arena].put(before.take_back())
         if self._drained.is_set():
             self._arenas[arena].put([Stopped(self._name, self._stopped)])
+        return [ask_id for ask_id, told in self._under_way.items() if told == arena]
 
     async def disconnect(self, arena: str) -> None:
         """Forget an arena that has ended."""
@@ -153,7 +159,7 @@ class AgentHost:
         for ask in asks:
             if ask.id in self._under_way:
                 continue
-            self._under_way.add(ask.id)
+            self._under_way[ask.id] = arena
             task = asyncio.get_running_loop().create_task(self._serve(arena, ask))
             self._tasks[task] = ask
             task.add_done_callback(self._served)
@@ -295,14 +301,16 @@ class AgentHost:
             return
         finally:
             if outcome is None or arena not in self._arenas:
-                self._under_way.discard(ask.id)
+                self._under_way.pop(ask.id, None)
         self._count(outcome)
         if arena in self._arenas:
             self._arenas[arena].put([outcome])
 
     def _let_be(self, outcomes: Sequence[Outcome | Stopped]) -> None:
         """Their arena has taken them, or never will: whoever asks again wants another answer."""
-        self._under_way.difference_update(outcome.ask_id for outcome in outcomes if not isinstance(outcome, Stopped))
+        for outcome in outcomes:
+            if not isinstance(outcome, Stopped):
+                self._under_way.pop(outcome.ask_id, None)
 
     async def _answer(self, ask: Ask) -> Outcome:
         def tries() -> Awaitable[Outcome]:

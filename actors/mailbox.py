@@ -9,8 +9,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Generic, TypeVar
 
+from protocols.errors import UnreachableError
+
 T = TypeVar("T")
 
+AGAIN_S = 1.0  # before a receiver that could not be reached is sent the same again
 MAX_BATCH = 1024  # messages; keeps one call's payload in the low megabytes
 
 
@@ -18,7 +21,8 @@ class Outbox(Generic[T]):
     """Sends items in order, one batch at a time: the next leaves when the one before was taken.
 
     Args:
-        send: delivers one batch; it has been taken when this returns.
+        send: delivers one batch; it has been taken when this returns. Called again where it raises UnreachableError,
+            so it must do no harm twice.
         on_error: told once of a delivery that failed; the outbox then keeps what is left and sends no more. The owner
             decides what a dead receiver means.
     """
@@ -45,13 +49,21 @@ class Outbox(Generic[T]):
             while self._items:
                 await asyncio.sleep(0)  # let everything that is ready in this tick join
                 self._leaving, self._items = self._items[:MAX_BATCH], self._items[MAX_BATCH:]
-                await self._send(self._leaving)
+                while not await self._reached():
+                    await asyncio.sleep(AGAIN_S)
                 self._leaving = []
         except Exception as err:
             self._broken = True
             self._on_error(err)
         finally:
             self._task = None
+
+    async def _reached(self) -> bool:
+        try:
+            await self._send(self._leaving)
+        except UnreachableError:
+            return False
+        return True
 
     async def drain(self) -> None:
         """Wait until everything put so far was taken, or never will be."""

@@ -20,7 +20,7 @@ from actors.gate import Gate, LoadHint, TellsLoad, TellsRates
 from actors.images import ImageFolder, ReadsImages
 from actors.prices import Meter, Price
 from actors.queue_gate import local_gate
-from actors.remote import of_reachable, reason
+from actors.remote import of_actor, reason
 from actors.response_cache import CacheSettings, ResponseCache
 from actors.shared_gate import PURSE, Line
 from protocols.errors import AgentError
@@ -104,11 +104,11 @@ class AgentActor:
             calm_collector()
         return info
 
-    async def connect(self, arena: str, handle: Any) -> None:
+    async def connect(self, arena: str, handle: Any) -> list[str]:
         async def send(packed: bytes) -> None:
-            await of_reachable(lambda: handle.deliver.remote(packed))
+            await of_actor(handle.deliver.remote(packed))
 
-        self._host.connect(arena, send)
+        return self._host.connect(arena, send)
 
     async def disconnect(self, arena: str) -> None:
         await self._host.disconnect(arena)

@@ -72,6 +72,12 @@ class Router:
             if (outbox := self._outboxes.get(host)) is not None:
                 outbox.put(((ask, since),))
 
+    def at_home(self, host: str, ask_ids: Iterable[str]) -> None:
+        """Of these asks' debates a host holds something: they stay with it, and what they ask again is known to it."""
+        model = next(model for model, replicas in self._replicas.items() if host in replicas)
+        for ask_id in ask_ids:
+            self._homes[ask_id.rpartition("#")[0]][model] = host
+
     def over(self, ask_id: str) -> None:
         """An outcome has come."""
         if (host := self._at.pop(ask_id, None)) is not None:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -102,7 +103,6 @@ class Arena:
         models: agent -> the model it speaks through.
         hosts: model -> its hosts, and how to tell each: see ``Router``.
         canonise: for replies to tasks with the format "math"; without it they are compared by notation.
-    Raises: JournalError: see ``Journal``.
     """
 
     def __init__(
@@ -123,9 +123,10 @@ class Arena:
         canonise: Canonise | None = None,
     ) -> None:
         self.name = name
-        self._journal = Journal(
-            journal, fingerprint=fingerprint, sync=sync, max_size_mb=max_journal_mb, lock_wait_s=lock_wait_s
+        self._open_journal = partial(
+            Journal, journal, fingerprint=fingerprint, sync=sync, max_size_mb=max_journal_mb, lock_wait_s=lock_wait_s
         )
+        self._opened: Journal | None = None
         self._build, self._protocol, self._cast, self._deadline_s = build, protocol, dict(cast), deadline_s
         self._router = Router(models, hosts, self._waits_for, self._untold)
         self._canonise = canonise
@@ -144,6 +145,11 @@ class Arena:
         self._error = self._paused = ""
         self._busy = False  # a batch is being committed and applied
 
+    @property
+    def _journal(self) -> Journal:
+        assert self._opened is not None, "recover opens it"
+        return self._opened
+
     def _waits_for(self, ask: Ask) -> bool:
         held = self._open.get(ask.debate_id)
         return held is not None and ask.id in held.machine.outstanding
@@ -159,12 +165,18 @@ class Arena:
         """The host lives again, in a new process."""
         self._router.back(host, tell)
 
+    def still_held(self, held: Mapping[str, Iterable[str]]) -> None:
+        """Before ``recover``: the asks that hosts hold of an arena before this one. They are asked of the same."""
+        for host, ask_ids in held.items():
+            self._router.at_home(host, ask_ids)
+
     async def recover(self) -> tuple[list[Finished], list[str]]:
         """Start, from what the journal holds: open debates go on from where they stood.
 
         Returns: the closed ones, and the ids of all others: they are still open, or ended while they were replayed and
-        are collected like any that close. Raises: JournalError: damaged.
+        are collected like any that close. Raises: JournalError: see ``Journal``; damaged.
         """
+        self._opened = await asyncio.to_thread(self._open_journal)  # a lock may have to be waited for
         closed = []
         for recorded in await asyncio.to_thread(lambda: list(read_journal(self._journal.path))):
             if recorded.graph is not None:
@@ -280,7 +292,8 @@ class Arena:
             if held.timer is not None:
                 held.timer.cancel()
         await self._router.close()
-        self._journal.close()
+        if self._opened is not None:
+            self._opened.close()
 
     async def _run(self) -> None:
         """The pump: commit what has arrived, apply it, again."""

@@ -17,7 +17,7 @@ import msgspec
 from actors.collector import calm_collector
 from actors.placement import HostSpec, limits_rates
 from actors.prices import NOTHING, Amount
-from actors.remote import of_reachable, reason
+from actors.remote import of_actor, reason
 from actors.router import Tell
 from actors.shared_gate import place_keeper
 from engine.arena import Arena, ArenaStats, Assignment, Finished
@@ -92,7 +92,7 @@ class ArenaActor:
 
     def _tell(self, handle: Any) -> Tell:
         async def tell(packed: bytes) -> None:
-            await of_reachable(lambda: handle.tell.remote(self._name, packed))
+            await of_actor(handle.tell.remote(self._name, packed))
 
         return tell
 
@@ -101,6 +101,9 @@ class ArenaActor:
 
     async def host_back(self, host: str, handle: Any) -> None:
         self._arena.host_back(host, self._tell(handle))
+
+    async def still_held(self, held: Mapping[str, Sequence[str]]) -> None:
+        self._arena.still_held(held)
 
     async def recover(self) -> tuple[list[Finished], list[str]]:
         calm_collector()
@@ -220,7 +223,8 @@ class Cluster:
         plan = ArenaPlan.of(self.recipe)
         handle = actor.remote(name, str(journal.absolute()), plan, self.recipe.prompts, models, hosts)
         try:
-            await self.hosts.connect(name, handle)
+            if held := await self.hosts.connect(name, handle):
+                await of_actor(handle.still_held.remote(held))
         except BaseException:
             ray.kill(handle)
             raise

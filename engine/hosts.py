@@ -18,7 +18,7 @@ import msgspec
 from actors.agent import HostStats
 from actors.backend import AdapterRef
 from actors.placement import HostSpec, place, start_hosts, stop_hosts
-from actors.remote import of_actor, of_reachable
+from actors.remote import of_actor, of_reachable, what_happened
 from protocols.errors import AgentError, EngineDownError, HostLostError
 
 log = logging.getLogger("moot.hosts")
@@ -62,10 +62,15 @@ class Hosts:
         """The model's hosts, by name."""
         return {name: handle for name, handle in self._handles.items() if self._specs[name].model == model}
 
-    async def connect(self, arena: str, handle: Any) -> None:
-        """Hosts answer this arena from now on, and it is told when one dies and when one is back."""
+    async def connect(self, arena: str, handle: Any) -> dict[str, list[str]]:
+        """Hosts answer this arena from now on, and it is told when one dies and when one is back.
+
+        Returns: what each host holds of the arena of this name before.
+        """
         self._arenas[arena] = handle
-        await asyncio.gather(*(self._told(host, "connect", arena, handle) for host in list(self._handles)))
+        hosts = list(self._handles)
+        held = await asyncio.gather(*(self._told(host, "connect", arena, handle) for host in hosts))
+        return {host: asks for host, asks in zip(hosts, held, strict=True) if asks}
 
     async def disconnect(self, arena: str) -> None:
         self._arenas.pop(arena, None)
@@ -100,7 +105,7 @@ class Hosts:
             try:
                 await of_reachable(handle.watch.remote)
             except AgentError as err:  # its process has died, or the engine in it
-                await self._revive(host, handle, str(err))
+                await self._revive(host, handle, what_happened(err))
             else:
                 return  # closed
 
@@ -130,20 +135,20 @@ class Hosts:
     async def stop(self) -> None:
         await stop_hosts(self._handles)
 
-    async def _told(self, host: str, method: str, *args: Any) -> None:
-        """Call a host's method.
+    async def _told(self, host: str, method: str, *args: Any) -> Any:
+        """Call a host's method. Returns: what it does; None of one that is passed over.
 
         One that has died is started again first, or passed over while other replicas go on: whoever starts it again
         tells it all that the others were told. A host that is given up is passed over, too.
         """
         while (handle := self._handles.get(host)) is not None and not self._left_to_others(host):
             try:
-                await of_reachable(partial(getattr(handle, method).remote, *args))
-                return
+                return await of_reachable(partial(getattr(handle, method).remote, *args))
             except (HostLostError, EngineDownError) as err:
                 self._down.add(host)
                 if not self._left_to_others(host):
-                    await self._revive(host, handle, str(err))
+                    await self._revive(host, handle, what_happened(err))
+        return None
 
     def _left_to_others(self, host: str) -> bool:
         """Whether a host is down while other replicas of its model are up."""
@@ -167,7 +172,7 @@ class Hosts:
                     await asyncio.sleep(min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (spec.incarnation - 1)))
                     await self._start_again(spec)
                 except AgentError as err:
-                    why = str(err)
+                    why = what_happened(err)
                 except asyncio.CancelledError:  # nobody watches any more: this one has not been tried
                     self._specs[host] = msgspec.structs.replace(spec, incarnation=spec.incarnation - 1)
                     raise

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from actors.histogram import Histogram
-from actors.remote import of_actor
+from actors.remote import of_actor, what_happened
 from engine.arena import ArenaStats, Assignment, Finished
 from engine.cluster import Cluster
 from protocols.errors import AgentError, HostLostError, JournalError, PausedError
@@ -54,16 +54,25 @@ class Shard:
         self._waiting, self._num_shards = waiting, num_shards
         self._max_open = cluster.recipe.run.max_open
         self._arena: Any = None
-        self._handed: dict[str, Assignment] = {}  # given to the arena, not known to be over
+        self._handed: dict[str, Assignment | None] = {}  # not known to be over; None: it is on record, open
         self._before = ArenaStats()  # totals of the arenas before this one
         self._latest = ArenaStats()
         self._deaths = 0
 
     async def start(self) -> set[str]:
-        """Returns: the debates that the journal holds open: they go on. Raises: JournalError: it cannot be used."""
-        self._arena = await self._cluster.start_arena(self.name, self._journal)
-        _, still_open = await of_actor(self._arena.recover.remote())
-        return set(still_open)
+        """Returns: the debates that the journal holds: they go on, or are over.
+
+        Among them may be some that closed after the stage had looked: an arena ends a moment after the driver that was
+        killed. Raises: JournalError: it cannot be used. AgentError: no arena stays alive on it.
+        """
+        waiting = {item.debate_id for item in self._waiting}
+        try:
+            closed, still_open = await self._place()
+        except HostLostError as err:
+            closed, still_open = await self._place_again(what_happened(err))
+        self._handed = dict.fromkeys(still_open)
+        await self._told([item for item in closed if item.debate_id in waiting], ArenaStats(open=len(still_open)))
+        return {item.debate_id for item in closed}.union(still_open)
 
     async def feed(self) -> None:
         """Keep the arena filled until nothing is left. Tasks are handed out on demand: an arena with slow debates is
@@ -90,8 +99,12 @@ class Shard:
 
     async def settle(self) -> None:
         """Returns once all that came is on record. A dead arena has nothing more to put there."""
-        if self._arena is not None:
+        if self._arena is None:
+            return
+        try:
             await of_actor(self._arena.settle.remote())
+        except HostLostError as err:
+            log.info("arena %s was gone when it should settle: %s", self.name, err)
 
     async def stop(self) -> None:
         """Stopping must not hide why a stage ended: an arena that is dead already has stopped."""
@@ -122,9 +135,33 @@ class Shard:
             try:
                 return await of_actor(getattr(self._arena, method).remote(*args))
             except HostLostError as err:
-                await self._start_again(_why(err))
+                await self._start_again(what_happened(err))
 
     async def _start_again(self, why: str) -> None:
+        while True:
+            closed, still_open = await self._place_again(why)
+            known = {item.debate_id for item in closed}.union(still_open)
+            # Those that are not on record died before their first commit.
+            lost = [item for key, item in self._handed.items() if item is not None and key not in known]
+            try:
+                await of_actor(self._arena.open.remote(lost))
+            except HostLostError as err:
+                why = what_happened(err)
+                continue
+            await self._told([item for item in closed if item.debate_id in self._handed], ArenaStats())
+            return
+
+    async def _place(self) -> tuple[list[Finished], list[str]]:
+        """An arena in the place of the one before, if there was any. Returns: what its journal holds closed, and open.
+
+        Raises: HostLostError: it died, or never came to live.
+        """
+        self._arena = await self._cluster.start_arena(self.name, self._journal, instead_of=self._arena)
+        closed, still_open = await of_actor(self._arena.recover.remote())
+        return closed, still_open
+
+    async def _place_again(self, why: str) -> tuple[list[Finished], list[str]]:
+        """The same, until one lives. Raises: AgentError: too many have died."""
         while True:
             self._deaths += 1
             if self._deaths > MAX_DEATHS:
@@ -135,18 +172,9 @@ class Shard:
             self._note(f"arena {self.name} went down, starting it again: {why}")
             self._before, self._latest = _sum(self._before, self._latest), ArenaStats()
             try:
-                self._arena = await self._cluster.start_arena(self.name, self._journal, instead_of=self._arena)
-                closed, still_open = await of_actor(self._arena.recover.remote())
-                known = {item.debate_id for item in closed}.union(still_open)
-                lost = [
-                    item for key, item in self._handed.items() if key not in known
-                ]  # died before their first commit
-                await of_actor(self._arena.open.remote(lost))
+                return await self._place()
             except HostLostError as err:
-                why = _why(err)
-                continue
-            await self._told([item for item in closed if item.debate_id in self._handed], ArenaStats())
-            return
+                why = what_happened(err)
 
 
 def _sum(before: ArenaStats, latest: ArenaStats) -> ArenaStats:
@@ -160,8 +188,3 @@ def _sum(before: ArenaStats, latest: ArenaStats) -> ArenaStats:
         delays=tuple((Histogram(before.delays) + Histogram(latest.delays)).counts),
         usage=before.usage + latest.usage,
     )
-
-
-def _why(err: HostLostError) -> str:
-    """What happened, without the way out: it is taken here."""
-    return str(err).partition("; go on")[0].rstrip(".")

@@ -152,9 +152,9 @@ async def _drive(
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     shards = [Shard(cluster, f"{stage}/{path.stem}", path, waiting, len(paths), take, note) for path in paths]
     try:
-        opened = set().union(*await asyncio.gather(*(shard.start() for shard in shards)))
+        on_record = set().union(*await asyncio.gather(*(shard.start() for shard in shards)))
         for _ in range(len(waiting)):
-            if (given := waiting.popleft()).debate_id not in opened:
+            if (given := waiting.popleft()).debate_id not in on_record:
                 waiting.append(given)
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(cluster.hosts.watch())

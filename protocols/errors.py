@@ -10,6 +10,7 @@
     │   ├── ReplyError             one ask failed; ``kind`` says how
     │   │   └── EngineDownError    no ask will be answered before the model is started again
     │   ├── HostLostError          the process of a model died
+    │   │   └── UnreachableError   or it may live, and cannot be reached for now
     │   └── PausedError            the run stopped before its end and can go on             exit code 3
     └── TrainerError               a training cannot start or go on
 
@@ -77,6 +78,10 @@ class EngineDownError(ReplyError):
 
 class HostLostError(AgentError):
     """The process of a model died, with all that it held."""
+
+
+class UnreachableError(HostLostError):
+    """A process cannot be reached. It may live, and may have done what it was asked to."""
 
 
 class PausedError(AgentError):

@@ -15,7 +15,7 @@ from actors.gate import Gate, Hint, OnRate, RateHint
 from actors.policy import POLICIES
 from actors.prices import Meter, Price
 from actors.scripted import ScriptedBackend, ScriptedSettings
-from protocols.errors import AgentError, EngineDownError, FailureKind, ReplyError
+from protocols.errors import AgentError, EngineDownError, FailureKind, HostLostError, ReplyError
 from protocols.message import Ask, Failure, Outcome, Reply, Sampling, Stopped, Usage, user
 
 pytestmark = pytest.mark.asyncio
@@ -369,7 +369,7 @@ async def test_a_dead_arena_does_not_stop_the_host() -> None:
     host, arena = await started(Fake(ok))
 
     async def dead(packed: bytes) -> None:
-        raise ConnectionError("gone")
+        raise HostLostError("gone")
 
     host.connect("dead", dead)
     tell(host, make_ask(1), arena="dead")
@@ -378,12 +378,24 @@ async def test_a_dead_arena_does_not_stop_the_host() -> None:
     await host.close()
 
 
+async def test_a_host_stops_where_a_living_arena_cannot_take_its_outcomes() -> None:
+    host, other = await started(Fake(ok))
+
+    async def broken(packed: bytes) -> None:
+        raise TypeError("a bug")
+
+    host.connect("broken", broken)
+    tell(host, make_ask(1), arena="broken")
+    assert "arena broken does not take its outcomes any more" in (await other.wait_stopped()).reason
+    await host.close()
+
+
 async def test_what_a_dead_arena_did_not_take_goes_to_its_successor() -> None:
     backend = Fake(ok)
     host, _ = await started(backend)
 
     async def dead(packed: bytes) -> None:
-        raise ConnectionError("gone")
+        raise HostLostError("gone")
 
     host.connect("a", dead)
     tell(host, make_ask(1))
@@ -391,7 +403,7 @@ async def test_what_a_dead_arena_did_not_take_goes_to_its_successor() -> None:
         while host.stats().replies < 1:
             await asyncio.sleep(0)
     successor = Arena()
-    host.connect("a", successor.send)
+    assert host.connect("a", successor.send) == [make_ask(1).id]
     tell(host, make_ask(1), make_ask(2))  # it cannot know that the first is on its way
     assert sorted(item.ask_id for item in await successor.wait(2)) == [make_ask(1).id, make_ask(2).id]
     assert len(backend.tries) == 2

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from actors.mailbox import MAX_BATCH, Outbox
+from protocols.errors import UnreachableError
 
 pytestmark = pytest.mark.asyncio
 
@@ -47,6 +48,24 @@ async def test_what_is_put_in_one_tick_leaves_as_one_batch() -> None:
     await settle()
     assert receiver.batches == [[1, 2, 3, 4]]
     assert len(box) == 0
+
+
+async def test_a_receiver_that_cannot_be_reached_for_a_moment_is_sent_the_same_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("actors.mailbox.AGAIN_S", 0.0)
+    batches: list[list[int]] = []
+
+    async def send(batch: list[int]) -> None:
+        batches.append(batch)
+        if len(batches) < 3:
+            raise UnreachableError("the network")
+
+    errors: list[Exception] = []
+    box = Outbox(send, errors.append)
+    box.put([1, 2])
+    await box.drain()
+    assert batches == [[1, 2]] * 3 and errors == []
 
 
 async def test_what_is_put_while_a_batch_is_under_way_leaves_with_the_next() -> None:

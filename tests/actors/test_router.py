@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.router import CROWDED, SLACK, Router, Tell
-from protocols.errors import HostLostError
+from protocols.errors import HostLostError, UnreachableError
 from protocols.message import Ask, Sampling, user
 
 _ASKS = msgspec.msgpack.Decoder(list[Ask])
@@ -68,6 +68,37 @@ async def test_a_debate_stays_with_one_replica_and_debates_are_spread() -> None:
              for debate in range(30)}  # fmt: skip
     assert all(len(hosts) == 1 for hosts in homes.values())
     assert Counter(host for hosts in homes.values() for host in hosts) == {"m/0": 10, "m/1": 10, "m/2": 10}
+
+
+@pytest.mark.asyncio
+async def test_what_a_host_holds_already_is_asked_of_it_and_of_no_other() -> None:
+    post = Post("m/0", "m/1")
+    held = [ask(debate) for debate in range(6)]
+    post.router.at_home("m/1", [item.id for item in held[::2]])
+    post.router.put(held)
+    await settled()
+    assert {item.id for item in held[::2]} <= set(post.told["m/1"])
+    assert len(post.told["m/0"]) == len(post.told["m/1"])  # the others go where there is room
+
+
+@pytest.mark.asyncio
+async def test_a_host_that_was_out_of_reach_is_not_asked_again_what_it_has_answered_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("actors.mailbox.AGAIN_S", 0.0)
+    told: list[list[str]] = []
+    errors: list[Exception] = []
+
+    async def tell(packed: bytes) -> None:
+        told.append([item.id for item in _ASKS.decode(packed)])
+        if len(told) == 1:  # it heard, and answered, but we do not know
+            router.over("d1#0.ada")
+            raise UnreachableError("the network")
+
+    router = Router({"ada": "m"}, {"m": {"m": tell}}, lambda ask: True, errors.append)
+    router.put([ask(0), ask(1)])
+    await settled()
+    assert told == [["d0#0.ada", "d1#0.ada"], ["d0#0.ada"]] and errors == []
 
 
 @pytest.mark.asyncio

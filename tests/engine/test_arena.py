@@ -504,3 +504,12 @@ async def test_outcomes_that_come_before_the_debates_are_read_count(path: Path) 
 
 def reply_to(ask: Ask) -> Outcome:
     return reply(ask.id)
+
+
+async def test_a_journal_in_use_is_told_when_the_arena_starts(tmp_path: Path) -> None:
+    first, second = (make_arena(tmp_path / "a.sqlite", Host()) for _ in range(2))
+    await first.recover()
+    with pytest.raises(JournalError, match="is in use by another run"):
+        await second.recover()
+    await second.close()
+    await first.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -46,7 +47,7 @@ class Machines:
     def __init__(self, path: Path, host: Host, *, max_open: int) -> None:
         self.recipe = SimpleNamespace(run=SimpleNamespace(max_open=max_open))
         self.handles: list[Handle] = []
-        self.stillborn = 0
+        self.stillborn = self.stillborn_first = 0
         self._path, self._host = path, host
 
     async def start_arena(self, name: str, journal: Path, *, instead_of: Handle | None = None) -> Handle:
@@ -55,6 +56,9 @@ class Machines:
         self.handles.append(handle)
         if self.stillborn > 0 and instead_of is not None:
             self.stillborn -= 1
+            await handle.kill()
+        elif self.stillborn_first > 0:
+            self.stillborn_first -= 1
             await handle.kill()
         return handle
 
@@ -108,6 +112,41 @@ async def test_an_arena_that_dies_before_it_is_up_is_started_once_more(tmp_path:
     await stage.shard.feed()
     await stage.shard.stop()
     assert len(stage.closed) == 5 and len(stage.notes) == 3
+
+
+async def test_what_a_killed_run_left_open_or_closed_at_the_last_moment_is_told_once(tmp_path: Path) -> None:
+    path, host = tmp_path / "a.sqlite", Host(stop_after=22)
+    left = make_arena(path, host)
+    await left.recover()
+    left.open([assignment(task) for task in make_tasks(5)])
+    await host.stopped.wait()
+    await left.settle()
+    await left.close()
+
+    stage = Stage(path, tasks=5)  # it looked before the last ones closed: all five wait
+    stage.machines.stillborn_first = 2
+    on_record = await stage.shard.start()
+    closed_late = set(stage.closed)
+    assert on_record == {item.debate_id for item in stage.waiting} > closed_late > set()
+    assert len(stage.notes) == 2
+    stage.waiting.clear()
+    (*_, handle) = stage.machines.handles
+    while len(handle.arena._finished) + len(closed_late) < 5:
+        await asyncio.sleep(0.01)
+    await handle.kill()  # with what nobody has collected
+    await stage.shard.feed()
+    await stage.shard.stop()
+    assert sorted(stage.closed) == sorted(on_record)
+
+
+async def test_a_dead_arena_has_settled(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "a.sqlite", tasks=1)
+    await stage.shard.settle()
+    await stage.shard.start()
+    await stage.machines.handles[0].kill()
+    await stage.shard.settle()
+    await stage.shard.stop()
+    assert stage.notes == []
 
 
 async def test_an_arena_that_dies_again_and_again_ends_the_stage(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ of ten faults with a chance of its own; what it has drawn strikes one a try, fir
 ask is answered. So every fault strikes its share of the asks, in whatever order they come, and a run is repeatable.
 
 Replies add sums up rightly. As services do, errors repeat the key they were sent; with ``--echo`` replies do too. With
-``--revoke-after N`` no key is good any more after so many requests, until somebody asks for the list of models.
+``--revoke-after N`` no key is good any more after so many requests, until somebody asks for the list of models. With
+``--latency-s S`` a reply takes half of that to one and a half times as long, drawn by the ask; with ``--sign`` it ends
+with the name that its ask has in the log.
 """
 
 from __future__ import annotations
@@ -78,9 +80,12 @@ def plan(ask: str, chance: float) -> list[str]:
 class FaultServer:
     """See the module."""
 
-    def __init__(self, log: Path, chance: float, *, echo: bool, revoke_after: int) -> None:
+    def __init__(
+        self, log: Path, chance: float, *, echo: bool, revoke_after: int, latency_s: float, sign: bool
+    ) -> None:
         self._log = log.open("wb", buffering=0)
         self._chance, self._echo, self._revoke_after = chance, echo, revoke_after
+        self._latency_s, self._sign = latency_s, sign
         self._tries: Counter[str] = Counter()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -101,13 +106,21 @@ class FaultServer:
         self._log.write(msgspec.json.encode(Seen(api, ask, number, fault, time.time())) + b"\n")
         if fault in REFUSALS:
             return REFUSALS[fault](api, key)
-        good = _reply(api, body, self._say(body, key), refused=fault == "refusal")
+        if self._latency_s:
+            await asyncio.sleep(self._latency_s * random.Random(ask).uniform(0.5, 1.5))
+        good = _reply(api, body, self._say(body, key, ask), refused=fault == "refusal")
         return await BROKEN[fault](request, good) if fault in BROKEN else web.json_response(good)
 
-    def _say(self, body: dict[str, Any], key: str) -> str:
+    def _say(self, body: dict[str, Any], key: str, ask: str) -> str:
         value = evaluate(_SUM.findall(_first_question(body))[0])
         said = f" I was called with {key}." if self._echo else ""
-        return f"Added up, that is \\boxed{{{value}}}.{said}"
+        signed = f" Signed, {ask}" if self._sign else ""
+        return f"Added up, that is \\boxed{{{value}}}.{said}{signed}"
+
+
+def signature(text: str) -> str:
+    """The name in the log of the ask that a signed reply answers."""
+    return text.rpartition("Signed, ")[2]
 
 
 def _first_question(body: dict[str, Any]) -> str:
@@ -215,4 +228,6 @@ if __name__ == "__main__":
     told.add_argument("--chance", type=float, default=0.1)
     told.add_argument("--echo", action="store_true")
     told.add_argument("--revoke-after", type=int, default=0)
+    told.add_argument("--latency-s", type=float, default=0.0)
+    told.add_argument("--sign", action="store_true")
     asyncio.run(serve(FaultServer(**vars(told.parse_args()))))

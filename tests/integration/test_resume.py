@@ -89,18 +89,15 @@ def test_a_run_interrupted_in_every_way_ends_like_an_untouched_one(
     assert process.sentence().startswith("interrupted")
     assert process.all_gone(), "Ray's processes outlived an interrupted run"
 
+    on_record = run.replies("debate")
     process = under_way(moot, run, *again, more=25)
     (arena,) = process.members("ray::ArenaActor")
     os.kill(arena, signal.SIGKILL)
-    assert process.wait() == 2
-    assert "moot resume" in process.sentence()
-
-    on_record = run.replies("debate")
-    process = moot(*again)
     assert process.wait() == 0, process.stderr
+    assert process.stderr.count("arena debate/arena-000 went down, starting it again") == 1
     check_clean(process.stderr)
     outcome = process.outcome()
-    assert outcome["new_replies"] == len(run.replies("debate")) - len(on_record), "recorded replies were asked again"
+    assert 0 < outcome["new_replies"] <= len(run.replies("debate")) - len(on_record), "replies were asked for again"
 
     asked = run.outcomes("debate")
     assert len(asked) == len(set(asked)) and set(on_record) <= set(asked)

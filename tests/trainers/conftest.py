@@ -87,7 +87,11 @@ def make_debate() -> MakeDebate:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random two-layer Llama and a byte-level tokenizer that has a chat template."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def make_tiny_model(folder: Path) -> Path:
+    """A random two-layer Llama and a byte-level tokenizer that has a chat template, in a folder."""
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -114,7 +118,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=fast.pad_token_id,
         tie_word_embeddings=True,
     )
-    folder = tmp_path_factory.mktemp("tiny")
     make_model: Any = LlamaForCausalLM  # untyped
     make_model(config).save_pretrained(folder)
     fast.save_pretrained(folder)

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import msgspec
 
 from actors.admission import Rates
-from actors.agent import AgentHost, HostStats, Limits
+from actors.agent import DRAIN_S, AgentHost, HostStats, Limits
 from actors.backend import AdapterRef, BackendInfo, KeepsAsks, KeepsFiles
 from actors.catalogue import BACKENDS
 from actors.engine_room import EngineRoom
@@ -21,7 +21,7 @@ from actors.queue_gate import local_gate
 from actors.remote import of_reachable, reason
 from actors.response_cache import CacheSettings, ResponseCache
 from actors.shared_gate import PURSE, Line
-from protocols.errors import AgentError
+from protocols.errors import AgentError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +35,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     ``name``: unique in the run; of several replicas of ``model`` each has its own. ``incarnation``: how often the host
     was started again.
+    ``held``: it sends nothing for now.
     ``folder``: the run's own. ``media``: folders of images. ``keeper``: the handle of ``actors.shared_gate.Keeper``,
     for limits that hosts share. ``budgeted``: nothing is sent that the keeper's purse does not allow.
     """
@@ -53,6 +54,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     cache: CacheSettings | None = None
     keeper: Any = None
     budgeted: bool = False
+    held: bool = False
 
     @property
     def line(self) -> str:
@@ -80,11 +82,12 @@ class AgentActor:
             account = str(getattr(backend, "account", "") or account_of(spec))
             self._account = (account, rates)
             gates["admission"] = self._line.gate(account, meter)
+        self._spec, self._room = spec, EngineRoom(_room_for(spec, spec.limits))
         if isinstance(backend, TellsLoad):
-            most = spec.limits.max_concurrency or getattr(spec.settings, "max_concurrency", MAX_CALLS)
-            gates["engine"] = local_gate(f"{spec.name} engine", EngineRoom(most), meter, LoadHint)
+            gates["engine"] = local_gate(f"{spec.name} engine", self._room, meter, LoadHint)
         cache = ResponseCache(spec.cache, spec.backend, spec.settings) if spec.cache else None
         self._host = AgentHost(spec.name, backend, spec.limits, gates, meter, cache)
+        self._host.hold(spec.held)
 
     def _stop(self, reason: str) -> None:
         self._host.stop(reason)
@@ -106,6 +109,21 @@ class AgentActor:
     async def tell(self, arena: str, packed: bytes) -> None:
         self._host.tell(arena, packed)
 
+    async def hold(self, held: bool) -> None:
+        self._host.hold(held)
+
+    async def retune(self, limits: Limits) -> None:
+        """Raises: ConfigError: rates for an account that nobody counts."""
+        if self._line is not None and self._account is not None:
+            await self._line.retune(self._account[0], rates_of(limits))
+        elif limits_rates(limits):
+            raise ConfigError(
+                f"model {self._spec.model or self._spec.name!r} was started without rates, so nobody counts its "
+                "requests; stop the run, set them in its recipe.yaml, then go on with `moot resume RUN`"
+            )
+        self._room.resize(_room_for(self._spec, limits))
+        self._host.retune(limits)
+
     async def watch(self) -> None:
         await self._host.watch()
 
@@ -126,13 +144,17 @@ class AgentActor:
             await self._line.refresh()
         return self._host.stats()
 
-    async def halt(self, reason: str) -> None:
-        await self._host.halt(reason)
+    async def halt(self, reason: str, within_s: float = DRAIN_S) -> None:
+        await self._host.halt(reason, within_s)
 
     async def close(self) -> None:
         await self._host.close()
         if self._line is not None:
             await self._line.close()
+
+
+def _room_for(spec: HostSpec, limits: Limits) -> int:
+    return limits.max_concurrency or int(getattr(spec.settings, "max_concurrency", MAX_CALLS))
 
 
 def limits_rates(limits: Limits) -> bool:

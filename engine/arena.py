@@ -138,6 +138,7 @@ class Arena:
         self._stats = ArenaStats()
         self._error = self._paused = ""
         self._busy = False  # a batch is being committed and applied
+        self._held = False  # hosts send nothing for now, so no phase runs out of time
 
     def _waits_for(self, ask: Ask) -> bool:
         held = self._open.get(ask.debate_id)
@@ -153,6 +154,13 @@ class Arena:
     def host_back(self, host: str, tell: Tell) -> None:
         """The host lives again, in a new process."""
         self._router.back(host, tell)
+
+    def hold(self, held: bool) -> None:
+        """Let no phase end of its deadline while hosts send nothing; after that each has its whole time again."""
+        self._held = held
+        for debate_id, debate in self._open.items():
+            debate.timed_phase = -1
+            self._set_timer(debate_id, debate)
 
     async def recover(self) -> tuple[list[Finished], list[str]]:
         """Start, from what the journal holds: open debates go on from where they stood.
@@ -379,6 +387,8 @@ class Arena:
             return
         if held.timer is not None:
             held.timer.cancel()
+        if self._held:
+            return
         held.timed_phase = index
         held.timer = asyncio.get_running_loop().call_later(self._deadline_s, self._expire, debate_id, index)
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
 
+from actors.agent import DRAIN_S
 from actors.remote import of_actor
-from engine.arena import ArenaStats, Assignment, Finished, failure_summary
+from engine.arena import ArenaStats, Finished, failure_summary
+from engine.attempts import Attempts, split_id
 from engine.cluster import Cluster
+from engine.desk import Desk
 from engine.folder import RunFolder
 from engine.journal import read_journal
 from engine.progress import Progress
-from protocols.errors import AgentError, JournalError, MootError, PausedError
+from protocols.errors import AgentError, JournalError, MootError, PausedError, TerminatedError
 from protocols.graph import Debate, decode_debate
-from protocols.machine import derive_seed
 from protocols.message import Usage
 from protocols.task import Task
 
@@ -70,24 +72,26 @@ class StageResult(msgspec.Struct, frozen=True, kw_only=True):
             progress.note(f"{self.name}: {reason}")
 
 
-def debate_id(stage: str, task: Task) -> str:
-    """The same task has another debate in every stage."""
-    return f"{stage}/{task.id}"
-
-
 def recorded(folder: RunFolder, stage: str) -> list[Closed]:
-    """The debates of a stage that the journals hold closed. Raises: JournalError: damaged."""
-    found = []
+    """The debates of a stage that the journals hold closed, of each task the attempt that counts.
+
+    Raises: JournalError: damaged.
+    """
+    found, attempts = [], Attempts(folder.path)
     for path in folder.journals(stage):
         if path.exists():
-            entries = read_journal(path)
-            found += [_closed_of(item.graph, item.closed_at or 0.0) for item in entries if item.graph is not None]
+            found += [
+                _closed_of(item.graph, item.closed_at or 0.0)
+                for item in read_journal(path)
+                if item.graph is not None and attempts.counts(item.debate_id)
+            ]
     return found
 
 
 def _closed_of(graph: bytes, at: float) -> Closed:
     debate = decode_debate(graph)
-    return Closed(debate, at, failure_summary(debate))
+    why, attempt = failure_summary(debate), split_id(debate.id)[2]
+    return Closed(debate, at, f"set aside {attempt} times, the last time: {why}" if why and attempt > 1 else why)
 
 
 async def run_stage(
@@ -104,39 +108,32 @@ async def run_stage(
     Args:
         on_closed: told of debates as they close, those on record first; it slows the stage down when it is slow itself.
     Raises: JournalError, AgentError: the stage stopped; what is on record stays, and running it again goes on.
-        PausedError: a host stopped it; the replies that were on their way are on record too.
+        PausedError: it was to stop, or a host stopped it; the replies that were on their way are on record too.
     """
     began = time.monotonic()
-    ids = {debate_id(stage, task): task for task in tasks}
-    done = {closed.debate.id: closed for closed in await asyncio.to_thread(recorded, folder, stage)}
-    done = {key: closed for key, closed in done.items() if key in ids}
-    num_recorded = len(done)
-    progress.stage(stage, total=len(tasks), closed=num_recorded)
-    if on_closed is not None and done:
-        await on_closed(list(done.values()))
-    stats: dict[str, ArenaStats] = {}
-    if num_recorded < len(ids):
-        waiting = deque(
-            Assignment(debate_id=key, task=task, seed=derive_seed(cluster.recipe.seed, key))
-            for key, task in ids.items()
-            if key not in done
-        )
+    on_record = await asyncio.to_thread(recorded, folder, stage)
+    desk = Desk(stage, tasks, cluster.recipe.seed, Attempts(folder.path), on_record)
+    progress.stage(stage, total=len(desk), closed=desk.num_done)
+    if on_closed is not None and desk.done:
+        await on_closed(desk.done)
+    if desk.waiting:
 
         async def take(arena: str, finished: list[Finished], latest: ArenaStats) -> None:
-            stats[arena] = latest
+            desk.stats[arena] = latest
             closed = [_closed_of(item.graph, item.closed_at) for item in finished]
-            done.update({item.debate.id: item for item in closed})
-            progress.update(closed=len(done), stats=stats.values())
+            desk.take(closed)
+            progress.update(closed=desk.num_done, stats=desk.stats.values())
             if on_closed is not None and closed:
                 await on_closed(closed)
 
-        await _drive(cluster, folder, stage, waiting, take)
+        with cluster.control.at(desk):
+            await _drive(cluster, folder, desk, take)
     return StageResult(
         name=stage,
-        closed=[done[key] for key in ids],
-        num_new=len(done) - num_recorded,
-        replies=sum(item.replies for item in stats.values()),
-        usage=sum((item.usage for item in stats.values()), Usage()),
+        closed=desk.done,
+        num_new=desk.num_new,
+        replies=sum(item.replies for item in desk.stats.values()),
+        usage=sum((item.usage for item in desk.stats.values()), Usage()),
         wall_s=time.monotonic() - began,
     )
 
@@ -144,8 +141,9 @@ async def run_stage(
 Take = Callable[[str, list[Finished], ArenaStats], Awaitable[None]]
 
 
-async def _drive(cluster: Cluster, folder: RunFolder, stage: str, waiting: deque[Assignment], take: Take) -> None:
+async def _drive(cluster: Cluster, folder: RunFolder, desk: Desk, take: Take) -> None:
     """Start the stage's arenas, keep them filled until nothing is left, stop them."""
+    stage, waiting = desk.stage, desk.waiting
     paths = folder.journals(stage)
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     arenas: dict[str, Any] = {}
@@ -162,9 +160,8 @@ async def _drive(cluster: Cluster, folder: RunFolder, stage: str, waiting: deque
                 waiting.append(given)
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(cluster.hosts.watch())
-            max_open = cluster.recipe.run.max_open
             feeding = [
-                group.create_task(_feed_arena(name, arena, waiting, max_open, take)) for name, arena in arenas.items()
+                group.create_task(_feed_arena(cluster, name, arena, desk, take)) for name, arena in arenas.items()
             ]
             await asyncio.wait(feeding)
             watching.cancel()
@@ -174,15 +171,17 @@ async def _drive(cluster: Cluster, folder: RunFolder, stage: str, waiting: deque
             raise
         first = _first(ours)
         if isinstance(first, PausedError):
-            await _bring_in(cluster, list(arenas.values()), str(first))
+            within_s = cluster.recipe.run.drain_s if isinstance(first, TerminatedError) else DRAIN_S
+            await _bring_in(cluster, list(arenas.values()), str(first), within_s)
         raise first from errors
     finally:
         for name, arena in arenas.items():
             await _stop(cluster, name, arena)
 
 
-async def _feed_arena(name: str, arena: Any, waiting: deque[Assignment], max_open: int, take: Take) -> None:
+async def _feed_arena(cluster: Cluster, name: str, arena: Any, desk: Desk, take: Take) -> None:
     """Tasks are handed out on demand: an arena with slow debates is simply given fewer."""
+    control, waiting = cluster.control, desk.waiting
     finished, stats = await of_actor(arena.collect.remote(0.0))
     while True:
         await take(name, finished, stats)
@@ -190,18 +189,19 @@ async def _feed_arena(name: str, arena: Any, waiting: deque[Assignment], max_ope
             raise (JournalError if stats.error.startswith("journal") else AgentError)(stats.error)
         if stats.paused:
             raise PausedError(stats.paused)
-        room = max_open - stats.open
+        control.check()
+        room = cluster.recipe.run.max_open - stats.open if control.hands_out else 0
         given = [waiting.popleft() for _ in range(min(room, len(waiting)))]
         if given:
             await of_actor(arena.open.remote(given))
-        elif stats.open == 0 and not finished:
+        elif stats.open == 0 and not finished and (control.draining or not waiting):
             return
         finished, stats = await of_actor(arena.collect.remote(COLLECT_S))
 
 
-async def _bring_in(cluster: Cluster, arenas: Sequence[Any], reason: str) -> None:
+async def _bring_in(cluster: Cluster, arenas: Sequence[Any], reason: str, within_s: float) -> None:
     """Send nothing more, and put what was on its way on record: it is paid for."""
-    await cluster.hosts.halt(reason)
+    await cluster.hosts.halt(reason, within_s)
     for arena in arenas:
         await of_actor(arena.settle.remote())
 

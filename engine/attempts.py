@@ -46,9 +46,9 @@ class Attempts:
         return debate_id(stage, task, self._of.get(stage, {}).get(task, 1))
 
     def counts(self, debate: str) -> bool:
-        """Whether no later attempt has been asked for."""
+        """Whether it is the attempt of its task that counts."""
         stage, task, _ = split_id(debate)
-        return task not in self._of.get(stage, {}) or self.id(stage, task) == debate
+        return self.id(stage, task) == debate
 
     def again(self, debates: Iterable[str]) -> None:
         """Another attempt of each of these counts from now on; durable on return."""

@@ -57,6 +57,7 @@ class Attendant:
         self._inbox = Inbox(folder.path)
         self._cluster: Cluster | None = None
         self._hosts: dict[str, HostStats] = {}
+        self._stage: dict[str, Any] = {}  # how the last stage stood when it was last told of
         self._rates = _Rates()
         self._stop_by = float("inf")  # monotonic; then the run ends, whatever is still on its way
         self._said: set[str] = set()  # warnings, once each
@@ -216,6 +217,7 @@ class Attendant:
     def _status(self, state: str = "", reason: str = "") -> Status:
         manifest, desk = self._folder.manifest, self._cluster.control.desk if self._cluster else None
         models = _by_model(self._cluster, self._hosts) if self._cluster else {}
+        self._stage = _of_stage(desk) if desk else self._stage
         tokens = sum((host.usage for host in self._hosts.values()), Usage()).total_tokens
         replies = sum(host.replies for host in self._hosts.values())
         replies_per_s, tokens_per_s = self._rates.of(time.monotonic(), replies, tokens)
@@ -236,7 +238,7 @@ class Attendant:
             cost_usd=round(sum(host.cost_usd for host in self._hosts.values()), 6),
             models=models,
             changes=tuple(str(change) for change in manifest.changes),
-            **(_of_stage(desk) if desk else {}),
+            **self._stage,
         )
 
 

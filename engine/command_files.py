@@ -152,10 +152,12 @@ def _read(path: Path) -> Command | str:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as err:
         return f"its file cannot be read: {err.strerror}"
-    with open(fd, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return "it is no plain file"
-        data = file.read(MAX_BYTES + 1)
+        data = os.read(fd, MAX_BYTES + 1)
+    finally:
+        os.close(fd)
     if len(data) > MAX_BYTES:
         return f"it is larger than {MAX_BYTES} bytes"
     try:

@@ -15,7 +15,7 @@ from protocols.errors import PausedError, TerminatedError
 State = Literal["running", "paused", "draining", "stopping"]
 
 DRAINED = "drained: no debate is open any more; go on with `moot resume RUN`"
-TERMINATED = "told to end by SIGTERM: what was in the models is on record; go on with `moot resume RUN`"
+TERMINATED = "told to end by SIGTERM; what is on record stays: go on with `moot resume RUN`"
 
 
 class Control:

@@ -14,7 +14,7 @@ from engine.folder import RunFolder
 from engine.named_protocol import find_protocol
 from engine.progress import Progress
 from engine.recipe import Recipe, load_recipe
-from engine.run import make_manifest, limited
+from engine.run import limited, make_manifest
 from engine.stage import run_stage
 from engine.tasks import load_split
 from protocols.catalogue import PROTOCOLS

@@ -59,6 +59,7 @@ class Attendant:
         self._hosts: dict[str, HostStats] = {}
         self._stage: dict[str, Any] = {}  # how the last stage stood when it was last told of
         self._rates = _Rates()
+        self._obeying = asyncio.Lock()
         self._stop_by = float("inf")  # monotonic; then the run ends, whatever is still on its way
         self._said: set[str] = set()  # warnings, once each
 
@@ -73,6 +74,7 @@ class Attendant:
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._try(partial(self._inbox.refuse, "the run has ended"))
         last = self._status("stopped" if kind else "done", str(err) or kind.__name__ if kind else "")
         self._try(partial(write_status, self._folder.path, last))
 
@@ -88,6 +90,7 @@ class Attendant:
         loop.add_signal_handler(signal.SIGTERM, self._terminate)
         try:
             await asyncio.wait([working, *helpers], return_when=asyncio.FIRST_COMPLETED)
+            await self._obeying.acquire()  # a command that was taken is answered, and no other is taken
         finally:
             for task in (working, *helpers):
                 task.cancel()
@@ -128,9 +131,10 @@ class Attendant:
 
     async def _obey(self) -> None:
         while True:
-            for taken in await asyncio.to_thread(self._try, self._inbox.take) or ():
-                answer = await self._answer(taken)
-                await asyncio.to_thread(self._inbox.answer, taken, answer)
+            async with self._obeying:
+                for taken in await asyncio.to_thread(self._try, self._inbox.take) or ():
+                    answer = await self._answer(taken)
+                    await asyncio.to_thread(self._inbox.answer, taken, answer)
             await asyncio.sleep(POLL_S)
 
     async def _answer(self, taken: Taken) -> Answer:

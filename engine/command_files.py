@@ -106,14 +106,15 @@ class Inbox:
         self._stuck: set[str] = set()  # what cannot be taken away is told of once
 
     def open(self) -> None:
-        """Begin. Commands that were left for an earlier driver are answered, and not carried out.
-
-        Raises: OSError: the folder cannot be written.
-        """
+        """Begin. What was left for an earlier driver is not carried out. Raises: OSError: it cannot be written."""
         self._folder.mkdir(exist_ok=True)
+        self.refuse("it was given before this driver began, and is not carried out now")
+
+    def refuse(self, why: str) -> None:
+        """Answer all that lies there with the same."""
         while taken := self.take():
             for item in taken:
-                self.answer(item, Answer(error="it was given before this driver began, and is not carried out now"))
+                self.answer(item, Answer(error=why))
 
     def take(self) -> list[Taken]:
         """The oldest commands, by their names; they are not in the folder any more."""

@@ -17,7 +17,10 @@ class Remote:
         method: Callable[..., Any] = getattr(self._actor, name)
 
         class Call:
-            async def remote(self, *args: Any) -> Any:
+            def remote(self, *args: Any) -> asyncio.Future[Any]:
+                return asyncio.ensure_future(self._called(*args))  # under way whether it is awaited or not
+
+            async def _called(self, *args: Any) -> Any:
                 await asyncio.sleep(0.001)
                 return await method(*args)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from actors.agent import AgentHost
 from engine import attendant as module
 from engine import ctl
 from engine.attendant import Attendant
@@ -86,6 +87,10 @@ class Run:
         return status.replies if status else 0
 
     @property
+    def host(self) -> AgentHost:
+        return self.cluster.actors["simulated"]._host
+
+    @property
     def status(self) -> Any:
         return read_status(self.path)
 
@@ -114,8 +119,8 @@ async def test_a_paused_run_sends_nothing_lets_no_phase_run_out_and_goes_on(runs
     run = runs("protocol.deadline_s=0.3")
     going = await run.under_way()
     assert await run.ctl("pause") == {"run": str(run.path), "state": "paused"}
+    await run.until(lambda: run.host.stats().running == 0 and len(run.outcomes()) == run.host.stats().replies)
     await run.until(lambda: run.status.state == "paused" and run.status.models["simulated"].running == 0)
-    await asyncio.sleep(0.02)
     before = run.outcomes()
     await asyncio.sleep(0.5)
     assert run.outcomes() == before and not going.done()
@@ -159,9 +164,9 @@ async def test_a_drain_can_be_taken_back(runs: Any) -> None:
 async def test_sigterm_brings_in_what_is_in_the_models(runs: Any) -> None:
     run = runs("models.simulated.latency_s=0.1", "models.simulated.latency_sigma=0")
     going = await run.under_way()
-    await run.until(lambda: run.cluster.actors["simulated"]._host.stats().running == 2)
-    inside = [ask.id for ask in run.cluster.actors["simulated"]._host._tasks.values()]
-    sent = [ask for ask in inside if run.cluster.actors["simulated"]._host._sent[ask]]
+    await run.until(lambda: run.host.stats().running == 2)
+    inside = [ask.id for ask in run.host._tasks.values()]
+    sent = [ask for ask in inside if run.host._sent[ask]]
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(TerminatedError, match="told to end by SIGTERM"):
         await going
@@ -203,7 +208,7 @@ async def test_what_is_no_command_stops_nothing(runs: Any) -> None:
     going = await run.under_way()
     for number, text in enumerate(("{", '{"verb": "halt"}', '{"verb": "set", "args": ["models.simulated.skill=1"]}')):
         (run.path / "control" / f"{number}.command.json").write_text(text)
-    with pytest.raises(ConfigError, match="ended well|no task of stage"):
+    with pytest.raises(ConfigError, match="no task of stage"):
         await run.ctl("retry", "nobody")
     answers = [(run.path / "control" / f"{number}.answer.json").read_text() for number in range(3)]
     assert "it is no command" in answers[0] and "it is no command" in answers[1] and "cannot be set while" in answers[2]
@@ -236,7 +241,7 @@ async def test_what_cannot_be_set_is_refused_and_changes_nothing(runs: Any, sett
     with pytest.raises(ConfigError, match=said):
         await run.ctl("set", "run.max_open=9", setting)
     assert run.cluster.recipe.run.max_open == 4 and not run.folder.manifest.changes
-    assert run.cluster.actors["simulated"]._host._limits == run.recipe.models["simulated"].limits
+    assert run.host._limits == run.recipe.models["simulated"].limits
     going.cancel()
     with pytest.raises(asyncio.CancelledError):
         await going

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.arena import Finished, failure_summary
+from engine.arena import failure_summary
 from engine.attempts import Attempts, debate_id, split_id
 from engine.desk import Desk
 from engine.folder import Manifest, RunFolder
@@ -15,17 +15,35 @@ from engine.stage import Closed, recorded
 from protocols.errors import ConfigError
 from protocols.graph import Debate, Verdict, encode_debate
 from protocols.machine import Opened, derive_seed
+from protocols.task import Task
 from tests.engine.helpers import make_tasks
 
 
 def closed(name: str, *, aside: bool = False) -> Closed:
     task = next(task for task in make_tasks(9) if task.id == split_id(name)[1])
-    debate = Debate(id=name, task=task, protocol="society", seed=0, cast={})
+    return closed_of(task, name.partition("/")[0], aside=aside)
+
+
+def closed_of(task: Task, place: str, *, aside: bool = False, seed: int = 0) -> Closed:
+    """``place``: the stage, with the attempt where it is not the first."""
+    name = f"{place}/{task.id}"
+    debate = Debate(id=name, task=task, protocol="society", seed=derive_seed(seed, name), cast={})
     if aside:
         debate.failures.append("0.answer.0: refused: no")
     else:
         debate.close(Verdict(answer="1", stop_reason="rounds", aggregator="majority_vote", correct=True))
     return Closed(debate, 1.0, failure_summary(debate))
+
+
+def put_on_record(folder: RunFolder, stage: str, *found: Closed) -> None:
+    path = folder.journals(stage)[0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    journal = Journal(path, fingerprint=folder.manifest.fingerprint)
+    for item in found:
+        debate = item.debate
+        opened = Opened(debate_id=debate.id, task=debate.task, seed=debate.seed)
+        journal.commit([EventEntry(debate.id, 0, 0.0, opened), CloseEntry(debate.id, 1.0, encode_debate(debate))])
+    journal.close()
 
 
 @pytest.mark.parametrize("task", ["t", "a/b", "~2/t", "a~3", "", "t#1"])
@@ -97,16 +115,9 @@ def test_what_was_not_set_aside_is_not_debated_again(tmp_path: Path, name: str, 
 def test_on_record_is_the_attempt_that_counts(tmp_path: Path) -> None:
     manifest = Manifest(id="r", kind="run", name="r", fingerprint="f", num_arenas=1, recipe={}, recipe_path="")
     folder = RunFolder.create(tmp_path / "r", manifest)
-    (path,) = folder.journals("s")
-    path.parent.mkdir(parents=True)
-    journal = Journal(path, fingerprint="f")
-    for item in (closed("s/t0", aside=True), closed("s/t1"), closed("s~2/t0", aside=True), closed("s~3/t0")):
-        finished = Finished(debate_id=item.debate.id, closed_at=1.0, graph=encode_debate(item.debate))
-        opened = Opened(debate_id=item.debate.id, task=item.debate.task, seed=0)
-        journal.commit(
-            [EventEntry(finished.debate_id, 0, 0.0, opened), CloseEntry(finished.debate_id, 1.0, finished.graph)]
-        )
-    journal.close()
+    put_on_record(
+        folder, "s", closed("s/t0", aside=True), closed("s/t1"), closed("s~2/t0", aside=True), closed("s~3/t0")
+    )
     attempts = Attempts(folder.path)
     assert [item.debate.id for item in recorded(folder, "s")] == ["s/t0", "s/t1"]
     attempts.again(["s/t0"])

@@ -130,27 +130,35 @@ class AgentHost:
             self._slots.resize(limits.max_concurrency or self._info.max_concurrency)
 
     def connect(self, arena: str, send: Send) -> None:
-        """From now on ``arena`` may ask, and is told the outcomes through ``send``."""
+        """From now on ``arena`` may ask, and is told the outcomes through ``send``.
+
+        One of that name that has died is replaced: what it was not known to have taken goes to the new one.
+        """
 
         async def post(batch: list[Outcome | Stopped]) -> None:
             await send(_ENCODER.encode(batch))
+            self._let_be(batch)
 
         def lost(err: Exception) -> None:
             log.warning("%s: arena %s does not take its outcomes any more: %r", self._name, arena, err)
 
+        before = self._arenas.get(arena)
         self._arenas[arena] = Outbox(post, lost)
+        if before is not None:
+            self._arenas[arena].put(before.take_back())
         if self._drained.is_set():
             self._arenas[arena].put([Stopped(self._name, self._stopped)])
 
     async def disconnect(self, arena: str) -> None:
         """Forget an arena that has ended."""
         if (outbox := self._arenas.pop(arena, None)) is not None:
-            await outbox.close()
+            self._let_be(outbox.take_back())
 
     def tell(self, arena: str, packed: bytes) -> None:
         """Take a batch of asks. Returns at once; every ask brings one outcome to the arena, unless the host stops.
 
-        An ask that is told again while it is under way, as its sender could not know whether it came, counts once.
+        An ask that is told again before its outcome was taken counts once: its sender may not know whether it came, or
+        be the successor of one that died.
 
         Raises: AgentError: the model was not started; none of the batch was taken.
         """
@@ -166,8 +174,7 @@ class AgentHost:
             task.add_done_callback(self._served)
 
     def _served(self, task: asyncio.Task[None]) -> None:
-        if (ask := self._tasks.pop(task, None)) is not None:
-            self._under_way.discard(ask.id)
+        self._tasks.pop(task, None)
         if self._stopped and not self._tasks:
             self._settle()
 
@@ -249,11 +256,6 @@ class AgentHost:
             await self._take_out(previous)
         return adapter.name
 
-    async def retire(self, agent: str) -> None:
-        """Back to the base model for this agent."""
-        if (previous := self._adapters.pop(agent, None)) is not None:
-            await self._take_out(previous)
-
     async def _take_out(self, adapter: AdapterRef) -> None:
         """Unload a version that was replaced, once the last ask that it is answering is over."""
         if self._speaking[adapter.name]:
@@ -297,6 +299,7 @@ class AgentHost:
         await self._backend.close()
 
     async def _serve(self, arena: str, ask: Ask) -> None:
+        outcome: Outcome | None = None
         try:
             outcome = await self._answer(ask)
         except WithheldError:
@@ -307,9 +310,16 @@ class AgentHost:
         except ReplyError as err:
             self.stop(why_stopped(self._name, err))
             return
+        finally:
+            if outcome is None or arena not in self._arenas:
+                self._under_way.discard(ask.id)
         self._count(outcome)
         if arena in self._arenas:
             self._arenas[arena].put([outcome])
+
+    def _let_be(self, outcomes: Sequence[Outcome | Stopped]) -> None:
+        """Their arena has taken them, or never will: whoever asks again wants another answer."""
+        self._under_way.difference_update(outcome.ask_id for outcome in outcomes if not isinstance(outcome, Stopped))
 
     async def _answer(self, ask: Ask) -> Outcome:
         def tries() -> Awaitable[Outcome]:

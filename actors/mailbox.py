@@ -26,6 +26,7 @@ class Outbox(Generic[T]):
     def __init__(self, send: Callable[[list[T]], Awaitable[None]], on_error: Callable[[Exception], None]) -> None:
         self._send, self._on_error = send, on_error
         self._items: list[T] = []
+        self._leaving: list[T] = []  # the batch under way
         self._task: asyncio.Task[None] | None = None
         self._broken = False
 
@@ -34,7 +35,7 @@ class Outbox(Generic[T]):
         return len(self._items)
 
     def put(self, items: Iterable[T]) -> None:
-        """Queue items; call from the event loop. Whoever holds the asks bounds how many there can be."""
+        """Queue items, also when broken; call from the event loop. Whoever holds the asks bounds how many they are."""
         self._items.extend(items)
         if self._items and self._task is None and not self._broken:
             self._task = asyncio.get_running_loop().create_task(self._flush())
@@ -43,8 +44,9 @@ class Outbox(Generic[T]):
         try:
             while self._items:
                 await asyncio.sleep(0)  # let everything that is ready in this tick join
-                batch, self._items = self._items[:MAX_BATCH], self._items[MAX_BATCH:]
-                await self._send(batch)
+                self._leaving, self._items = self._items[:MAX_BATCH], self._items[MAX_BATCH:]
+                await self._send(self._leaving)
+                self._leaving = []
         except Exception as err:
             self._broken = True
             self._on_error(err)
@@ -55,6 +57,14 @@ class Outbox(Generic[T]):
         """Wait until everything put so far was taken, or never will be."""
         while self._task is not None:
             await asyncio.wait([self._task])
+
+    def take_back(self) -> list[T]:
+        """Stop, and give back what is not known to have been taken: a receiver's successor must have all of it."""
+        left, self._items, self._leaving = [*self._leaving, *self._items], [], []
+        self._broken = True
+        if self._task is not None:
+            self._task.cancel()
+        return left
 
     async def close(self) -> None:
         """Drop what is queued and stop."""

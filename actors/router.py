@@ -7,11 +7,13 @@ but for the sending; Ray is added outside.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import msgspec
 
+from actors.histogram import Histogram
 from actors.mailbox import Outbox
 from protocols.errors import HostLostError
 from protocols.message import Ask
@@ -47,7 +49,8 @@ class Router:
     ) -> None:
         self._models, self._wanted, self._on_error = dict(models), wanted, on_error
         self._replicas = {model: list(told) for model, told in hosts.items()}
-        self._outboxes: dict[str, Outbox[Ask]] = {}  # of the hosts that are up
+        self.delays = Histogram()  # from what made an ask be asked until it leaves
+        self._outboxes: dict[str, Outbox[tuple[Ask, float]]] = {}  # of the hosts that are up; since when each waits
         self._at: dict[str, str] = {}  # ask -> host
         self._homes: dict[str, dict[str, str]] = defaultdict(dict)  # debate -> model -> host
         tells = {host: tell for told in hosts.values() for host, tell in told.items()}
@@ -58,13 +61,16 @@ class Router:
     def serves(self, agent: str) -> bool:
         return agent in self._models
 
-    def put(self, asks: Iterable[Ask]) -> None:
-        """Send each ask on its way; one whose model has no host up goes out when one is back."""
+    def put(self, asks: Iterable[Ask], since: float = 0.0) -> None:
+        """Send each ask on its way; one whose model has no host up goes out when one is back.
+
+        Args: since: ``time.perf_counter`` when the reply came that makes them be asked; 0 for what no reply did.
+        """
         for ask in asks:
             host = self._host_for(ask)
             self._held[host][ask.id], self._at[ask.id] = ask, host
             if (outbox := self._outboxes.get(host)) is not None:
-                outbox.put((ask,))
+                outbox.put(((ask, since),))
 
     def over(self, ask_id: str) -> None:
         """An outcome has come."""
@@ -86,8 +92,13 @@ class Router:
         """The host is up: at first, or in a new process that knows of nothing."""
         self.lost(host)
 
-        async def send(batch: list[Ask]) -> None:
-            await tell(_ENCODER.encode(batch))
+        async def send(batch: list[tuple[Ask, float]]) -> None:
+            now = time.perf_counter()
+            for _, since in batch:
+                if since:
+                    self.delays.add(now - since)
+            if left := [ask for ask, _ in batch if ask.id in self._at]:  # the others were answered meanwhile
+                await tell(_ENCODER.encode(left))
 
         def failed(err: Exception) -> None:
             if self._outboxes.get(host) is not outbox:

@@ -37,6 +37,8 @@ from protocols.task import Task
 
 log = logging.getLogger("moot.arena")
 
+AT_ONCE = 256  # events applied before what they enable may leave
+
 _OUTCOMES = msgspec.msgpack.Decoder(list[Outcome | Stopped])
 _ENCODER = msgspec.msgpack.Encoder()
 
@@ -71,6 +73,7 @@ class ArenaStats(msgspec.Struct, frozen=True, kw_only=True):
     failures: int = 0
     late: int = 0
     usage: Usage = Usage()
+    delays: tuple[int, ...] = ()  # from a reply's arrival until what it enables leaves: see actors.histogram
     error: str = ""
     paused: str = ""  # why a host sends nothing more; what is on record stays, and the run can go on later
 
@@ -128,14 +131,16 @@ class Arena:
         self._canonise = canonise
         self._settling: set[asyncio.Task[None]] = set()  # replies whose answers are being spelled
         self._open: dict[str, _Open] = {}
-        self._inbound: list[tuple[str, Event]] = []  # arrived, not yet committed
+        self._early: list[bytes] = []  # outcomes that came before the debates were read
+        self._inbound: list[tuple[str, Event, float]] = []  # arrived when (perf_counter), not yet committed
         self._writes: list[Entry] = []  # goes with the next commit
         self._leaving: list[Finished] = []  # closed, and written with the next commit
         self._unreported = 0  # closed, their graphs not yet on record
         self._finished: list[Finished] = []  # closed for good, not yet collected
         self._wake, self._news = asyncio.Event(), asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
-        self._stats = ArenaStats()
+        self._closed = self._replies = self._failures = self._late = 0
+        self._usage = Usage()
         self._error = self._paused = ""
         self._busy = False  # a batch is being committed and applied
         self._held = False  # hosts send nothing for now, so no phase runs out of time
@@ -174,8 +179,13 @@ class Arena:
                 closed.append(_finished(decode_debate(recorded.graph), recorded.closed_at or 0.0))
             elif recorded.events:
                 self._replay([event for _, event in recorded.events])
+        for held in self._open.values():
+            self._router.put(held.machine.outstanding.values())
         self._pump = asyncio.get_running_loop().create_task(self._run())
         self._wake.set()
+        early, self._early = self._early, []
+        for packed in early:  # their asks have not left yet, and now never will
+            self.deliver(packed)
         return closed, [*self._open, *(done.debate_id for done in self._leaving)]
 
     def _replay(self, events: list[Event]) -> None:
@@ -187,16 +197,21 @@ class Arena:
             self._obey(opened.debate_id, self._step(held, event), ask=False)
             if opened.debate_id not in self._open:
                 return  # over; what is left was committed together with the event that ended it
-        self._router.put(held.machine.outstanding.values())
 
     def open(self, assignments: Iterable[Assignment]) -> None:
         """Take debates on; each is asked about as soon as its opening is on record."""
+        now = time.perf_counter()
         for given in assignments:
-            self._inbound.append((given.debate_id, Opened(debate_id=given.debate_id, task=given.task, seed=given.seed)))
+            opened = Opened(debate_id=given.debate_id, task=given.task, seed=given.seed)
+            self._inbound.append((given.debate_id, opened, now))
         self._wake.set()
 
     def deliver(self, packed: bytes) -> None:
-        """Take a batch of outcomes from a host."""
+        """Take a batch of outcomes from a host: also before ``recover``, of an arena before this one that died."""
+        if self._pump is None:
+            self._early.append(packed)
+            return
+        now = time.perf_counter()
         for outcome in _OUTCOMES.decode(packed):
             if isinstance(outcome, Stopped):
                 self._paused = self._paused or outcome.reason
@@ -205,13 +220,13 @@ class Arena:
             self._router.over(outcome.ask_id)
             debate_id = outcome.ask_id.rpartition("#")[0]
             if not isinstance(outcome, Reply):
-                self._inbound.append((debate_id, AgentFailed(outcome)))
+                self._inbound.append((debate_id, AgentFailed(outcome), now))
             elif self._canonise is not None and (answer := self._unsettled(debate_id, outcome)):
                 settling = asyncio.get_running_loop().create_task(self._settle(debate_id, outcome, answer))
                 self._settling.add(settling)
                 settling.add_done_callback(self._settling.discard)
             else:
-                self._inbound.append((debate_id, Replied(outcome)))
+                self._inbound.append((debate_id, Replied(outcome), now))
         self._wake.set()
 
     def _unsettled(self, debate_id: str, reply: Reply) -> str:
@@ -231,7 +246,7 @@ class Arena:
             log.error("debate %s", debate_id, exc_info=err)
             self._fail(f"the answers of {debate_id} cannot be compared: {err}")
             return
-        self._inbound.append((debate_id, Replied(reply, canonical)))
+        self._inbound.append((debate_id, Replied(reply, canonical), time.perf_counter()))
         self._wake.set()
 
     async def collect(self, wait_s: float) -> tuple[list[Finished], ArenaStats]:
@@ -242,9 +257,17 @@ class Arena:
                     await self._news.wait()
         self._news.clear()
         finished, self._finished = self._finished, []
-        opening = sum(isinstance(event, Opened) for _, event in self._inbound)
-        return finished, msgspec.structs.replace(
-            self._stats, open=len(self._open) + opening + self._unreported, error=self._error, paused=self._paused
+        opening = sum(isinstance(event, Opened) for _, event, _ in self._inbound)
+        return finished, ArenaStats(
+            open=len(self._open) + opening + self._unreported,
+            closed=self._closed,
+            replies=self._replies,
+            failures=self._failures,
+            late=self._late,
+            usage=self._usage,
+            delays=tuple(self._router.delays.counts),
+            error=self._error,
+            paused=self._paused,
         )
 
     async def settle(self) -> None:
@@ -280,8 +303,10 @@ class Arena:
                 if entries:
                     await asyncio.to_thread(self._journal.commit, entries)
                 self._finish(leaving)
-                for debate_id, event in accepted:
-                    self._apply(debate_id, event)
+                for number, (debate_id, event, arrived) in enumerate(accepted, 1):
+                    self._apply(debate_id, event, arrived)
+                    if number % AT_ONCE == 0:
+                        await asyncio.sleep(0)
                 if self._writes or self._inbound:
                     self._wake.set()
         except JournalError as err:
@@ -290,7 +315,7 @@ class Arena:
             log.exception("arena %s stopped", self.name)
             self._fail(f"arena {self.name} stopped on a bug: {type(err).__name__}: {err}")
 
-    def _admit(self) -> tuple[list[tuple[str, Event]], list[Entry]]:
+    def _admit(self) -> tuple[list[tuple[str, Event, float]], list[Entry]]:
         """Which of the arrived events count, and the entries to commit before they do.
 
         A deadline is alone in its debate's share of a batch: whether it still counts after a reply, and what still
@@ -298,22 +323,22 @@ class Arena:
         """
         inbound, self._inbound = self._inbound, []
         entries, self._writes = self._writes, []
-        accepted: list[tuple[str, Event]] = []
+        accepted: list[tuple[str, Event, float]] = []
         sealed: set[str] = set()
         now = time.time()
-        for debate_id, event in inbound:
+        for debate_id, event, arrived in inbound:
             if isinstance(event, Opened):
                 if debate_id in self._open or self._journal.holds(debate_id):
                     continue  # handed out twice: the first counts
                 self._hold(event)
             held = self._open.get(debate_id)
             if held is not None and (debate_id in sealed or (isinstance(event, DeadlinePassed) and held.decided)):
-                self._inbound.append((debate_id, event))
+                self._inbound.append((debate_id, event, arrived))
                 continue
             if held is None or not _expected(held, event):
-                if isinstance(event, Replied):
+                if isinstance(event, Replied) and event.reply.ask_id not in self._journal.answered(debate_id):
                     entries.append(NoteEntry(debate_id, now, "late", _ENCODER.encode(event).hex()))
-                    self._stats = msgspec.structs.replace(self._stats, late=self._stats.late + 1)
+                    self._late += 1
                 continue
             if isinstance(event, DeadlinePassed):
                 sealed.add(debate_id)
@@ -321,7 +346,7 @@ class Arena:
                 held.decided.add(_ask_id(event))
             entries.append(EventEntry(debate_id, held.seq, now, event))
             held.seq += 1
-            accepted.append((debate_id, event))
+            accepted.append((debate_id, event, arrived))
         return accepted, entries
 
     def _hold(self, opened: Opened) -> _Open:
@@ -331,13 +356,13 @@ class Arena:
         held = self._open[opened.debate_id] = _Open(debate, self._build())
         return held
 
-    def _apply(self, debate_id: str, event: Event) -> None:
+    def _apply(self, debate_id: str, event: Event, arrived: float) -> None:
         held = self._open.get(debate_id)
         if held is None:
             return  # set aside by an event before this one
         held.decided.clear()
         self._count(event)
-        self._obey(debate_id, self._step(held, event))
+        self._obey(debate_id, self._step(held, event), since=arrived)
 
     def _step(self, held: _Open, event: Event) -> list[Command]:
         """Let the machine see an event; a machine that fails is set aside and harms no other debate."""
@@ -357,7 +382,7 @@ class Arena:
         if held.debate.id in self._open:
             self._set_aside(held, f"the protocol failed: {type(err).__name__}: {err}")
 
-    def _obey(self, debate_id: str, commands: list[Command], *, ask: bool = True) -> None:
+    def _obey(self, debate_id: str, commands: list[Command], *, since: float = 0.0, ask: bool = True) -> None:
         held = self._open.get(debate_id)
         if held is None:
             return
@@ -377,7 +402,7 @@ class Arena:
             self._protocol_failed(held, err)
             return
         if ask:
-            self._router.put(asks)
+            self._router.put(asks, since)
         if debate_id in self._open:
             self._set_timer(debate_id, held)
 
@@ -393,7 +418,7 @@ class Arena:
         held.timer = asyncio.get_running_loop().call_later(self._deadline_s, self._expire, debate_id, index)
 
     def _expire(self, debate_id: str, index: int) -> None:
-        self._inbound.append((debate_id, DeadlinePassed(index)))
+        self._inbound.append((debate_id, DeadlinePassed(index), time.perf_counter()))
         self._wake.set()
 
     def _set_aside(self, held: _Open, reason: str) -> None:
@@ -417,16 +442,15 @@ class Arena:
         if leaving:
             self._finished += leaving
             self._unreported -= len(leaving)
-            self._stats = msgspec.structs.replace(self._stats, closed=self._stats.closed + len(leaving))
+            self._closed += len(leaving)
             self._news.set()
 
     def _count(self, event: Event) -> None:
-        stats = self._stats
         if isinstance(event, Replied):
-            usage = stats.usage + event.reply.usage
-            self._stats = msgspec.structs.replace(stats, replies=stats.replies + 1, usage=usage)
+            self._replies += 1
+            self._usage += event.reply.usage
         elif isinstance(event, AgentFailed):
-            self._stats = msgspec.structs.replace(stats, failures=stats.failures + 1)
+            self._failures += 1
 
     def _fail(self, reason: str) -> None:
         self._error = self._error or reason

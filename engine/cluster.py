@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from actors.collector import calm_collector
 from actors.placement import HostSpec, limits_rates
 from actors.prices import NOTHING, Amount
 from actors.remote import of_reachable, reason
@@ -108,6 +109,7 @@ class ArenaActor:
         self._arena.hold(held)
 
     async def recover(self) -> tuple[list[Finished], list[str]]:
+        calm_collector()
         return await self._arena.recover()
 
     async def open(self, assignments: Sequence[Assignment]) -> None:
@@ -192,20 +194,29 @@ class Cluster:
         max_restarts = {name: model.place.max_restarts for name, model in used.items()}
         return cls(recipe, await Hosts.start(specs, max_restarts, note), ours=ours, keeper=keeper)
 
-    async def start_arena(self, name: str, journal: Path) -> Any:
-        """An arena actor on a journal, connected both ways; ``recover`` is for the caller."""
+    async def start_arena(self, name: str, journal: Path, *, instead_of: Any = None) -> Any:
+        """An arena actor on a journal, connected both ways; ``recover`` is for the caller.
+
+        Args: instead_of: one that has died, or cannot be reached: what the hosts hold for it goes to the new one.
+        """
         import ray
+
+        if instead_of is not None:
+            ray.kill(instead_of)  # whatever it may still do, it does not hold the journal any more
 
         cast = {name for names in self.recipe.cast.values() for name in names}
         models = {name: agent.model for name, agent in self.recipe.agents.items() if name in cast}
         hosts = {model: self.hosts.of(model) for model in models.values()}
-        actor = ray.remote(ArenaActor).options(num_cpus=0, max_concurrency=MAX_CALLS, max_restarts=0)
+        # Ray restarts nothing: a new process must be told of hosts and debates. Arenas are spread over the machines.
+        actor = ray.remote(ArenaActor).options(
+            num_cpus=0, max_concurrency=MAX_CALLS, max_restarts=0, scheduling_strategy="SPREAD"
+        )
         plan = ArenaPlan.of(self.recipe)
         handle = actor.remote(name, str(journal.absolute()), plan, self.recipe.prompts, models, hosts)
         try:
             await self.hosts.connect(name, handle)
         except BaseException:
-            await self.stop_arena(name, handle)
+            ray.kill(handle)
             raise
         return handle
 
@@ -251,6 +262,7 @@ def join_ray() -> bool:
         return False
     address = os.environ.get("RAY_ADDRESS", "local")
     place = {"address": "local", "include_dashboard": False} if address == "local" else {}
+    _hush_ray()
     on_term = signal.getsignal(signal.SIGTERM)  # Ray puts an exit in its place
     for left in reversed(range(RAY_TRIES if place else 1)):
         try:
@@ -268,6 +280,16 @@ def join_ray() -> bool:
                 "go on with `moot resume` when that is mended"
             ) from err
     return address == "local"
+
+
+def _hush_ray() -> None:
+    """Ray tells of processes that died on the driver's stdout, where ``--json`` promises one object: log it instead."""
+    from ray._private import worker
+
+    def to_log(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+        log.info("%s: %s", data.get("pid"), " ".join(map(str, data["lines"])))
+
+    worker.print_to_stdstream = to_log
 
 
 def prepare_environment() -> None:

@@ -19,7 +19,7 @@ from typing import Literal
 import msgspec
 
 from protocols.errors import JournalError
-from protocols.machine import Event
+from protocols.machine import Event, Replied
 
 SCHEMA_VERSION = 1
 Sync = Literal["full", "normal"]
@@ -139,6 +139,18 @@ class Journal:
     def holds(self, debate_id: str) -> bool:
         """Whether the debate was ever opened here."""
         return debate_id in self._nums
+
+    def answered(self, debate_id: str) -> set[str]:
+        """The asks of a debate whose replies are on record. Raises: JournalError: it cannot be read."""
+        try:
+            with self._using:
+                rows = self._db.execute(
+                    "SELECT body FROM events WHERE num = ?", (self._nums.get(debate_id, 0),)
+                ).fetchall()
+        except sqlite3.Error as err:
+            raise JournalError(f"journal {self.path}: cannot be read: {err}") from err
+        events = (_DECODER.decode(body) for (body,) in rows)
+        return {event.reply.ask_id for event in events if isinstance(event, Replied)}
 
     def _write(self, entry: Entry, fresh: dict[str, int]) -> None:
         if isinstance(entry, EventEntry):

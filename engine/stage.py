@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from pathlib import Path
 
 import msgspec
 
 from actors.agent import DRAIN_S
-from actors.remote import of_actor
 from engine.arena import ArenaStats, Finished, failure_summary
 from engine.attempts import Attempts, split_id
 from engine.cluster import Cluster
@@ -19,13 +19,14 @@ from engine.desk import Desk
 from engine.folder import RunFolder
 from engine.journal import read_journal
 from engine.progress import Progress
-from protocols.errors import AgentError, JournalError, MootError, PausedError, TerminatedError
+from engine.shard import Shard, Take
+from protocols.errors import MootError, PausedError, TerminatedError
 from protocols.graph import Debate, decode_debate
 from protocols.message import Usage
 from protocols.task import Task
 
+MIN_SHARE = 16  # debates for which one more arena is started
 SHOWN_REASONS = 5  # why debates were set aside, at most; the report has all
-COLLECT_S = 1.0  # how long an arena may hold a call that has nothing to tell
 
 OnClosed = Callable[[list["Closed"]], Awaitable[None]]
 
@@ -127,7 +128,7 @@ async def run_stage(
                 await on_closed(closed)
 
         with cluster.control.at(desk):
-            await _drive(cluster, folder, desk, take)
+            await _drive(cluster, folder, desk, take, progress.note)
     return StageResult(
         name=stage,
         closed=desk.done,
@@ -138,32 +139,20 @@ async def run_stage(
     )
 
 
-Take = Callable[[str, list[Finished], ArenaStats], Awaitable[None]]
-
-
-async def _drive(cluster: Cluster, folder: RunFolder, desk: Desk, take: Take) -> None:
+async def _drive(cluster: Cluster, folder: RunFolder, desk: Desk, take: Take, note: Callable[[str], None]) -> None:
     """Start the stage's arenas, keep them filled until nothing is left, stop them."""
-    stage, waiting = desk.stage, desk.waiting
-    paths = folder.journals(stage)
+    waiting = desk.waiting
+    paths = needed(folder.journals(desk.stage), len(waiting))
     paths[0].parent.mkdir(parents=True, exist_ok=True)
-    arenas: dict[str, Any] = {}
+    shards = [Shard(cluster, f"{desk.stage}/{path.stem}", path, waiting, len(paths), take, note) for path in paths]
     try:
-        opened: set[str] = set()
-        for path in paths:
-            name = f"{stage}/{path.stem}"
-            arenas[name] = await of_actor(cluster.start_arena(name, path))
-        for arena in arenas.values():
-            _, still_open = await of_actor(arena.recover.remote())
-            opened.update(still_open)
+        opened = set().union(*await asyncio.gather(*(shard.start() for shard in shards)))
         for _ in range(len(waiting)):
             if (given := waiting.popleft()).debate_id not in opened:
                 waiting.append(given)
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(cluster.hosts.watch())
-            feeding = [
-                group.create_task(_feed_arena(cluster, name, arena, desk, take)) for name, arena in arenas.items()
-            ]
-            await asyncio.wait(feeding)
+            await asyncio.wait([group.create_task(shard.feed()) for shard in shards])
             watching.cancel()
     except BaseExceptionGroup as errors:
         ours = errors.subgroup(MootError)
@@ -172,50 +161,24 @@ async def _drive(cluster: Cluster, folder: RunFolder, desk: Desk, take: Take) ->
         first = _first(ours)
         if isinstance(first, PausedError):
             within_s = cluster.recipe.run.drain_s if isinstance(first, TerminatedError) else DRAIN_S
-            await _bring_in(cluster, list(arenas.values()), str(first), within_s)
+            await _bring_in(cluster, shards, str(first), within_s)
         raise first from errors
     finally:
-        for name, arena in arenas.items():
-            await _stop(cluster, name, arena)
+        for shard in shards:
+            await shard.stop()
 
 
-async def _feed_arena(cluster: Cluster, name: str, arena: Any, desk: Desk, take: Take) -> None:
-    """Tasks are handed out on demand: an arena with slow debates is simply given fewer."""
-    control, waiting = cluster.control, desk.waiting
-    finished, stats = await of_actor(arena.collect.remote(0.0))
-    while True:
-        await take(name, finished, stats)
-        if stats.error:
-            raise (JournalError if stats.error.startswith("journal") else AgentError)(stats.error)
-        if stats.paused:
-            raise PausedError(stats.paused)
-        control.check()
-        room = cluster.recipe.run.max_open - stats.open if control.hands_out else 0
-        given = [waiting.popleft() for _ in range(min(room, len(waiting)))]
-        if given:
-            await of_actor(arena.open.remote(given))
-        elif stats.open == 0 and not finished and (control.draining or not waiting):
-            return
-        finished, stats = await of_actor(arena.collect.remote(COLLECT_S))
+def needed(paths: Sequence[Path], num_waiting: int) -> list[Path]:
+    """The journals that get an arena: those that hold something, and as many more as the tasks are worth a process."""
+    worth = max(1, math.ceil(num_waiting / MIN_SHARE))
+    return [path for number, path in enumerate(paths) if number < worth or path.exists()]
 
 
-async def _bring_in(cluster: Cluster, arenas: Sequence[Any], reason: str, within_s: float) -> None:
+async def _bring_in(cluster: Cluster, shards: Sequence[Shard], reason: str, within_s: float) -> None:
     """Send nothing more, and put what was on its way on record: it is paid for."""
     await cluster.hosts.halt(reason, within_s)
-    for arena in arenas:
-        await of_actor(arena.settle.remote())
-
-
-async def _stop(cluster: Cluster, name: str, arena: Any) -> None:
-    """Stopping must not hide why the stage ended: an arena that is dead already has stopped."""
-    import logging
-
-    import ray
-
-    try:
-        await cluster.stop_arena(name, arena)
-    except ray.exceptions.RayError as err:
-        logging.getLogger("moot.stage").info("arena %s was gone when it was stopped: %r", name, err)
+    for shard in shards:
+        await shard.settle()
 
 
 def _first(errors: BaseExceptionGroup[MootError]) -> MootError:

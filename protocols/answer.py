@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+class Answer(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The answer read from a reply: ``value`` is None where none could be read; ``how`` names the rule that read it.
 
     A reply can be read and hold no answer (a moderator who sees no winner yet): ``value`` None, ``how`` set.
@@ -173,7 +173,7 @@ def equivalent(one: str, other: str, *, tolerance: Fraction = Fraction(0)) -> bo
     """
     first, second = as_number(one), as_number(other)
     if first is not None and second is not None:
-        return abs(first - second) <= tolerance
+        return abs(first - second) <= tolerance if tolerance else first == second
     return _folded(one) == _folded(other)
 
 
@@ -194,7 +194,7 @@ def same(one: Answer, other: Answer, *, tolerance: float = 0.0) -> bool:
     """
     if one.value is None or other.value is None:
         return False
-    if one.canonical and other.canonical and one.canonical == other.canonical:
+    if one.value == other.value or (one.canonical and one.canonical == other.canonical):
         return True
     return equivalent(one.value, other.value, tolerance=_exactly(tolerance))
 

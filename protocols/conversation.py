@@ -368,14 +368,18 @@ class Conversation(Machine):
         turn = self._asked.get(reply.ask_id)
         return "" if turn is None or not turn.answers else self._read(turn, reply.text).value or ""
 
-    def _handlers(self) -> Mapping[type[Event], Callable[[Any], list[Command]]]:
-        return {
-            Opened: self._opened,
-            Replied: self._replied,
-            AgentFailed: self._failed,
-            DeadlinePassed: lambda _: self._end_step(),
-            BudgetSpent: lambda _: [*self._record(), *self._close(self.conclude("budget"))],
-        }
+    def _handle(self, event: Event) -> list[Command]:
+        match event:
+            case Replied():
+                return self._replied(event)
+            case Opened():
+                return self._opened(event)
+            case AgentFailed():
+                return self._failed(event)
+            case DeadlinePassed():
+                return self._end_step()
+            case BudgetSpent():
+                return [*self._record(), *self._close(self.conclude("budget"))]
 
     def _opened(self, event: Opened) -> list[Command]:
         self.task, self.debate_id, self.seed = event.task, event.debate_id, event.seed

@@ -24,7 +24,7 @@ EdgeKind = Literal["memory", "saw", "summary", "critique", "reflection", "verdic
 ``verdict``: the source is a summary, a critique of somebody, a reflection on itself, a judgement, and was shown."""
 
 
-class Utterance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Utterance(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A node: what one agent said, and what it was told just before.
 
     ``prompt`` holds only the messages this turn added. The whole conversation is that of the ``memory`` edge's source,
@@ -44,7 +44,7 @@ class Utterance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     elided: int = 0  # messages of the chat, behind those that opened it, that were left out to fit the context
 
 
-class Edge(msgspec.Struct, frozen=True):
+class Edge(msgspec.Struct, frozen=True, gc=False):
     """From an earlier utterance to a later one."""
 
     source: str

@@ -8,9 +8,9 @@ byte for byte; resume, tests and debugging all rest on that.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 
@@ -31,7 +31,7 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, tag="opened"):
     seed: int
 
 
-class Replied(msgspec.Struct, frozen=True, tag="replied", omit_defaults=True):
+class Replied(msgspec.Struct, frozen=True, gc=False, tag="replied", omit_defaults=True):
     """``canonical``: one spelling for all answers that mean the same as this reply's, where finding it takes more than
     a pure function may do (a computer algebra system, say). Found once, on record with the reply, never again."""
 
@@ -39,11 +39,11 @@ class Replied(msgspec.Struct, frozen=True, tag="replied", omit_defaults=True):
     canonical: str = ""
 
 
-class AgentFailed(msgspec.Struct, frozen=True, tag="agent_failed"):
+class AgentFailed(msgspec.Struct, frozen=True, gc=False, tag="agent_failed"):
     failure: Failure
 
 
-class DeadlinePassed(msgspec.Struct, frozen=True, tag="deadline_passed"):
+class DeadlinePassed(msgspec.Struct, frozen=True, gc=False, tag="deadline_passed"):
     """The phase entered as number ``phase_index`` of this debate has lasted longer than its deadline."""
 
     phase_index: int
@@ -56,7 +56,7 @@ class BudgetSpent(msgspec.Struct, frozen=True, tag="budget_spent"):
 Event = Opened | Replied | AgentFailed | DeadlinePassed | BudgetSpent
 
 
-class Record(msgspec.Struct, frozen=True, tag="record"):
+class Record(msgspec.Struct, frozen=True, gc=False, tag="record"):
     """Add a node and the edges that lead to it to the graph."""
 
     utterance: Utterance
@@ -69,7 +69,7 @@ class Close(msgspec.Struct, frozen=True, tag="close"):
     verdict: Verdict
 
 
-class Request(msgspec.Struct, frozen=True, tag="ask"):
+class Request(msgspec.Struct, frozen=True, gc=False, tag="ask"):
     """Put this ask to its agent."""
 
     ask: Ask
@@ -89,9 +89,9 @@ Transitions = Mapping[tuple[Phase, type[Event]], frozenset[Phase]]
 class Machine:
     """Base of every protocol: checks each event against the table before a handler may change anything.
 
-    A subclass sets ``TRANSITIONS``, ``START`` and ``END``, and one handler an event type in ``_handlers``. Handlers
-    call ``_enter`` to change phase and return commands in order. ``check`` refuses, before anything changes, what the
-    table cannot: a reply nobody waits for, say.
+    A subclass sets ``TRANSITIONS``, ``START`` and ``END``, and writes ``_handle``, which calls ``_enter`` to change
+    phase and returns commands in order. ``check`` refuses, before anything changes, what the table cannot: a reply
+    nobody waits for, say.
     """
 
     NAME: ClassVar[str]
@@ -119,7 +119,7 @@ class Machine:
             raise IllegalEventError(f"{self.NAME} is {self.phase.value}, cannot take {type(event).__name__}")
         self.check(event)
         before = self.phase
-        commands = self._handlers()[type(event)](event)
+        commands = self._handle(event)
         if self.phase not in allowed:
             raise IllegalEventError(
                 f"{self.NAME} went from {before.value} to {self.phase.value} on {type(event).__name__}, "
@@ -140,7 +140,7 @@ class Machine:
         """The answer in a reply that is being waited for, to find its canonical spelling; "" where there is none."""
         return ""
 
-    def _handlers(self) -> Mapping[type[Event], Callable[[Any], list[Command]]]:
+    def _handle(self, event: Event) -> list[Command]:
         raise NotImplementedError
 
     def _enter(self, phase: Phase) -> None:

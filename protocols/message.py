@@ -16,13 +16,13 @@ from protocols.errors import FailureKind
 Speaker = Literal["system", "user", "assistant"]
 
 
-class TextPart(msgspec.Struct, frozen=True, tag="text"):
+class TextPart(msgspec.Struct, frozen=True, gc=False, tag="text"):
     """A stretch of plain text."""
 
     text: str
 
 
-class ImagePart(msgspec.Struct, frozen=True, tag="image", kw_only=True):
+class ImagePart(msgspec.Struct, frozen=True, gc=False, tag="image", kw_only=True):
     """An image, by the SHA-256 of its encoded bytes; the bytes live in the run's media folder under that name."""
 
     sha256: str
@@ -34,7 +34,7 @@ class ImagePart(msgspec.Struct, frozen=True, tag="image", kw_only=True):
 Part = TextPart | ImagePart
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One chat message: who it is put in the mouth of, and its parts in reading order."""
 
     role: Speaker
@@ -63,7 +63,7 @@ def assistant(text: str) -> Message:
     return Message("assistant", (TextPart(text),))
 
 
-class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Sampling(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """How a reply is drawn. ``seed`` is set per ask by the protocol, never shared between asks."""
 
     temperature: float = 1.0
@@ -82,7 +82,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
             raise ValueError(f"max_tokens={self.max_tokens} must be at least 1")
 
 
-class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+class Usage(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """Tokens of one reply, as its backend counts them.
 
     Of ``prompt_tokens``, ``cached_tokens`` came from a prefix cache and ``image_tokens`` stand for images; of
@@ -109,7 +109,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
-class Ask(msgspec.Struct, frozen=True, kw_only=True):
+class Ask(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What a protocol wants from one agent.
 
     ``id`` is unique within a run and is built from what is asked, not from when: ``<debate>#<round>.<phase>.<agent>``.
@@ -131,7 +131,7 @@ FinishReason = Literal["stop", "length", "other"]
 MAX_ATTEMPTS = 16  # failed tries that an outcome carries: the last ones
 
 
-class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
+class Attempt(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A try that brought no reply. ``latency_s`` counts from when it was sent.
 
     A hedged ask's slower try is of kind ``timeout`` with the reason "hedged". ``cost_usd`` and ``tokens`` are what a
@@ -145,7 +145,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens: int = 0
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True, tag="reply", omit_defaults=True):
+class Reply(msgspec.Struct, frozen=True, gc=False, kw_only=True, tag="reply", omit_defaults=True):
     """What came back for one ask.
 
     ``token_ids`` and ``logprobs`` are both [T], the sampled tokens (end-of-turn token included) and their natural
@@ -171,7 +171,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, tag="reply", omit_default
             raise ValueError(f"{len(self.token_ids)} token_ids but {len(self.logprobs)} logprobs")
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure", omit_defaults=True):
+class Failure(msgspec.Struct, frozen=True, gc=False, kw_only=True, tag="failure", omit_defaults=True):
     """An ask that brought no reply, after every try its kind deserves."""
 
     ask_id: str

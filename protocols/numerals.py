@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 
 MAX_DIGITS = 400  # model output is hostile: a million digits would make exact arithmetic a way to hang us
 
@@ -63,6 +64,7 @@ def _operand_before(text: str, at: int) -> bool:
     return at > 0 and (text[at - 1].isdigit() or text[at - 1] == ")")
 
 
+@lru_cache(maxsize=4096)  # votes and grades compare the same few answers again and again
 def as_number(text: str) -> Fraction | None:
     """The exact value of a plain number or a fraction of two, None for anything else. Units: those of the text.
 

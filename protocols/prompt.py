@@ -58,7 +58,7 @@ class PromptSet:
                     f"prompt set {name!r}, part {part!r}: unknown slot {min(unknown)!r}; "
                     f"it may use {sorted(slots[part])}, and $$ for a dollar sign"
                 )
-        self._templates = {part: Template(text.strip()) for part, text in templates.items()}
+        self._pieces = {part: _pieces(text.strip()) for part, text in templates.items()}
         self._text = dict(templates)
         self._schemas = {part: _object_schema(name, part, schema) for part, schema in (schemas or {}).items()}
         told = [self._text, self._examples, *filter(None, [self._schemas])]
@@ -71,7 +71,7 @@ class PromptSet:
 
     def fill(self, part: str, **values: str) -> str:
         """The part with its slots filled; "" for an empty part."""
-        return self._templates[part].substitute(values)
+        return "".join([values[text] if is_slot else text for text, is_slot in self._pieces[part]])
 
     def examples(self, part: str) -> tuple[Message, ...]:
         """Worked examples as chat turns, to go before the part; () where there are none."""
@@ -84,11 +84,26 @@ class PromptSet:
 
     def uses(self, part: str, slot: str) -> bool:
         """Whether the part shows what is put into the slot."""
-        return slot in self._templates[part].get_identifiers()
+        return (slot, True) in self._pieces[part]
 
     def has(self, part: str) -> bool:
         """Whether the part says anything."""
         return bool(self._text[part].strip())
+
+
+def _pieces(text: str) -> tuple[tuple[str, bool], ...]:
+    """A valid template as literal texts and slots, in order, each with whether it is a slot.
+
+    Prompts are filled for every turn of every debate; ``Template.substitute`` parses its text each time.
+    """
+    found, at = [], 0
+    for match in Template.pattern.finditer(text):
+        slot = match["named"] or match["braced"]
+        found.append((text[at : match.start()] + ("" if slot else "$"), False))
+        if slot:
+            found.append((slot, True))
+        at = match.end()
+    return (*found, (text[at:], False))
 
 
 def prompt_names() -> list[str]:

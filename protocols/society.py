@@ -196,7 +196,8 @@ class Society(Conversation):
 
     def _peers(self, member: int) -> list[Turn]:
         """The latest turns of those whom a member sees, in an order drawn for it and this round."""
-        others = [other for other in self._members if other != member and other in self._neighbours(member)]
+        neighbours = self._neighbours(member)
+        others = [other for other in self._members if other != member and other in neighbours]
         self.rng("peers", self.round, member).shuffle(others)
         return [self.latest[str(other)] for other in others if str(other) in self.latest][: self.settings.max_peers]
 

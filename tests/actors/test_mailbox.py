@@ -110,3 +110,28 @@ async def test_closing_drops_what_is_queued() -> None:
     await settle()
     assert receiver.batches == [[1]]
     assert receiver.errors == []
+
+
+async def test_what_was_not_known_to_be_taken_is_given_back() -> None:
+    receiver = Receiver()
+    receiver.gate.clear()
+    box = receiver.box()
+    box.put([1, 2])
+    await settle()
+    box.put([3])
+    assert box.take_back() == [1, 2, 3]
+    box.put([4])
+    await settle()
+    assert receiver.batches == [[1, 2]] and not receiver.errors
+    assert box.take_back() == [4]
+
+
+async def test_a_batch_that_could_not_be_delivered_is_given_back() -> None:
+    receiver = Receiver()
+    receiver.failing = True
+    box = receiver.box()
+    box.put([1, 2])
+    await settle()
+    box.put([3])
+    assert len(receiver.errors) == 1
+    assert box.take_back() == [1, 2, 3]

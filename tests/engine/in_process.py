@@ -46,7 +46,7 @@ class InProcess(Cluster):
         cluster.actors, cluster.kept = actors, kept
         return cluster
 
-    async def start_arena(self, name: str, journal: Path) -> Any:
+    async def start_arena(self, name: str, journal: Path, *, instead_of: Any = None) -> Any:
         models = {name: agent.model for name, agent in self.recipe.agents.items()}
         hosts = {model: self.hosts.of(model) for model in models.values()}
         arena = ArenaActor(name, str(journal), ArenaPlan.of(self.recipe), self.recipe.prompts, models, hosts)

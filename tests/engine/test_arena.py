@@ -214,7 +214,7 @@ async def test_replies_and_a_deadline_in_one_batch(path: Path) -> None:
     await until(lambda: len(host.asked) >= 6)
     ones, twos = ([reply(f"{it.debate_id}#0.answer.{member}") for member in range(3)] for it in (first, second))
     arena.deliver(pack(twos[:2]))
-    await until(lambda: arena._stats.replies >= 2)
+    await until(lambda: arena._replies >= 2)
     arena.deliver(pack(ones))
     arena._expire(first.debate_id, 1)
     arena._expire(second.debate_id, 1)
@@ -476,3 +476,31 @@ async def test_a_debate_is_reported_once_its_graph_is_on_record(path: Path, monk
         assert {item.debate_id for item in finished} <= written
         total += len(finished)
     await arena.close()
+
+
+async def test_outcomes_that_come_before_the_debates_are_read_count(path: Path) -> None:
+    silent = Host(lambda ask: None)
+    first = make_arena(path, silent)
+    await first.recover()
+    first.open([assignment(task) for task in make_tasks(3)])
+    await until(lambda: len(silent.asked) == 9)
+    await first.close()
+
+    host = Host(reply_to)
+    second = make_arena(path, host)
+    early = sorted(silent.asked)[:4]
+    second.deliver(pack([reply(ask_id) for ask_id in early]))
+    await second.recover()
+    done: list[str] = []
+    while len(done) < 3:
+        finished, _ = await second.collect(1.0)
+        done += [item.debate_id for item in finished]
+    second.deliver(pack([reply(early[0])]))  # delivered twice: an acknowledgement was lost
+    await second.settle()
+    await second.close()
+    assert not set(early) & set(host.asked) and set(host.asked.values()) == {1}
+    assert len(host.asked) == 18 - 4 and read_notes(path) == []
+
+
+def reply_to(ask: Ask) -> Outcome:
+    return reply(ask.id)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import msgspec
 import pytest
 
@@ -56,15 +53,9 @@ def machine_of(table: Transitions) -> type[Machine]:
     class Talk(Machine):
         NAME, SOURCE, START, END, TRANSITIONS = "talk", "none", P.START, P.END, table
 
-        def _handlers(self) -> Mapping[type[Event], Callable[[Any], list[Command]]]:
-            return {Opened: self._to(P.TALK), Replied: self._to(P.REST), DeadlinePassed: self._to(P.END)}
-
-        def _to(self, phase: Phase) -> Callable[[Any], list[Command]]:
-            def handle(event: Event) -> list[Command]:
-                self._enter(phase)
-                return []
-
-            return handle
+        def _handle(self, event: Event) -> list[Command]:
+            self._enter({Opened: P.TALK, Replied: P.REST, DeadlinePassed: P.END}[type(event)])
+            return []
 
     return Talk
 

@@ -1,0 +1,252 @@
+"""Ten thousand debates in flight at once on one machine: what the engine itself adds, in time, CPU and memory.
+
+    python benchmarks/in_flight.py [--debates 10000] [--seconds 60] [--latency 10] [--json FILE]
+
+Debates of three agents and two rounds, run as a recipe runs them: driver, one arena with its journal on disk, one agent
+host with a scripted model whose latency is lognormal (sigma 0.5). Three asks of each debate are open at any time, so at
+a median of 10 s some 3,000 replies come in a second. After a warm-up the figures are of a window of ``--seconds``:
+
+- delay: from a reply's arrival in the arena until the asks that it enables are handed to Ray, its commit included;
+- CPU of a durable turn: user and system time of the arena's and the host's process over the window, by replies;
+  the driver and Ray's own processes are told beside it.
+
+Memory is measured in a process of its own: an arena that holds as many debates half-way (round 0 recorded, three asks
+open each), its resident memory over that of the empty arena, less the text of questions, prompts and replies, UTF-8.
+
+Exit status 1: p99 delay above 100 ms, more than 150 us a turn, or more than 20 KB a debate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+MAX_DELAY_S, MAX_TURN_US, MAX_DEBATE_BYTES = 0.1, 150.0, 20_000
+AGENTS = ("ada", "bo", "cy")
+ROUNDS, TURNS = 2, 6
+TICK_HZ = os.sysconf("SC_CLK_TCK")
+
+
+def recipe_data(debates: int, total: int, latency_s: float) -> dict[str, Any]:
+    return {
+        "name": "in-flight",
+        "tasks": {"source": "arithmetic", "level": "mixed10", "train": total, "test": 0},
+        "models": {"m": {"backend": "scripted", "latency_s": latency_s, "latency_sigma": 0.5}},
+        "agents": {name: {"model": "m"} for name in AGENTS},
+        "protocol": {"name": "society", "rounds": ROUNDS},
+        "cast": {"generator": list(AGENTS)},
+        "run": {"max_open": debates},
+    }
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICK_HZ
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def children(pid: int) -> dict[int, str]:
+    """All processes below one, with their command lines."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()]
+    found, frontier = dict[int, str](), {pid}
+    while frontier:
+        below = {int(row[0]): row[2] for row in rows if int(row[1]) in frontier and len(row) == 3}
+        found |= below
+        frontier = set(below)
+    return found
+
+
+class Sample:
+    """CPU of every process, and the arena's totals, at one moment."""
+
+    def __init__(self, stats: Any) -> None:
+        self.at, self.stats = time.monotonic(), stats
+        self.cpu: dict[str, float] = {"driver": cpu_s(os.getpid()), "arena": 0.0, "host": 0.0, "ray": 0.0}
+        for pid, args in children(os.getpid()).items():
+            kind = "arena" if "ray::ArenaActor" in args else "host" if "ray::AgentActor" in args else "ray"
+            try:
+                self.cpu[kind] += cpu_s(pid)
+            except FileNotFoundError:  # ps itself
+                continue
+
+
+async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
+    """Hold the debates in flight, and sample the window's two ends."""
+    from actors.histogram import Histogram
+    from engine.arena import ArenaStats, Finished
+    from engine.attempts import Attempts
+    from engine.cluster import Cluster
+    from engine.desk import Desk
+    from engine.folder import Manifest, RunFolder
+    from engine.recipe import build_recipe
+    from engine.shard import Shard
+    from engine.tasks import load_split
+
+    mean_s = options.latency * 1.133  # of a lognormal with sigma 0.5
+    length_s = ROUNDS * mean_s * 1.5  # of a debate: the slowest of three, twice
+    window = options.warm_up or 2.5 * length_s, options.seconds
+    total = int(options.debates * (1 + sum(window) / length_s) * 1.3)
+    recipe = build_recipe(recipe_data(options.debates, total, options.latency), where="benchmark")
+    samples: list[Sample] = []
+    began = time.monotonic()
+
+    class OverError(Exception):
+        """The window is over; what is still open is of no interest."""
+
+    async def take(name: str, finished: list[Finished], stats: ArenaStats) -> None:
+        if len(samples) == 0 and time.monotonic() - began > window[0]:
+            samples.append(Sample(stats))
+        elif len(samples) == 1 and time.monotonic() - samples[0].at > window[1]:
+            samples.append(Sample(stats))
+            raise OverError
+
+    with tempfile.TemporaryDirectory(prefix="moot-bench-") as temporary:
+        manifest = Manifest(
+            id="r", kind="run", name="in-flight", fingerprint=recipe.fingerprint, num_arenas=1, recipe=recipe.source,
+            recipe_path="",
+        )  # fmt: skip
+        folder = RunFolder.create(Path(temporary) / "run", manifest)
+        waiting = Desk("debate", load_split(recipe.tasks).train, recipe.seed, Attempts(folder.path), ()).waiting
+        cluster = await Cluster.start(recipe)
+        (journal,) = folder.journals("debate")
+        journal.parent.mkdir(parents=True)
+        shard = Shard(cluster, "debate/a", journal, waiting, 1, take, print)
+        try:
+            await shard.start()
+            began = time.monotonic()
+            try:
+                await shard.feed()
+                raise SystemExit("the debates were over before the window was; ask for fewer seconds")
+            except OverError:
+                pass
+            size = sum(file.stat().st_size for file in journal.parent.iterdir())
+        finally:
+            await shard.stop()
+            await cluster.stop()
+            folder.release()
+    first, last = samples
+    seconds, replies = last.at - first.at, last.stats.replies - first.stats.replies
+    delays = Histogram(last.stats.delays) - Histogram(first.stats.delays)
+    us = {name: (last.cpu[name] - first.cpu[name]) / replies * 1e6 for name in last.cpu}
+    return {
+        "open": last.stats.open,
+        "window_s": seconds,
+        "replies": replies,
+        "replies_per_s": replies / seconds,
+        "closed_per_s": (last.stats.closed - first.stats.closed) / seconds,
+        "delay_p50_s": delays.quantile(0.5),
+        "delay_p99_s": delays.quantile(0.99),
+        "delay_p999_s": delays.quantile(0.999),
+        "turn_us": us["arena"] + us["host"],
+        **{f"{name}_us": value for name, value in us.items()},
+        "journal_bytes_per_reply": size / last.stats.replies,
+    }
+
+
+async def memory(debates: int) -> dict[str, Any]:
+    """Hold debates half-way in this very process, and weigh them."""
+    import msgspec
+
+    from engine.arena import Arena
+    from engine.attempts import Attempts
+    from engine.cluster import ArenaPlan
+    from engine.desk import Desk
+    from engine.named_protocol import find_protocol
+    from engine.recipe import build_recipe
+    from engine.tasks import load_split
+    from protocols.message import Ask, Reply, Usage
+
+    recipe = build_recipe(recipe_data(debates, debates, 0.0), where="benchmark")
+    plan = ArenaPlan.of(recipe)
+    machine = find_protocol(plan.protocol)
+    waiting = Desk("debate", load_split(recipe.tasks).train, recipe.seed, Attempts(Path("nowhere")), ()).waiting
+    decoder, encoder = msgspec.msgpack.Decoder(list[Ask]), msgspec.msgpack.Encoder()
+    text, told = 0, 0
+
+    async def tell(packed: bytes) -> None:
+        nonlocal text, told
+        asks = decoder.decode(packed)
+        told += len(asks)
+        text += sum(len(message.text.encode()) for ask in asks for message in ask.messages[-1:])  # new in this ask
+        opening = [ask for ask in asks if "#0." in ask.id]
+        said = f"Step by step: {'first this, then that, ' * 12}so it comes to \\boxed{{7}}."
+        text += len(said) * len(opening)
+        replies = [
+            Reply(ask_id=ask.id, text=said + " ", model="m", usage=Usage(90, 60), latency_s=9.5) for ask in opening
+        ]
+        if replies:
+            arena.deliver(encoder.encode(replies))
+
+    with tempfile.TemporaryDirectory(prefix="moot-bench-") as temporary:
+        arena = Arena(
+            "a", Path(temporary) / "a.sqlite", fingerprint="f",
+            build=lambda: machine(plan.settings, plan.cast, recipe.prompts), protocol=plan.protocol,
+            cast={"generator": AGENTS}, deadline_s=3600.0, models=dict.fromkeys(AGENTS, "m"),
+            hosts={"m": {"m": tell}}, sync="normal",
+        )  # fmt: skip
+        await arena.recover()
+        gc.collect()
+        empty = resident_bytes()
+        while waiting:
+            arena.open([waiting.popleft() for _ in range(min(100, len(waiting)))])
+            await asyncio.sleep(0.01)
+        while told < debates * TURNS:
+            await asyncio.sleep(0.05)
+        await arena.settle()
+        gc.collect()
+        held = resident_bytes() - empty
+        await arena.close()
+    return {"debate_bytes": held / debates, "text_bytes": text / debates, "beyond_text_bytes": (held - text) / debates}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--debates", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--warm-up", type=float, default=0.0, help="seconds; default: two and a half debates")
+    parser.add_argument("--latency", type=float, default=10.0, help="median, seconds")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--memory", action="store_true", help="the memory alone, as JSON")
+    options = parser.parse_args()
+    if options.memory:
+        print(json.dumps(asyncio.run(memory(options.debates))))
+        return 0
+    from engine.folder import machine_description, versions
+
+    command = [sys.executable, __file__, "--memory", "--debates", str(options.debates)]
+    found: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    found |= asyncio.run(in_flight(options))
+    shown = {
+        "open": f"{found['open']}", "replies/s": f"{found['replies_per_s']:.0f}",
+        "delay p50, ms": f"{1000 * found['delay_p50_s']:.0f}", "p99, ms": f"{1000 * found['delay_p99_s']:.0f}",
+        "CPU a turn, us": f"{found['turn_us']:.0f}", "arena": f"{found['arena_us']:.0f}",
+        "host": f"{found['host_us']:.0f}", "driver": f"{found['driver_us']:.0f}", "Ray": f"{found['ray_us']:.0f}",
+        "KB a debate beyond its text": f"{found['beyond_text_bytes'] / 1000:.1f}",
+    }  # fmt: skip
+    print("\n".join(f"| {' | '.join(row)} |" for row in (shown, ["---"] * len(shown), shown.values())))
+    if options.json:
+        told = {"machine": machine_description(), "versions": versions(), **vars(options), "json": None, "found": found}
+        options.json.write_text(json.dumps(told, indent=2, default=str) + "\n")
+    slow = found["delay_p99_s"] > MAX_DELAY_S or found["turn_us"] > MAX_TURN_US
+    return int(slow or found["beyond_text_bytes"] > MAX_DEBATE_BYTES)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

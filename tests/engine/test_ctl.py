@@ -79,7 +79,7 @@ def test_what_nobody_drives_says_so_at_once(tmp_path: Path, fields: dict[str, An
     began = time.monotonic()
     for verb in ("pause", "resume", "drain"):
         with pytest.raises(ConfigError, match=said) as error:
-            ctl.give(tmp_path, verb)  # type: ignore[arg-type]  # words of the list
+            ctl.give(tmp_path, verb)
         assert "\n" not in str(error.value)
     assert time.monotonic() - began < 1.0 and not (tmp_path / "control").exists()
 
@@ -132,12 +132,13 @@ def test_many_commanders_at_once_get_their_own_answers(tmp_path: Path) -> None:
 
 
 def test_runs_are_listed_whatever_state_they_are_in(tmp_path: Path) -> None:
-    for name, fields in {
+    states: dict[str, dict[str, Any]] = {
         "a": {"stage": "debate", "total": 9, "closed": 2, "set_aside": 1, "cost_usd": 0.5},
         "b": {"at": 0.0},
         "c": {"state": "done"},
         "d": {"state": "stopped", "reason": "drained"},
-    }.items():
+    }
+    for name, fields in states.items():
         folder = make_run(tmp_path / name)
         write_status(tmp_path / name, status(tmp_path / name, **fields))
         if name != "a":
@@ -145,8 +146,12 @@ def test_runs_are_listed_whatever_state_they_are_in(tmp_path: Path) -> None:
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / "status.json").write_text("{")
     runs = ctl.list_runs(tmp_path)["runs"]
-    states = {Path(run).name: found["state"] for run, found in runs.items()}
-    assert states == {"a": "running", "b": "died", "d": "stopped", "e": "unreadable"}
+    assert {Path(run).name: found["state"] for run, found in runs.items()} == {
+        "a": "running",
+        "b": "died",
+        "d": "stopped",
+        "e": "unreadable",
+    }
     lines = ctl.told({"runs": runs})["runs"]
     assert lines[0].endswith(
         "running  debate: 2/9 closed, 0 open, 0 waiting, 1 set aside, 0.0 replies/s, 0 tokens/s, $0.5000"

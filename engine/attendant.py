@@ -184,11 +184,14 @@ class Attendant:
         """Change settings of the run under way, on all its hosts; on record before it is answered."""
         old, where = cluster.recipe, Path(self._folder.manifest.recipe_path).parent
         new, found = changed(old, settings, where)
+        if new.run.budget != old.run.budget and not old.run.budget:
+            raise ConfigError(
+                "the run was started without a budget, so nobody counts what it spends; stop it, then go on with "
+                "`moot resume RUN --budget usd=Y`"
+            )
+        await _retune(cluster, old, new)
         if new.run.budget != old.run.budget:
-            await _set_budget(cluster, new)
-        for model in sorted(models_in_use(new)):
-            if new.models[model].limits != old.models[model].limits:
-                await cluster.hosts.retune(model, new.models[model].limits)
+            await of_actor(cluster.keeper.set_budget.remote(new.run.budget))
         cluster.recipe = new
         keep_changes(self._folder, new, found)
         return [str(item) for item in found]
@@ -246,13 +249,18 @@ class Attendant:
         )
 
 
-async def _set_budget(cluster: Cluster, recipe: Recipe) -> None:
-    if not cluster.recipe.run.budget or cluster.keeper is None:
-        raise ConfigError(
-            "the run was started without a budget, so nobody counts what it spends; stop it, then go on with "
-            "`moot resume RUN --budget usd=Y`"
-        )
-    await of_actor(cluster.keeper.set_budget.remote(recipe.run.budget))
+async def _retune(cluster: Cluster, old: Recipe, new: Recipe) -> None:
+    """All models, or none. Raises: ConfigError: one cannot be."""
+    done: list[str] = []
+    try:
+        for model in sorted(models_in_use(new)):
+            if new.models[model].limits != old.models[model].limits:
+                await cluster.hosts.retune(model, new.models[model].limits)
+                done.append(model)
+    except ConfigError:
+        for model in done:
+            await cluster.hosts.retune(model, old.models[model].limits)
+        raise
 
 
 def _by_model(cluster: Cluster, hosts: dict[str, HostStats]) -> dict[str, ModelStatus]:

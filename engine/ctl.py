@@ -202,10 +202,15 @@ def told(outcome: dict[str, Any]) -> dict[str, Any]:
         f"{model['replies']} replies" + (f", {model['failures']} failed" if model["failures"] else "")
         for name, model in status["models"].items()
     }
-    aside = [f"{item['task']}: {item['reason']}" for item in status["aside"]]
+    aside = [_printable(f"{item['task']}: {item['reason']}") for item in status["aside"]]
     driver = f"process {status['pid']} on {status['host']}, {max(0.0, time.time() - status['at']):.0f} s ago"
     shown = {"models": models, "set aside": aside, "changed": status["changes"], "driver": driver}
     return {"run": f"{outcome['run']}  {_line(status)}", "reason": status["reason"]} | shown
+
+
+def _printable(text: str) -> str:
+    """Reasons quote services and models, whose words must not steer a terminal."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def _line(status: dict[str, Any]) -> str:

@@ -236,11 +236,12 @@ async def test_rates_and_a_budget_can_be_set_where_they_are_counted(runs: Any) -
     ],
 )
 async def test_what_cannot_be_set_is_refused_and_changes_nothing(runs: Any, setting: str, said: str) -> None:
-    run = runs()
+    run = runs("models.another={backend: scripted}", "agents.bo.model=another")
     going = await run.under_way()
     with pytest.raises(ConfigError, match=said):
-        await run.ctl("set", "run.max_open=9", setting)
+        await run.ctl("set", "run.max_open=9", "another.concurrency=5", setting)
     assert run.cluster.recipe.run.max_open == 4 and not run.folder.manifest.changes
+    assert run.cluster.actors["another"]._host.stats().concurrency == 1_000_000
     assert run.host._limits == run.recipe.models["simulated"].limits
     going.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -18,7 +18,7 @@ from engine import ctl
 from engine.changes import changed, differences
 from engine.command_files import Answer, Inbox
 from engine.folder import Manifest, RunFolder
-from engine.status import STALE_S, Status, driven, read_status, write_status
+from engine.status import STALE_S, Aside, Status, driven, read_status, write_status
 from protocols.errors import ConfigError
 from tests.engine.test_attempts import closed, put_on_record
 from tests.engine.test_recipe import built
@@ -136,7 +136,7 @@ def test_runs_are_listed_whatever_state_they_are_in(tmp_path: Path) -> None:
         "a": {"stage": "debate", "total": 9, "closed": 2, "set_aside": 1, "cost_usd": 0.5},
         "b": {"at": 0.0},
         "c": {"state": "done"},
-        "d": {"state": "stopped", "reason": "drained"},
+        "d": {"state": "stopped", "reason": "drained", "aside": (Aside(task="t", times=1, reason="no\x1b[2J\nway"),)},
     }
     for name, fields in states.items():
         folder = make_run(tmp_path / name)
@@ -159,6 +159,7 @@ def test_runs_are_listed_whatever_state_they_are_in(tmp_path: Path) -> None:
     assert lines[1].endswith("b  died")
     shown = ctl.told(ctl.show(tmp_path / "d"))
     assert shown["run"].endswith("d  stopped") and shown["reason"] == "drained" and "process 7 on" in shown["driver"]
+    assert shown["set aside"] == ["t: no\ufffd[2J\ufffdway"]
 
 
 def test_a_finished_run_takes_up_what_it_set_aside(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -234,7 +233,7 @@ class Attendant:
             kind=manifest.kind,
             state=state or self._control.state,
             reason=reason,
-            host=socket.gethostname(),
+            host=os.uname().nodename,
             pid=os.getpid(),
             at=time.time(),
             started_at=manifest.started_at,

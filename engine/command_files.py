@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import stat
 import time
 from contextlib import suppress
@@ -55,7 +54,7 @@ class Taken(msgspec.Struct, frozen=True):
 
 def put(path: Path, data: bytes) -> None:
     """Write a small file that may be lost with the machine, but is never seen half; a link at its place is replaced."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.new")
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -66,7 +65,7 @@ def put(path: Path, data: bytes) -> None:
 
 def post(run: Path, command: Command) -> Path:
     """Returns: the command's file. Raises: ConfigError: the folder cannot be written."""
-    path = run / FOLDER / f"{time.time_ns():020d}-{secrets.token_hex(4)}{COMMAND}"
+    path = run / FOLDER / f"{time.time_ns():020d}-{os.urandom(4).hex()}{COMMAND}"
     try:
         path.parent.mkdir(exist_ok=True)
         put(path, msgspec.json.encode(command))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
 import time
 from pathlib import Path
 
@@ -96,7 +95,7 @@ def driven(run: Path, status: Status | None, now: float | None = None) -> bool:
     """
     if _held(run / "run.lock"):
         return True
-    if status is None or status.over or status.host == socket.gethostname():
+    if status is None or status.over or status.host == os.uname().nodename:
         return False
     return abs((time.time() if now is None else now) - status.at) < STALE_S
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -37,7 +36,7 @@ def make_run(path: Path, kind: str = "run", *overrides: str) -> RunFolder:
 
 def status(path: Path, **fields: Any) -> Status:
     told: dict[str, Any] = {
-        "run": str(path), "id": "r", "kind": "run", "state": "running", "host": socket.gethostname(), "pid": 7,
+        "run": str(path), "id": "r", "kind": "run", "state": "running", "host": os.uname().nodename, "pid": 7,
         "at": time.time(), "started_at": 0.0,
     }  # fmt: skip
     return Status(**(told | fields))

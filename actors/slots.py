@@ -21,9 +21,12 @@ class Slots:
         self._let_in()
 
     async def __aenter__(self) -> None:
+        if self._taken < self.number and not self._waiting:
+            self._taken += 1
+            return
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
-        self._let_in()
+        self._let_in()  # those before it may all have given up
         try:
             await turn
         except asyncio.CancelledError:

@@ -65,7 +65,7 @@ class Attendant:
     def __enter__(self) -> Attendant:
         try:
             self._inbox.open()
-            write_status(self._folder.path, self._status("starting"))
+            write_status(self._folder.path, self._status())
         except OSError as err:
             raise ConfigError(f"{self._folder.path}: cannot be written: {err.strerror}") from err
         return self
@@ -74,8 +74,17 @@ class Attendant:
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._try(partial(self._inbox.refuse, "the run has ended"))
-        last = self._status("stopped" if kind else "done", str(err) or kind.__name__ if kind else "")
+        last = self._status("stopped" if kind else "done", str(err) or "interrupted" if kind else "")
         self._try(partial(write_status, self._folder.path, last))
+
+    async def start(self, starting: Coroutine[Any, Any, T]) -> T:
+        """Give signs of life while the cluster starts: a large model takes minutes."""
+        telling = asyncio.ensure_future(self._tell())
+        try:
+            return await starting
+        finally:
+            telling.cancel()
+            await asyncio.wait([telling])
 
     async def attend(self, cluster: Cluster, work: Coroutine[Any, Any, T]) -> T:
         """Do the work, and whatever commands and signals say meanwhile.
@@ -202,7 +211,8 @@ class Attendant:
             await asyncio.sleep(TELL_S)
 
     async def _refresh(self) -> None:
-        assert self._cluster is not None
+        if self._cluster is None:
+            return
         try:
             async with asyncio.timeout(STATS_S):
                 self._hosts = await self._cluster.hosts.stats()
@@ -221,6 +231,7 @@ class Attendant:
             return None
 
     def _status(self, state: str = "", reason: str = "") -> Status:
+        state = state or (self._cluster.control.state if self._cluster else "starting")
         manifest, desk = self._folder.manifest, self._cluster.control.desk if self._cluster else None
         models = _by_model(self._cluster, self._hosts) if self._cluster else {}
         self._stage = _of_stage(desk) if desk else self._stage
@@ -231,7 +242,7 @@ class Attendant:
             run=str(self._folder.path),
             id=manifest.id,
             kind=manifest.kind,
-            state=state or self._control.state,
+            state=state,
             reason=reason,
             host=os.uname().nodename,
             pid=os.getpid(),

@@ -183,8 +183,8 @@ async def _with_cluster(
         "starting " + ", ".join(sorted({recipe.agents[a].model for names in recipe.cast.values() for a in names}))
     )
     spent = spent_so_far(folder) if recipe.run.budget else NOTHING
-    cluster = await Cluster.start(
-        recipe, folder=folder.path, media=[folder.path / "media"], spent=spent, note=progress.note
+    cluster = await attendant.start(
+        Cluster.start(recipe, folder=folder.path, media=[folder.path / "media"], spent=spent, note=progress.note)
     )
     try:
         working = with_people(recipe, folder.path / "media", progress, work(folder, recipe, tasks, cluster, progress))

@@ -13,7 +13,7 @@ from engine.command_files import put
 from protocols.errors import ConfigError
 
 FILE = "status.json"
-STALE_S = 15.0  # without a sign of life: a driver that is only busy is faster
+STALE_S = 60.0  # without a sign of life: a driver that is only busy, or stops its models, is faster
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -59,14 +59,14 @@ class Run:
         self.cluster: InProcess
 
     async def go(self) -> StageResult:
-        self.cluster = await InProcess.up(self.recipe)
         tasks = load_split(self.recipe.tasks).train
-        try:
-            with Attendant(self.folder, progress := Progress(live=False)) as attendant:
+        with Attendant(self.folder, progress := Progress(live=False)) as attendant:
+            self.cluster = await attendant.start(InProcess.up(self.recipe))
+            try:
                 work = run_stage(self.cluster, self.folder, "debate", tasks, progress=progress)
                 return await attendant.attend(self.cluster, work)
-        finally:
-            await self.cluster.stop()
+            finally:
+                await self.cluster.stop()
 
     async def until(self, ready: Any) -> None:
         async with asyncio.timeout(20):
@@ -246,6 +246,18 @@ async def test_what_cannot_be_set_is_refused_and_changes_nothing(runs: Any, sett
     going.cancel()
     with pytest.raises(asyncio.CancelledError):
         await going
+
+
+async def test_a_run_gives_signs_of_life_while_its_models_start(runs: Any) -> None:
+    run = runs()
+    with Attendant(run.folder, Progress(live=False)) as attendant:
+        began = run.status.at
+
+        async def start() -> str:
+            await run.until(lambda: run.status.at > began)
+            return run.status.state
+
+        assert await attendant.start(start()) == "starting"
 
 
 async def test_a_drain_between_stages_ends_the_run(runs: Any) -> None:

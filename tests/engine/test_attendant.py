@@ -253,7 +253,7 @@ async def test_a_run_gives_signs_of_life_while_its_models_start(runs: Any) -> No
     with Attendant(run.folder, Progress(live=False)) as attendant:
         began = run.status.at
 
-        async def start() -> str:
+        async def start() -> Any:
             await run.until(lambda: run.status.at > began)
             return run.status.state
 

@@ -93,8 +93,8 @@ class Concurrency:
     """
 
     def __init__(self, longest: int) -> None:
-        self._longest = float(longest)
-        self.limit = min(FIRST_CONCURRENCY, self._longest)
+        self.longest = float(longest)
+        self.limit = min(FIRST_CONCURRENCY, self.longest)
         self._slow_start = True
         self._lowered_s = float("-inf")
         self._refused = 0.0  # share, lately
@@ -111,7 +111,7 @@ class Concurrency:
                 self._lower(0.5, began_s, now_s)
             self._usual = latency if self._usual is None else min(self._usual * DRIFT, latency)
         if full and began_s >= self._lowered_s:
-            self.limit = min(self._longest, self.limit + (1.0 if self._slow_start else 1.0 / self.limit))
+            self.limit = min(self.longest, self.limit + (1.0 if self._slow_start else 1.0 / self.limit))
 
     def taken(self) -> None:
         """An ask was not refused, whatever became of it."""
@@ -172,6 +172,17 @@ class Account:
             self.concurrency.taken()
         if done.retry_after_s:
             self._paused_until_s = max(self._paused_until_s, now_s + min(done.retry_after_s, MAX_PAUSE_S))
+
+    def retune(self, rates: Rates, now_s: float) -> None:
+        """What the user sets from now on; what headers say is heard again with the next response."""
+        for bucket, before, after in (
+            (self.requests, self._rates.requests_per_minute, rates.requests_per_minute),
+            (self.tokens, self._rates.tokens_per_minute, rates.tokens_per_minute),
+        ):
+            if after != before:
+                bucket.set_limit(after, now_s)
+        self.concurrency.longest = float(rates.max_concurrency)
+        self._rates = rates
 
     def _learn(self, hint: RateHint, now_s: float) -> None:
         """What the user has set is an upper bound; what the headers say can only be lower."""

@@ -22,6 +22,7 @@ from actors.mailbox import Outbox
 from actors.policy import why_stopped
 from actors.prices import Meter
 from actors.response_cache import ResponseCache
+from actors.slots import Slots
 from actors.tries import Limits, Start, Tries, WithheldError, sendable
 from actors.tries import spent as spent_on
 from protocols.errors import AgentError, EngineDownError, HostLostError, ReplyError
@@ -55,6 +56,8 @@ class HostStats(msgspec.Struct, frozen=True, kw_only=True):
     hedged: int = 0  # asks that were sent a second time beside a slow first
     cost_usd: float = 0.0  # of replies, and of failed tries as far as they may be billed
     stopped: str = ""  # why it sends nothing any more
+    held: bool = False  # it sends nothing for now
+    concurrency: int = 0  # asks in the model at once, at most; the gates may let in fewer
     gates: dict[str, dict[str, float]] = {}  # gate -> its figures
     adapters: dict[str, str] = {}  # agent -> the version that answers for it
     cache: dict[str, float] = {}
@@ -84,7 +87,9 @@ class AgentHost:
         self._meter, self._cache = meter or Meter(), cache
         self._tries = Tries(limits, self._meter, self._send)
         self._info: BackendInfo | None = None
-        self._slots = asyncio.Semaphore(1)
+        self._slots = Slots(1)
+        self._free = asyncio.Event()  # clear: nothing is sent for now
+        self._free.set()
         self._arenas: dict[str, Outbox[Outcome | Stopped]] = {}
         self._adapters: dict[str, AdapterRef] = {}  # agent -> the version that answers now
         self._speaking: Counter[str] = Counter()  # adapter version -> asks that it is answering
@@ -106,13 +111,23 @@ class AgentHost:
             if isinstance(self._backend, TellsLoad):
                 self._backend.on_load = self._hint
             info = await self._backend.start()
-            self._slots = asyncio.Semaphore(self._limits.max_concurrency or info.max_concurrency)
             self._info = info
+            self.retune(self._limits)
         return self._info
 
     def _hint(self, hint: Hint) -> None:
         for gate in self._gates.values():
             gate.hint(hint)
+
+    def hold(self, held: bool) -> None:
+        """Send nothing for now, or go on. What is in the model is let finish; all else keeps its turn."""
+        (self._free.clear if held else self._free.set)()
+
+    def retune(self, limits: Limits) -> None:
+        """Other limits from now on; a try that is under way ends under those it began with."""
+        self._limits = self._tries.limits = limits
+        if self._info is not None:
+            self._slots.resize(limits.max_concurrency or self._info.max_concurrency)
 
     def connect(self, arena: str, send: Send) -> list[str]:
         """From now on ``arena`` may ask, and is told the outcomes through ``send``.
@@ -198,14 +213,14 @@ class AgentHost:
             for outbox in self._arenas.values():
                 outbox.put([Stopped(self._name, self._stopped)])
 
-    async def halt(self, reason: str) -> None:
+    async def halt(self, reason: str, within_s: float = DRAIN_S) -> None:
         """Stop; returns once every ask that was in the model is over and the arenas have taken the outcomes.
 
-        An ask that takes longer than ``DRAIN_S``, a person's say, is dropped.
+        An ask that takes longer than ``within_s``, a person's say, is dropped.
         """
         self.stop(reason)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._drained.wait(), DRAIN_S)
+            await asyncio.wait_for(self._drained.wait(), within_s)
         self._let_go()
         await self._drained.wait()
         for outbox in list(self._arenas.values()):
@@ -270,6 +285,8 @@ class AgentHost:
             hedged=self._tries.hedged,
             cost_usd=self._cost_usd,
             stopped=self._stopped,
+            held=not self._free.is_set(),
+            concurrency=self._slots.number,
             gates={name: gate.figures() for name, gate in self._gates.items()},
             adapters={agent: adapter.name for agent, adapter in self._adapters.items()},
             cache=self._cache.figures() if self._cache else {},
@@ -328,12 +345,21 @@ class AgentHost:
 
     async def _send(self, ask: Ask, start: Start) -> Reply:
         """One try: through the limit and the gates, to the model, and out again."""
+        while True:  # held while it stood at a gate, it leaves what it was given there and comes again
+            await self._free.wait()
+            if (reply := await self._pass(ask, start)) is not None:
+                return reply
+
+    async def _pass(self, ask: Ask, start: Start) -> Reply | None:
+        """None: it may not be sent now."""
         tickets: list[tuple[Gate, Ticket]] = []
         outcome: Reply | ReplyError | None = None
         async with self._slots:
             try:
                 for gate in self._gates.values():
                     tickets.append((gate, await gate.enter(ask)))  # noqa: PERF401  # those entered must be left
+                if not self._free.is_set():
+                    return None
                 start.set()
                 outcome = await self._within_time(ask)
                 return outcome

@@ -30,6 +30,11 @@ class EngineRoom:
         self._inside: set[str] = set()
         self.trims = 0
 
+    def resize(self, most: int) -> None:
+        """Let in more or fewer, as the user now says; an engine that has had no room keeps the limit it has found."""
+        self.limit = most if self.limit == self._most else min(self.limit, most)
+        self._most = most
+
     def tell(self, told: Told, now_s: float) -> None:
         if isinstance(told, Want):
             self._queue[told.id] = None

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import msgspec
 
 from actors.admission import Account, Rates
-from actors.agent import AgentHost, HostStats, Limits
+from actors.agent import DRAIN_S, AgentHost, HostStats, Limits
 from actors.backend import AdapterRef, BackendInfo, KeepsAsks, KeepsFiles
 from actors.catalogue import BACKENDS
 from actors.collector import calm_collector
@@ -23,7 +23,7 @@ from actors.queue_gate import local_gate
 from actors.remote import of_actor, reason
 from actors.response_cache import CacheSettings, ResponseCache
 from actors.shared_gate import PURSE, Line
-from protocols.errors import AgentError
+from protocols.errors import AgentError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +37,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     ``name``: unique in the run; of several replicas of ``model`` each has its own. ``incarnation``: how often the host
     was started again.
+    ``held``: it sends nothing for now.
     ``folder``: the run's own. ``media``: folders of images. ``keeper``: the handle of ``actors.shared_gate.Keeper``,
     for limits that hosts share. ``budgeted``: nothing is sent that the keeper's purse does not allow.
     """
@@ -56,6 +57,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     cache: CacheSettings | None = None
     keeper: Any = None
     budgeted: bool = False
+    held: bool = False
 
     @property
     def line(self) -> str:
@@ -76,6 +78,7 @@ class AgentActor:
         meter, gates = Meter(spec.price), dict[str, Gate]()
         self._line = Line(spec.line, spec.keeper, self._stop) if spec.keeper is not None else None
         self._account: tuple[str, Rates] | None = None
+        self._own_account: Account | None = None
         if self._line is not None and spec.budgeted:
             bought = backend.bought if isinstance(backend, KeepsAsks) else None
             gates["budget"] = self._line.gate(PURSE, meter, bought)
@@ -83,15 +86,17 @@ class AgentActor:
         if isinstance(backend, TellsRates) or limits_rates(spec.limits):
             account = str(getattr(backend, "account", "") or account_of(spec))
             if self._line is None:  # nobody shares it: an ask costs no word with the keeper
-                gates["admission"] = local_gate(account, Account(rates, time.monotonic()), meter)
+                self._own_account = Account(rates, time.monotonic())
+                gates["admission"] = local_gate(account, self._own_account, meter)
             else:
                 self._account = (account, rates)
                 gates["admission"] = self._line.gate(account, meter)
+        self._spec, self._room = spec, EngineRoom(_room_for(spec, spec.limits))
         if isinstance(backend, TellsLoad):
-            most = spec.limits.max_concurrency or getattr(spec.settings, "max_concurrency", MAX_CALLS)
-            gates["engine"] = local_gate(f"{spec.name} engine", EngineRoom(most), meter, LoadHint)
+            gates["engine"] = local_gate(f"{spec.name} engine", self._room, meter, LoadHint)
         cache = ResponseCache(spec.cache, spec.backend, spec.settings) if spec.cache else None
         self._host = AgentHost(spec.name, backend, spec.limits, gates, meter, cache)
+        self._host.hold(spec.held)
 
     def _stop(self, reason: str) -> None:
         self._host.stop(reason)
@@ -116,6 +121,23 @@ class AgentActor:
     async def tell(self, arena: str, packed: bytes) -> None:
         self._host.tell(arena, packed)
 
+    async def hold(self, held: bool) -> None:
+        self._host.hold(held)
+
+    async def retune(self, limits: Limits) -> None:
+        """Raises: ConfigError: rates for an account that nobody counts."""
+        if self._line is not None and self._account is not None:
+            await self._line.retune(self._account[0], rates_of(limits))
+        elif self._own_account is not None:
+            self._own_account.retune(rates_of(limits), time.monotonic())
+        elif limits_rates(limits):
+            raise ConfigError(
+                f"model {self._spec.model or self._spec.name!r} was started without rates, so nobody counts its "
+                "requests; stop the run, set them in its recipe.yaml, then go on with `moot resume RUN`"
+            )
+        self._room.resize(_room_for(self._spec, limits))
+        self._host.retune(limits)
+
     async def watch(self) -> None:
         await self._host.watch()
 
@@ -133,13 +155,17 @@ class AgentActor:
             await self._line.refresh()
         return self._host.stats()
 
-    async def halt(self, reason: str) -> None:
-        await self._host.halt(reason)
+    async def halt(self, reason: str, within_s: float = DRAIN_S) -> None:
+        await self._host.halt(reason, within_s)
 
     async def close(self) -> None:
         await self._host.close()
         if self._line is not None:
             await self._line.close()
+
+
+def _room_for(spec: HostSpec, limits: Limits) -> int:
+    return limits.max_concurrency or int(getattr(spec.settings, "max_concurrency", MAX_CALLS))
 
 
 def limits_rates(limits: Limits) -> bool:

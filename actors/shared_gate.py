@@ -61,6 +61,18 @@ class Keeper:
         """A desk for an account, unless there is one: the first host's rates count."""
         self._open(name, lambda: Account(rates, self._clock()))
 
+    async def retune(self, account: str, rates: Rates) -> None:
+        """An account's rates are these from now on."""
+        desk = self._desks[account]
+        assert isinstance(desk.core, Account)  # the purse is named like none
+        desk.core.retune(rates, self._clock())
+        desk.tell([])
+
+    async def set_budget(self, budget: Budget) -> None:
+        """What the run may spend, what it has spent already included."""
+        self._purse.budget = budget
+        self._desks[PURSE].tell([])
+
     async def tell(self, host: str, batch: list[tuple[str, Told]]) -> None:
         """What a host's gates have to say, by desk."""
         self._heard(host)
@@ -163,6 +175,9 @@ class Line:
     async def open(self, account: str, rates: Rates) -> None:
         """Before anything passes a gate of this account."""
         await self._keeper.open_account.remote(account, rates)
+
+    async def retune(self, account: str, rates: Rates) -> None:
+        await self._keeper.retune.remote(account, rates)
 
     async def refresh(self) -> None:
         """Fetch the desks' figures, which the gates then tell."""

@@ -67,10 +67,10 @@ class WithheldError(Exception):
 
 
 class Tries:
-    """See the module. ``retries`` and ``hedged`` count over all asks."""
+    """See the module. ``limits`` may be replaced; ``retries`` and ``hedged`` count over all asks."""
 
     def __init__(self, limits: Limits, meter: Meter, send: Send) -> None:
-        self._limits, self._meter, self._send = limits, meter, send
+        self.limits, self._meter, self._send = limits, meter, send
         self.retries = self.hedged = 0
 
     async def answer(self, ask: Ask, stopped: Callable[[], bool]) -> Outcome:
@@ -83,13 +83,13 @@ class Tries:
         attempts: list[Attempt] = []
         while True:
             try:
-                reply = await (self._hedge(ask, attempts) if self._limits.hedge_after_s else self._try(ask, attempts))
+                reply = await (self._hedge(ask, attempts) if self.limits.hedge_after_s else self._try(ask, attempts))
                 return _told(reply, attempts)
             except ReplyError as err:
                 error = err
             if isinstance(error, EngineDownError) or stops_run(error):
                 raise error
-            limits = self._limits
+            limits = self.limits
             wait = wait_s(
                 error, len(attempts), max_tries=limits.max_tries, backoff_s=limits.backoff_s, drawn=random.random()
             )
@@ -126,7 +126,7 @@ class Tries:
         first = asyncio.ensure_future(self._try(ask, attempts, start))
         tasks: set[asyncio.Future[Reply]] = {first}
         try:
-            if await _slow(first, start, self._limits.hedge_after_s):
+            if await _slow(first, start, self.limits.hedge_after_s):
                 self.hedged += 1
                 tasks.add(asyncio.ensure_future(self._try(ask, attempts)))
             pending = set(tasks)

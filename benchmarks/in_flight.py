@@ -91,11 +91,12 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
     """Hold the debates in flight, and sample the window's two ends."""
     from actors.histogram import Histogram
     from engine.arena import ArenaStats, Finished
+    from engine.attempts import Attempts
     from engine.cluster import Cluster
+    from engine.desk import Desk
     from engine.folder import Manifest, RunFolder
     from engine.recipe import build_recipe
     from engine.shard import Shard
-    from engine.stage import assignments
     from engine.tasks import load_split
 
     mean_s = options.latency * 1.133  # of a lognormal with sigma 0.5
@@ -122,7 +123,7 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
             recipe_path="",
         )  # fmt: skip
         folder = RunFolder.create(Path(temporary) / "run", manifest)
-        waiting = assignments("debate", load_split(recipe.tasks).train, recipe.seed)
+        waiting = Desk("debate", load_split(recipe.tasks).train, recipe.seed, Attempts(folder.path), ()).waiting
         cluster = await Cluster.start(recipe)
         (journal,) = folder.journals("debate")
         journal.parent.mkdir(parents=True)
@@ -164,17 +165,18 @@ async def memory(debates: int) -> dict[str, Any]:
     import msgspec
 
     from engine.arena import Arena
+    from engine.attempts import Attempts
     from engine.cluster import ArenaPlan
+    from engine.desk import Desk
     from engine.named_protocol import find_protocol
     from engine.recipe import build_recipe
-    from engine.stage import assignments
     from engine.tasks import load_split
     from protocols.message import Ask, Reply, Usage
 
     recipe = build_recipe(recipe_data(debates, debates, 0.0), where="benchmark")
     plan = ArenaPlan.of(recipe)
     machine = find_protocol(plan.protocol)
-    waiting = assignments("debate", load_split(recipe.tasks).train, recipe.seed)
+    waiting = Desk("debate", load_split(recipe.tasks).train, recipe.seed, Attempts(Path("nowhere")), ()).waiting
     decoder, encoder = msgspec.msgpack.Decoder(list[Ask]), msgspec.msgpack.Encoder()
     text, told = 0, 0
 

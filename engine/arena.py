@@ -144,6 +144,7 @@ class Arena:
         self._usage = Usage()
         self._error = self._paused = ""
         self._busy = False  # a batch is being committed and applied
+        self._held = False  # hosts send nothing for now, so no phase runs out of time
 
     @property
     def _journal(self) -> Journal:
@@ -169,6 +170,13 @@ class Arena:
         """Before ``recover``: the asks that hosts hold of an arena before this one. They are asked of the same."""
         for host, ask_ids in held.items():
             self._router.at_home(host, ask_ids)
+
+    def hold(self, held: bool) -> None:
+        """Let no phase end of its deadline while hosts send nothing; after that each has its whole time again."""
+        self._held = held
+        for debate_id, debate in self._open.items():
+            debate.timed_phase = -1
+            self._set_timer(debate_id, debate)
 
     async def recover(self) -> tuple[list[Finished], list[str]]:
         """Start, from what the journal holds: open debates go on from where they stood.
@@ -417,6 +425,8 @@ class Arena:
             return
         if held.timer is not None:
             held.timer.cancel()
+        if self._held:
+            return
         held.timed_phase = index
         held.timer = asyncio.get_running_loop().call_later(self._deadline_s, self._expire, debate_id, index)
 

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from engine.progress import Progress
+    from protocols.errors import MootError
 
 EXIT_SET_ASIDE, EXIT_BAD_INPUT, EXIT_PAUSED, EXIT_INTERRUPTED = 1, 2, 3, 130
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -47,8 +50,8 @@ def main() -> None:
     """Turns debates between language models into better models.
 
     A recipe is one YAML file; any of its keys can be set on the command line as KEY=VALUE, e.g. loop.iterations=2.
-    Exit codes: 0 done, 1 done with tasks set aside, 2 bad input; go on with `moot resume` after 3 paused (a budget is
-    spent, or an account refuses) and 130 interrupted.
+    Exit codes: 0 done, 1 done with tasks set aside, 2 bad input; go on with `moot resume` after 3 paused (drained, a
+    budget is spent, or an account refuses) and 130 interrupted (Ctrl-C or SIGTERM).
     """
 
 
@@ -271,6 +274,100 @@ def write_protocol_docs(page: Path) -> None:
     write_docs(page)
 
 
+@main.command()
+@run_argument
+@overrides_argument
+@dir_option
+@json_option
+def fork(run: Path, overrides: tuple[str, ...], run_dir: Path | None, as_json: bool) -> None:
+    """Begin another run with RUN's recipe, changed; what its record holds that stays valid is not asked again."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine.fork import fork as fork_run
+
+        return _with_report(fork_run(run, overrides, run_dir=run_dir, progress=progress), progress)
+
+    _command(work, as_json)
+
+
+@main.group()
+def ctl() -> None:
+    """Control a run that is under way, from any shell or machine that sees its folder."""
+
+
+@ctl.command(name="list")
+@json_option
+@click.option("--runs-dir", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+def list_running(as_json: bool, runs_dir: Path) -> None:
+    """List the runs that are under way, or have stopped before their end."""
+    _control(lambda ctl: ctl.list_runs(runs_dir), as_json)
+
+
+@ctl.command(name="show")
+@run_argument
+@json_option
+def show_run(run: Path, as_json: bool) -> None:
+    """How a run stands: its debates, its models, what was set aside and why."""
+    _control(lambda ctl: ctl.show(run), as_json)
+
+
+@ctl.command()
+@run_argument
+@json_option
+def pause(run: Path, as_json: bool) -> None:
+    """Send nothing more; what is in the models comes in, and the run stays up until `moot ctl resume`."""
+    _control(lambda ctl: ctl.give(run, "pause"), as_json)
+
+
+@ctl.command(name="resume")
+@run_argument
+@json_option
+def go_on(run: Path, as_json: bool) -> None:
+    """Go on after `moot ctl pause`, or take `moot ctl drain` back."""
+    _control(lambda ctl: ctl.give(run, "resume"), as_json)
+
+
+@ctl.command()
+@run_argument
+@json_option
+def drain(run: Path, as_json: bool) -> None:
+    """Open no more debates; when those that are open have ended, the run stops with exit code 3."""
+    _control(lambda ctl: ctl.give(run, "drain"), as_json)
+
+
+@ctl.command(name="set")
+@run_argument
+@click.argument("settings", nargs=-1, required=True, metavar="KEY=VALUE...")
+@json_option
+def set_values(run: Path, settings: tuple[str, ...], as_json: bool) -> None:
+    """Change limits without a restart: MODEL.concurrency=8, MODEL.requests_per_minute=60, run.max_open=64 ..."""
+    _control(lambda ctl: ctl.set_values(run, settings), as_json)
+
+
+@ctl.command()
+@run_argument
+@click.argument("tasks", nargs=-1, required=True, metavar="TASK...|all")
+@json_option
+def retry(run: Path, tasks: tuple[str, ...], as_json: bool) -> None:
+    """Debate tasks again that were set aside: now, or on `moot resume` where the run has ended."""
+    _control(lambda ctl: ctl.retry(run, tasks), as_json)
+
+
+def _control(ask: Callable[[ModuleType], dict[str, Any]], as_json: bool) -> NoReturn:
+    """Like ``_command``, for what answers at once and shows no progress: less is imported."""
+    from engine import ctl
+    from protocols.errors import MootError
+
+    try:
+        outcome = ask(ctl)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except MootError as err:
+        _fail(err)
+    _tell(outcome if as_json else ctl.told(outcome), as_json)
+    sys.exit(0)
+
+
 @main.command(name="list")
 @json_option
 @click.option("--runs-dir", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
@@ -314,7 +411,7 @@ def _with_report(outcome: dict[str, Any], progress: Progress) -> dict[str, Any]:
 def _command(work: Callable[[Progress], dict[str, Any]], as_json: bool) -> NoReturn:
     """Run a command's work; errors become one sentence and an exit code, never a traceback."""
     from engine.progress import Progress
-    from protocols.errors import MootError, PausedError
+    from protocols.errors import MootError
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -327,13 +424,25 @@ def _command(work: Callable[[Progress], dict[str, Any]], as_json: bool) -> NoRet
         click.echo(f"interrupted; what is on record stays: go on with `moot resume {run}`", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except MootError as err:
-        click.echo("moot: " + " ".join(str(err).split("\n")), err=True)  # what is quoted may hold lines
-        sys.exit(EXIT_PAUSED if isinstance(err, PausedError) else EXIT_BAD_INPUT)
+        _fail(err)
+    _tell(outcome, as_json)
+    sys.exit(EXIT_SET_ASIDE if outcome.get("set_aside") else 0)
+
+
+def _fail(err: MootError) -> NoReturn:
+    from protocols.errors import PausedError, TerminatedError
+
+    click.echo("moot: " + " ".join(str(err).split("\n")), err=True)  # what is quoted may hold lines
+    if isinstance(err, TerminatedError):
+        sys.exit(EXIT_INTERRUPTED)  # nothing has to be mended: whoever submits it again goes on
+    sys.exit(EXIT_PAUSED if isinstance(err, PausedError) else EXIT_BAD_INPUT)
+
+
+def _tell(outcome: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(outcome))
     else:
         _show(outcome)
-    sys.exit(EXIT_SET_ASIDE if outcome.get("set_aside") else 0)
 
 
 def _show(outcome: dict[str, Any]) -> None:

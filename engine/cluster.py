@@ -7,7 +7,9 @@ import atexit
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from actors.shared_gate import place_keeper
 from engine.arena import Arena, ArenaStats, Assignment, Finished
 from engine.canonical import Canoniser
 from engine.folder import LOCK_WAIT_S
+from engine.control import Control
 from engine.hosts import Hosts
 from engine.named_protocol import find_protocol
 from engine.recipe import Recipe
@@ -105,6 +108,9 @@ class ArenaActor:
     async def still_held(self, held: Mapping[str, Sequence[str]]) -> None:
         self._arena.still_held(held)
 
+    async def hold(self, held: bool) -> None:
+        self._arena.hold(held)
+
     async def recover(self) -> tuple[list[Finished], list[str]]:
         calm_collector()
         return await self._arena.recover()
@@ -141,6 +147,7 @@ class Cluster:
         self.hosts = hosts
         self._arenas_take = dict(arenas_take)  # of nodes that are set apart for arenas
         self.keeper = keeper  # of the limits that hosts share; it lives as long as this does
+        self.control = Control()
         self._ours = ours  # the Ray that was started here is stopped here
 
     @classmethod
@@ -274,9 +281,12 @@ def join_ray() -> bool:
     address = os.environ.get("RAY_ADDRESS", "local")
     place = {"address": "local", "include_dashboard": False} if address == "local" else {}
     _hush_ray()
+    on_term = signal.getsignal(signal.SIGTERM)  # Ray puts an exit in its place
     for left in reversed(range(RAY_TRIES if place else 1)):
         try:
             ray.init(**place, log_to_driver=False, configure_logging=False)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_term)
             break
         except Exception as err:  # a bare one is what Ray raises when its processes are not up within 30 s
             if left:

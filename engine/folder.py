@@ -18,7 +18,20 @@ from protocols.errors import ConfigError, JournalError
 Kind = str  # "run", "loop" or "eval"
 # An NFS server keeps the locks of a machine that has died for as long as its lease lasts, mostly 90 s.
 LOCK_WAIT_S = 120.0
-LOCK_POLL_S = 0.5
+LOCK_POLL_S = 0.1
+GLANCE_S = 0.3  # who looks whether a run is driven holds its lock for an instant
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """A setting that was changed while the run went on, or before it was resumed. None: not set."""
+
+    at: float
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old} -> {self.new}".replace("None", "not set")
 
 
 class Manifest(msgspec.Struct, kw_only=True):
@@ -29,7 +42,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     name: str
     fingerprint: str
     num_arenas: int
-    recipe: dict[str, Any]  # as read, overrides applied
+    recipe: dict[str, Any]  # as read, overrides and changes applied
     recipe_path: str
     adapters_from: str = ""  # an evaluation's: the registry whose newest adapters it serves
     limit: int | None = None  # --limit: at most so many tasks of each side
@@ -38,13 +51,16 @@ class Manifest(msgspec.Struct, kw_only=True):
     machine: str = ""
     versions: dict[str, str] = {}
     done: dict[str, dict[str, Any]] = {}  # stage -> what came of it
+    files: dict[str, str] = {}  # digests of prompts and task files, which the recipe only names
+    changes: list[Change] = []  # of settings that change no result
+    forked_from: str = ""  # the folder of the run whose record this one began with
 
 
 class RunFolder:
     """One run's folder, held by one driver at a time.
 
     ``run.json`` manifest · ``recipe.yaml`` as run · ``journal/<stage>/`` · ``train/<iteration>/`` · ``adapters/`` ·
-    ``models/<name>/`` · ``results.json`` · ``report.html``
+    ``models/<name>/`` · ``results.json`` · ``report.html`` · ``status.json`` · ``control/`` · ``retries.json``
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -87,18 +103,15 @@ class RunFolder:
             fd = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as err:
             raise ConfigError(f"{self.path}: cannot be written: {err.strerror}") from err
-        deadline_s = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as err:
-                if time.monotonic() >= deadline_s:
-                    os.close(fd)
-                    raise JournalError(
-                        f"{self.path} is in use by another moot that is still going; wait until it is done, or stop it"
-                    ) from err
-            if note is not None:
+        began_s = time.monotonic()
+        while not _locked(fd):
+            waited_s = time.monotonic() - began_s
+            if waited_s >= max(wait_s, GLANCE_S):
+                os.close(fd)
+                raise JournalError(
+                    f"{self.path} is in use by another moot that is still going; wait until it is done, or stop it"
+                )
+            if note is not None and waited_s > GLANCE_S:
                 note(f"waiting up to {wait_s:g} s for another moot to let go of {self.path}")
                 note = None
             time.sleep(LOCK_POLL_S)
@@ -119,9 +132,24 @@ class RunFolder:
         self.manifest.done[stage] = dict(result)
         self.save()
 
+    def write_recipe(self, source: Mapping[str, Any]) -> None:
+        """``recipe.yaml``, for people; the manifest holds the same."""
+        import yaml
+
+        text = yaml.safe_dump(dict(source), sort_keys=False, allow_unicode=True)
+        write_atomically(self.path / "recipe.yaml", text.encode())
+
     def save(self) -> None:
         """Write the manifest, whole or not at all."""
         write_atomically(self.path / "run.json", msgspec.json.format(msgspec.json.encode(self.manifest), indent=2))
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def write_atomically(path: Path, data: bytes) -> None:

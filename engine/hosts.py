@@ -15,11 +15,11 @@ from typing import Any
 
 import msgspec
 
-from actors.agent import HostStats
+from actors.agent import DRAIN_S, HostStats, Limits
 from actors.backend import AdapterRef
 from actors.placement import HostSpec, place, start_hosts, stop_hosts
 from actors.remote import of_actor, of_reachable, what_happened
-from protocols.errors import AgentError, EngineDownError, HostLostError
+from protocols.errors import AgentError, ConfigError, EngineDownError, HostLostError
 
 log = logging.getLogger("moot.hosts")
 
@@ -58,6 +58,40 @@ class Hosts:
         """Raises: AgentError: one cannot start."""
         return cls(specs, await start_hosts(specs), max_restarts, note)
 
+    @property
+    def held(self) -> bool:
+        """Whether hosts send nothing for now."""
+        return any(spec.held for spec in self._specs.values())
+
+    async def hold(self, held: bool) -> None:
+        """Send nothing for now, or go on, and let no phase end of its deadline meanwhile.
+
+        A host or an arena that comes to life later is told, too.
+        """
+        self._specs = {name: msgspec.structs.replace(spec, held=held) for name, spec in self._specs.items()}
+        actors = [*self._handles.values(), *self._arenas.values()]
+        await asyncio.gather(*(self._informed(of_reachable(partial(actor.hold.remote, held))) for actor in actors))
+
+    async def retune(self, model: str, limits: Limits) -> None:
+        """A model's limits from now on, those of hosts that are started again included.
+
+        Raises: ConfigError: it has no account whose rates could be limited; nothing was changed.
+        """
+        hosts, before = self.of(model), {name: self._specs[name].limits for name in self.of(model)}
+        self._limit(dict.fromkeys(hosts, limits))  # first: of those that are being started, too
+        try:
+            calls = [partial(handle.retune.remote, limits) for handle in hosts.values()]
+            await asyncio.gather(*(self._informed(of_reachable(call)) for call in calls))
+        except ConfigError:
+            self._limit(before)
+            raise
+
+    def _limit(self, limits: Mapping[str, Limits]) -> None:
+        self._specs |= {name: msgspec.structs.replace(self._specs[name], limits=of) for name, of in limits.items()}
+
+    def model_of(self, host: str) -> str:
+        return self._specs[host].model
+
     def of(self, model: str) -> dict[str, Any]:
         """The model's hosts, by name."""
         return {name: handle for name, handle in self._handles.items() if self._specs[name].model == model}
@@ -68,6 +102,8 @@ class Hosts:
         Returns: what each host holds of the arena of this name before.
         """
         self._arenas[arena] = handle
+        if self.held:
+            await self._informed(handle.hold.remote(True))
         hosts = list(self._handles)
         held = await asyncio.gather(*(self._told(host, "connect", arena, handle) for host in hosts))
         return {host: asks for host, asks in zip(hosts, held, strict=True) if asks}
@@ -109,11 +145,13 @@ class Hosts:
             else:
                 return  # closed
 
-    async def halt(self, reason: str) -> None:
-        """Send no ask any more; returns once those in the models are over and the arenas have their outcomes."""
-        await asyncio.gather(
-            *(self._informed(of_reachable(partial(handle.halt.remote, reason))) for handle in self._handles.values())
-        )
+    async def halt(self, reason: str, within_s: float = DRAIN_S) -> None:
+        """Send no ask any more; returns once those in the models are over and the arenas have their outcomes.
+
+        What takes longer than ``within_s`` is dropped, and asked again when the run goes on.
+        """
+        calls = [partial(handle.halt.remote, reason, within_s) for handle in self._handles.values()]
+        await asyncio.gather(*(self._informed(of_reachable(call)) for call in calls))
 
     async def stats(self) -> dict[str, HostStats]:
         """Of the hosts that can be reached, since they were last started."""
@@ -165,6 +203,7 @@ class Hosts:
             for arena in list(self._arenas.values()):
                 await self._informed(arena.host_lost.remote(host))
             while spec.incarnation < self._max_restarts[spec.model]:
+                spec = self._specs[host]  # held or retuned meanwhile
                 spec = self._specs[host] = msgspec.structs.replace(spec, incarnation=spec.incarnation + 1)
                 limit = self._max_restarts[spec.model]
                 self._note(f"model {host!r} went down, starting it again ({spec.incarnation} of {limit}): {why}")
@@ -174,7 +213,7 @@ class Hosts:
                 except AgentError as err:
                     why = what_happened(err)
                 except asyncio.CancelledError:  # nobody watches any more: this one has not been tried
-                    self._specs[host] = msgspec.structs.replace(spec, incarnation=spec.incarnation - 1)
+                    self._specs[host] = msgspec.structs.replace(self._specs[host], incarnation=spec.incarnation - 1)
                     raise
                 else:
                     return
@@ -196,7 +235,7 @@ class Hosts:
         try:
             async with asyncio.timeout(START_S):
                 await of_actor(handle.start.remote())
-                await self._brief(spec.model, handle)
+                await self._brief(spec, handle)
         except TimeoutError as err:
             ray.kill(handle)
             raise AgentError(f"it did not start within {START_S:g} s; the cluster may have no room for it") from err
@@ -208,14 +247,18 @@ class Hosts:
         for arena in list(self._arenas.values()):
             await self._informed(arena.host_back.remote(spec.name, handle))
 
-    async def _brief(self, model: str, handle: Any) -> None:
-        """Tell a new process of every adapter and arena there is, those that come meanwhile with them."""
+    async def _brief(self, spec: HostSpec, handle: Any) -> None:
+        """Tell a new process of every adapter and arena there is, and of what comes meanwhile."""
         told: set[str] = set()
         while True:
-            adapters = [adapter for adapter in self._adapters[model].values() if adapter.name not in told]
+            adapters = [adapter for adapter in self._adapters[spec.model].values() if adapter.name not in told]
             arenas = {name: arena for name, arena in self._arenas.items() if name not in told}
-            if not adapters and not arenas:
+            now = self._specs[spec.name]
+            if not adapters and not arenas and (now.held, now.limits) == (spec.held, spec.limits):
                 return
+            await of_actor(handle.hold.remote(now.held))
+            await of_actor(handle.retune.remote(now.limits))
+            spec = now
             for adapter in adapters:
                 await of_actor(handle.publish.remote(adapter))
             for name, arena in arenas.items():

@@ -74,12 +74,15 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_journal_mb: int = 0  # an arena's journal refuses to grow beyond; 0: no limit
     runs_dir: str = "runs"
     budget: Budget = Budget()
+    drain_s: float = 15.0  # on SIGTERM, that what is in the models may take to come in
 
     def __post_init__(self) -> None:
         if self.num_arenas < 1 or self.max_open < 1:
             raise ValueError("num_arenas and max_open must be at least 1")
         if self.max_journal_mb < 0:
             raise ValueError(f"max_journal_mb={self.max_journal_mb} must not be below 0; 0 is no limit")
+        if not 0 <= self.drain_s < float("inf"):
+            raise ValueError(f"drain_s={self.drain_s:g} must be a number from 0 up")
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,17 +109,16 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     def fingerprint(self) -> str:
         """Identity of what is run: changes with anything that could change a result, prompts and task files too.
 
-        A cache is left out: it decides who is asked, while the reply is one of the same model to the same words.
+        A cache is left out: it decides who is asked, while the reply is one of the same model to the same words. So
+        are limits, which may change while a run goes on: they say how fast is asked and how often, not what.
         """
-        told = {key: value for key, value in self.source.items() if key not in ("run", "description", "prices")}
-        told["models"] = {
-            name: _without(value, "price", "cache", "replicas", "max_restarts")
-            for name, value in self.source["models"].items()
-        }
-        told["prompt_text"] = self.prompts.digest
-        if isinstance(self.tasks, FileSource | HubSource):
-            told["task_files"] = self.tasks.digest()
-        return hashlib.sha256(msgspec.json.encode(told, order="deterministic")).hexdigest()[:16]
+        return digest(identity(self.source) | self.files)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Digests of what the recipe names and does not hold."""
+        tasks = {"task_files": self.tasks.digest()} if isinstance(self.tasks, FileSource | HubSource) else {}
+        return {"prompt_text": self.prompts.digest} | tasks
 
     def price_of(self, name: str) -> Price | None:
         """Of a model of the recipe: its own, else by ``prices``, else by the shipped list. None: free, or unknown."""
@@ -164,6 +166,20 @@ _TOP = {
 }
 _AGENT_KEYS = {"model", "persona"}
 _TASK_PATHS = ("path", "test_path", "reference_path", "image_folder")
+
+
+FREE = ("run", "description", "prices")
+FREE_OF_MODELS = ("price", "cache", "replicas", "max_restarts", "limits")
+
+
+def identity(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a recipe that could change a result."""
+    told = {key: value for key, value in source.items() if key not in FREE}
+    return told | {"models": {name: _without(value, *FREE_OF_MODELS) for name, value in source["models"].items()}}
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()[:16]
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

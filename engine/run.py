@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from actors.prices import NOTHING
+from engine.attendant import Attendant
+from engine.changes import check_same, check_unchanged, differences, keep_changes, taken_up
 from engine.cluster import Cluster, in_copy_of_a_job
 from engine.evaluate import FINAL_VOTE, SINGLE_AGENT, Evaluation, evaluate
 from engine.folder import (
@@ -25,7 +28,7 @@ from engine.loop import Loop, base_model_of, evaluate_stage, keep_statistics, pu
 from engine.media import collect_media
 from engine.named_protocol import find_protocol
 from engine.progress import Progress
-from engine.recipe import Recipe, apply_override, build_recipe, load_recipe
+from engine.recipe import Recipe, build_recipe, load_recipe
 from engine.spending import money, spent_so_far
 from engine.stage import run_stage
 from engine.tasks import Split, load_split
@@ -64,9 +67,9 @@ def start(
         return _again(kind, run_dir, recipe, recipe_path.absolute(), limit, tasks, progress)
     run_id, path = new_run_path(Path(recipe.run.runs_dir), recipe.name)
     if run_dir is not None:
-        run_id, path = _folder_id(recipe.name, run_dir), run_dir
-    manifest = _manifest(run_id, kind, recipe, recipe_path.absolute(), limit)
-    return _do(_create(path, manifest), recipe, tasks, progress)
+        run_id, path = run_name(recipe.name, run_dir), run_dir
+    manifest = make_manifest(run_id, kind, recipe, recipe_path.absolute(), limit)
+    return carry_out(create(path, manifest), recipe, tasks, progress)
 
 
 def _again(
@@ -79,27 +82,24 @@ def _again(
     folder = RunFolder.open(path)
     folder.lock(wait_s=LOCK_WAIT_S, note=progress.note)
     manifest = folder.manifest = RunFolder.open(path).manifest  # as whoever held it has left it
-    for what, was, now in (
-        ("the command", manifest.kind, kind),
-        ("--limit", manifest.limit, limit),
-        ("the recipe's fingerprint", manifest.fingerprint, recipe.fingerprint),
-    ):
-        if was != now:
-            folder.release()
-            raise ConfigError(
-                f"{path} holds another run: there {what} is {was or 'not set'}, here {now or 'not set'}; "
-                "choose another --run-dir"
-            )
+    try:
+        for what, was, now in (("the command", manifest.kind, kind), ("--limit", manifest.limit, limit)):
+            if was != now:
+                raise ConfigError(
+                    f"{path} holds another run: there {what} is {was or 'not set'}, here {now or 'not set'}; "
+                    "choose another --run-dir"
+                )
+        check_unchanged(folder, recipe)
+    except ConfigError:
+        folder.release()
+        raise
     if manifest.finished_at is not None:
         folder.release()
         progress.note(f"{path} is done already; nothing to resume")
         return _outcome(folder)
-    manifest.recipe, manifest.recipe_path = (
-        recipe.source,
-        str(recipe_path),
-    )  # a job's copy of it lies elsewhere each time
-    folder.save()
-    return _do(folder, recipe, tasks, progress)
+    manifest.recipe_path = str(recipe_path)  # a job's copy of it lies elsewhere each time
+    keep_changes(folder, recipe, differences(manifest.recipe, recipe.source))
+    return carry_out(folder, recipe, tasks, progress)
 
 
 def evaluate_run(path: Path, *, progress: Progress) -> Outcome:
@@ -115,12 +115,12 @@ def evaluate_run(path: Path, *, progress: Progress) -> Outcome:
     check_tasks("eval", recipe, tasks, progress)
     check_people(recipe, source.recipe_path)
     run_id, target = new_run_path(Path(recipe.run.runs_dir), f"{recipe.name}-eval")
-    manifest = _manifest(run_id, "eval", recipe, Path(source.recipe_path), source.limit)
+    manifest = make_manifest(run_id, "eval", recipe, Path(source.recipe_path), source.limit)
     manifest.adapters_from = str((path / "adapters").absolute())
-    return _do(_create(target, manifest), recipe, tasks, progress)
+    return carry_out(create(target, manifest), recipe, tasks, progress)
 
 
-def _manifest(run_id: str, kind: str, recipe: Recipe, recipe_path: Path, limit: int | None) -> Manifest:
+def make_manifest(run_id: str, kind: str, recipe: Recipe, recipe_path: Path, limit: int | None) -> Manifest:
     return Manifest(
         id=run_id,
         kind=kind,
@@ -133,22 +133,20 @@ def _manifest(run_id: str, kind: str, recipe: Recipe, recipe_path: Path, limit: 
         started_at=time.time(),
         machine=machine_description(),
         versions=versions(),
+        files=recipe.files,
     )
 
 
-def _create(path: Path, manifest: Manifest) -> RunFolder:
-    import yaml
-
+def create(path: Path, manifest: Manifest) -> RunFolder:
     folder = RunFolder.create(path, manifest)
-    text = yaml.safe_dump(manifest.recipe, sort_keys=False, allow_unicode=True)
-    write_atomically(path / "recipe.yaml", text.encode())
+    folder.write_recipe(manifest.recipe)
     return folder
 
 
-def _recipe_of(manifest: Manifest) -> Recipe:
-    """The recipe that a run was started with. Raises: ConfigError: a file it names has gone."""
+def _recipe_of(manifest: Manifest, source: Mapping[str, Any] | None = None) -> Recipe:
+    """What a run was started with, or another recipe in its place. Raises: ConfigError: a file it names has gone."""
     path = Path(manifest.recipe_path)
-    return build_recipe(manifest.recipe, where=str(path), folder=path.parent)
+    return build_recipe(source or manifest.recipe, where=str(path), folder=path.parent)
 
 
 def resume(path: Path, *, budget: Sequence[str] = (), progress: Progress) -> Outcome:
@@ -156,7 +154,7 @@ def resume(path: Path, *, budget: Sequence[str] = (), progress: Progress) -> Out
 
     Args:
         budget: ``usd=Y`` or ``tokens=N``: the run's new budget, what was spent before included.
-    Raises: ConfigError: not a run, or its recipe does not read any more. MootError: see the stages.
+    Raises: ConfigError: not a run, or its recipe is another now. MootError: see the stages.
     """
     folder = RunFolder.open(path)
     if folder.manifest.kind == "import":
@@ -164,25 +162,22 @@ def resume(path: Path, *, budget: Sequence[str] = (), progress: Progress) -> Out
         return _outcome(folder)
     folder.lock()
     manifest = folder.manifest
-    for given in budget:
-        apply_override(manifest.recipe, f"run.budget.{given}")
-    recipe = _recipe_of(manifest)
-    if recipe.fingerprint != manifest.fingerprint:
-        raise ConfigError(
-            f"{path}: was started with fingerprint {manifest.fingerprint}, its recipe and prompts now give "
-            f"{recipe.fingerprint}: a file it names, or a prompt set of moot's, has changed; restore it, or start anew"
-        )
+    source = taken_up(folder, budget)
+    recipe = _recipe_of(manifest, source)
+    check_same(folder, recipe)
     tasks = limited(load_split(recipe.tasks), manifest.limit)
     if manifest.finished_at is not None:
         progress.note(f"{path} is done already; nothing to resume")
         return _outcome(folder)
     check_people(recipe, manifest.recipe_path)
-    if budget:
-        folder.save()
-    return _do(folder, recipe, tasks, progress)
+    if found := differences(manifest.recipe, source):
+        keep_changes(folder, recipe, found)
+    for change in manifest.changes:
+        progress.note(f"changed since it was started: {change}")
+    return carry_out(folder, recipe, tasks, progress)
 
 
-def _do(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> Outcome:
+def carry_out(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> Outcome:
     import asyncio
 
     works = {"run": _debate, "loop": _loop, "eval": _evaluate}
@@ -193,19 +188,27 @@ def _do(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> 
     if in_copy_of_a_job(folder.path):
         progress.note("no other node sees this folder, and it goes with the job's copy of its files: name a --run-dir")
     try:
-        for note in collect_media([*tasks.train, *tasks.test], folder.path):
-            progress.note(note)
-        outcome = asyncio.run(_with_cluster(folder, recipe, tasks, progress, work))
-        wall_s = round(time.monotonic() - began, 2)
-        outcome = {"run": str(folder.path)} | outcome | _spending(folder, recipe) | {"wall_s": wall_s}
-        write_atomically(folder.path / "results.json", msgspec.json.format(msgspec.json.encode(outcome), indent=2))
-        folder.manifest.finished_at = time.time()  # last: what is finished has its results
-        folder.save()
-    except PausedError as err:
-        raise PausedError(str(err).replace("resume RUN", f"resume {folder.path}")) from err
+        with Attendant(folder, progress) as attendant, _naming(folder.path):
+            for note in collect_media([*tasks.train, *tasks.test], folder.path):
+                progress.note(note)
+            outcome = asyncio.run(_with_cluster(folder, recipe, tasks, progress, work, attendant))
+            wall_s = round(time.monotonic() - began, 2)
+            outcome = {"run": str(folder.path)} | outcome | _spending(folder, recipe) | {"wall_s": wall_s}
+            write_atomically(folder.path / "results.json", msgspec.json.format(msgspec.json.encode(outcome), indent=2))
+            folder.manifest.finished_at = time.time()  # last: what is finished has its results
+            folder.save()
     finally:
         folder.release()
     return outcome
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Those who stop a run do not know what it is called."""
+    try:
+        yield
+    except PausedError as err:
+        raise type(err)(str(err).replace("resume RUN", f"resume {path}")) from err
 
 
 def _spending(folder: RunFolder, recipe: Recipe) -> Outcome:
@@ -220,18 +223,19 @@ def _spending(folder: RunFolder, recipe: Recipe) -> Outcome:
 Work = Callable[[RunFolder, Recipe, Split, Cluster, Progress], Awaitable[Outcome]]
 
 
-async def _with_cluster(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress, work: Work) -> Outcome:
+async def _with_cluster(
+    folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress, work: Work, attendant: Attendant
+) -> Outcome:
     progress.note(
         "starting " + ", ".join(sorted({recipe.agents[a].model for names in recipe.cast.values() for a in names}))
     )
     spent = spent_so_far(folder) if recipe.run.budget else NOTHING
-    cluster = await Cluster.start(
-        recipe, folder=folder.path, media=[folder.path / "media"], spent=spent, note=progress.note
+    cluster = await attendant.start(
+        Cluster.start(recipe, folder=folder.path, media=[folder.path / "media"], spent=spent, note=progress.note)
     )
     try:
-        outcome = await with_people(
-            recipe, folder.path / "media", progress, work(folder, recipe, tasks, cluster, progress)
-        )
+        working = with_people(recipe, folder.path / "media", progress, work(folder, recipe, tasks, cluster, progress))
+        outcome = await attendant.attend(cluster, working)
         return outcome | {"hosts": await cluster.hosts.figures()}
     finally:
         await cluster.stop()
@@ -307,7 +311,7 @@ def limited(tasks: Split, limit: int | None) -> Split:
     return tasks if limit is None else Split(tasks.train[:limit], tasks.test[:limit])
 
 
-def _folder_id(name: str, run_dir: Path) -> str:
+def run_name(name: str, run_dir: Path) -> str:
     """A folder chosen by the user gives the run its name; adapters are named after it, so odd letters are dropped."""
     word = "".join(letter for letter in run_dir.resolve().name if letter.isalnum() or letter in "-_.")
     return word or name

@@ -52,7 +52,6 @@ class Shard:
         self.name = name
         self._cluster, self._journal, self._take, self._note = cluster, journal, take, note
         self._waiting, self._num_shards = waiting, num_shards
-        self._max_open = cluster.recipe.run.max_open
         self._arena: Any = None
         self._handed: dict[str, Assignment | None] = {}  # not known to be over; None: it is on record, open
         self._before = ArenaStats()  # totals of the arenas before this one
@@ -78,9 +77,9 @@ class Shard:
         """Keep the arena filled until nothing is left. Tasks are handed out on demand: an arena with slow debates is
         simply given fewer.
 
-        Raises: JournalError, AgentError: the arena cannot go on. PausedError: a host has stopped the run.
+        Raises: JournalError, AgentError: the arena cannot go on. PausedError: a host, or somebody, has stopped the run.
         """
-        wait_s = 0.0
+        control, wait_s = self._cluster.control, 0.0
         while True:
             finished, stats = await self._call("collect", wait_s)
             await self._told(finished, stats)
@@ -88,11 +87,12 @@ class Shard:
                 raise (JournalError if stats.error.startswith("journal") else AgentError)(stats.error)
             if stats.paused:
                 raise PausedError(stats.paused)
-            given = self._next(self._max_open - stats.open)
+            control.check()
+            given = self._next(self._cluster.recipe.run.max_open - stats.open) if control.hands_out else []
             if given:
                 self._handed |= {item.debate_id: item for item in given}
                 await self._call("open", given)
-            elif stats.open == 0 and not finished:
+            elif stats.open == 0 and not finished and (control.draining or not self._waiting):
                 return
             more = len(given) == MAX_GIVEN
             wait_s = 0.0 if more else COLLECT_S

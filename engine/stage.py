@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from engine.arena import ArenaStats, Assignment, Finished, failure_summary
+from actors.agent import DRAIN_S
+from engine.arena import ArenaStats, Finished, failure_summary
+from engine.attempts import Attempts, split_id
 from engine.cluster import Cluster
+from engine.desk import Desk
 from engine.folder import RunFolder
 from engine.journal import read_journal
 from engine.progress import Progress
 from engine.shard import Shard, Take
-from protocols.errors import MootError, PausedError
+from protocols.errors import MootError, PausedError, TerminatedError
 from protocols.graph import Debate, decode_debate
-from protocols.machine import derive_seed
 from protocols.message import Usage
 from protocols.task import Task
 
@@ -71,30 +73,26 @@ class StageResult(msgspec.Struct, frozen=True, kw_only=True):
             progress.note(f"{self.name}: {reason}")
 
 
-def debate_id(stage: str, task: Task) -> str:
-    """The same task has another debate in every stage."""
-    return f"{stage}/{task.id}"
-
-
-def assignments(stage: str, tasks: Iterable[Task], seed: int) -> deque[Assignment]:
-    """What is to be debated in a stage, in order."""
-    ids = {debate_id(stage, task): task for task in tasks}
-    return deque(Assignment(debate_id=key, task=task, seed=derive_seed(seed, key)) for key, task in ids.items())
-
-
 def recorded(folder: RunFolder, stage: str) -> list[Closed]:
-    """The debates of a stage that the journals hold closed. Raises: JournalError: damaged."""
-    found = []
+    """The debates of a stage that the journals hold closed, of each task the attempt that counts.
+
+    Raises: JournalError: damaged.
+    """
+    found, attempts = [], Attempts(folder.path)
     for path in folder.journals(stage):
         if path.exists():
-            entries = read_journal(path)
-            found += [_closed_of(item.graph, item.closed_at or 0.0) for item in entries if item.graph is not None]
+            found += [
+                _closed_of(item.graph, item.closed_at or 0.0)
+                for item in read_journal(path)
+                if item.graph is not None and attempts.counts(item.debate_id)
+            ]
     return found
 
 
 def _closed_of(graph: bytes, at: float) -> Closed:
     debate = decode_debate(graph)
-    return Closed(debate, at, failure_summary(debate))
+    why, attempt = failure_summary(debate), split_id(debate.id)[2]
+    return Closed(debate, at, f"set aside {attempt} times, the last time: {why}" if why and attempt > 1 else why)
 
 
 async def run_stage(
@@ -111,46 +109,42 @@ async def run_stage(
     Args:
         on_closed: told of debates as they close, those on record first; it slows the stage down when it is slow itself.
     Raises: JournalError, AgentError: the stage stopped; what is on record stays, and running it again goes on.
-        PausedError: a host stopped it; the replies that were on their way are on record too.
+        PausedError: it was to stop, or a host stopped it; the replies that were on their way are on record too.
     """
     began = time.monotonic()
-    ids = {debate_id(stage, task): task for task in tasks}
-    done = {closed.debate.id: closed for closed in await asyncio.to_thread(recorded, folder, stage)}
-    done = {key: closed for key, closed in done.items() if key in ids}
-    num_recorded = len(done)
-    progress.stage(stage, total=len(tasks), closed=num_recorded)
-    if on_closed is not None and done:
-        await on_closed(list(done.values()))
-    stats: dict[str, ArenaStats] = {}
-    if num_recorded < len(ids):
-        waiting = assignments(stage, [task for key, task in ids.items() if key not in done], cluster.recipe.seed)
+    on_record = await asyncio.to_thread(recorded, folder, stage)
+    desk = Desk(stage, tasks, cluster.recipe.seed, Attempts(folder.path), on_record)
+    progress.stage(stage, total=len(desk), closed=desk.num_done)
+    if on_closed is not None and desk.done:
+        await on_closed(desk.done)
+    if desk.waiting:
 
         async def take(arena: str, finished: list[Finished], latest: ArenaStats) -> None:
-            stats[arena] = latest
+            desk.stats[arena] = latest
             closed = [_closed_of(item.graph, item.closed_at) for item in finished]
-            done.update({item.debate.id: item for item in closed})
-            progress.update(closed=len(done), stats=stats.values())
+            desk.take(closed)
+            progress.update(closed=desk.num_done, stats=desk.stats.values())
             if on_closed is not None and closed:
                 await on_closed(closed)
 
-        await _drive(cluster, folder, stage, waiting, take, progress.note)
+        with cluster.control.at(desk):
+            await _drive(cluster, folder, desk, take, progress.note)
     return StageResult(
         name=stage,
-        closed=[done[key] for key in ids],
-        num_new=len(done) - num_recorded,
-        replies=sum(item.replies for item in stats.values()),
-        usage=sum((item.usage for item in stats.values()), Usage()),
+        closed=desk.done,
+        num_new=desk.num_new,
+        replies=sum(item.replies for item in desk.stats.values()),
+        usage=sum((item.usage for item in desk.stats.values()), Usage()),
         wall_s=time.monotonic() - began,
     )
 
 
-async def _drive(
-    cluster: Cluster, folder: RunFolder, stage: str, waiting: deque[Assignment], take: Take, note: Callable[[str], None]
-) -> None:
+async def _drive(cluster: Cluster, folder: RunFolder, desk: Desk, take: Take, note: Callable[[str], None]) -> None:
     """Start the stage's arenas, keep them filled until nothing is left, stop them."""
-    paths = needed(folder.journals(stage), len(waiting))
+    waiting = desk.waiting
+    paths = needed(folder.journals(desk.stage), len(waiting))
     paths[0].parent.mkdir(parents=True, exist_ok=True)
-    shards = [Shard(cluster, f"{stage}/{path.stem}", path, waiting, len(paths), take, note) for path in paths]
+    shards = [Shard(cluster, f"{desk.stage}/{path.stem}", path, waiting, len(paths), take, note) for path in paths]
     try:
         on_record = set().union(*await asyncio.gather(*(shard.start() for shard in shards)))
         for _ in range(len(waiting)):
@@ -166,7 +160,8 @@ async def _drive(
             raise
         first = _first(ours)
         if isinstance(first, PausedError):
-            await _bring_in(cluster, shards, str(first))
+            within_s = cluster.recipe.run.drain_s if isinstance(first, TerminatedError) else DRAIN_S
+            await _bring_in(cluster, shards, str(first), within_s)
         raise first from errors
     finally:
         for shard in shards:
@@ -179,9 +174,9 @@ def needed(paths: Sequence[Path], num_waiting: int) -> list[Path]:
     return [path for number, path in enumerate(paths) if number < worth or path.exists()]
 
 
-async def _bring_in(cluster: Cluster, shards: Sequence[Shard], reason: str) -> None:
+async def _bring_in(cluster: Cluster, shards: Sequence[Shard], reason: str, within_s: float) -> None:
     """Send nothing more, and put what was on its way on record: it is paid for."""
-    await cluster.hosts.halt(reason)
+    await cluster.hosts.halt(reason, within_s)
     for shard in shards:
         await shard.settle()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from engine.attempts import Attempts
 from engine.folder import RunFolder
 from engine.journal import read_graphs
 from engine.progress import Progress
@@ -133,9 +134,10 @@ def _stage(folder: RunFolder, wanted: str | None) -> str:
 
 
 def _closed(folder: RunFolder, stage: str) -> Debates:
+    attempts = Attempts(folder.path)
     for path in folder.journals(stage):
         if path.exists():
-            yield from map(decode_debate, read_graphs(path))
+            yield from (debate for debate in map(decode_debate, read_graphs(path)) if attempts.counts(debate.id))
 
 
 def _check_target(output: Path, *, force: bool, many: bool) -> None:

@@ -12,6 +12,7 @@
     │   ├── HostLostError          the process of a model died
     │   │   └── UnreachableError   or it may live, and cannot be reached for now
     │   └── PausedError            the run stopped before its end and can go on             exit code 3
+    │       └── TerminatedError    as the process was told to end                           exit code 130
     └── TrainerError               a training cannot start or go on
 
 Errors cross process borders by pickle, so each takes its message as the single required argument.
@@ -89,6 +90,10 @@ class PausedError(AgentError):
 
     What is on record stays, and nothing was asked in vain: ``moot resume`` goes on.
     """
+
+
+class TerminatedError(PausedError):
+    """The process was told to end, and has put on record what was on its way: nothing has to be mended."""
 
 
 class TrainerError(MootError):

@@ -1,4 +1,4 @@
-"""A keeper of limits as hosts see it on Ray, without Ray."""
+"""Actors as others see them on Ray, without Ray."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from actors.shared_gate import Keeper
-
 
 class Remote:
-    """A keeper as an actor's handle, in this process; every call takes a moment, as on Ray."""
+    """An actor's handle, for an object of this process; every call takes a moment, as on Ray."""
 
-    def __init__(self, keeper: Keeper) -> None:
-        self._keeper = keeper
+    def __init__(self, actor: object) -> None:
+        self._actor = actor
 
     def __getattr__(self, name: str) -> Any:
-        method: Callable[..., Any] = getattr(self._keeper, name)
+        method: Callable[..., Any] = getattr(self._actor, name)
 
         class Call:
-            async def remote(self, *args: Any) -> Any:
+            def remote(self, *args: Any) -> asyncio.Future[Any]:
+                return asyncio.ensure_future(self._called(*args))  # under way whether it is awaited or not
+
+            async def _called(self, *args: Any) -> Any:
                 await asyncio.sleep(0.001)
                 return await method(*args)
 

@@ -310,3 +310,17 @@ async def test_a_queue_that_waits_on_itself_raises_an_alarm(caplog: pytest.LogCa
     assert desk.figures()["alarms"] >= 2
     assert "openai:gpt: asks wait though none is under way" in caplog.text and "waiting 1" in caplog.text
     desk.close()
+
+
+def test_other_rates_count_from_now_on_and_are_not_passed_either() -> None:
+    account = Account(Rates(requests_per_minute=600.0), 0.0)
+    for number in range(400):
+        account.tell(want(number), 0.0)
+    assert len(admitted(account, 0.0)) == 8  # as many at once as an account is given at first
+    account.retune(Rates(requests_per_minute=6.0, max_concurrency=1_000), 0.0)
+    for number in range(8):
+        account.tell(done(number), 0.0)
+    assert len(admitted(account, 0.0)) == 1  # the burst of the new rate
+    assert account.figures(0.0)["requests_per_minute"] == 6.0
+    account.retune(Rates(), 0.0)
+    assert len(admitted(account, 0.0)) > 8 and account.figures(0.0)["requests_per_minute"] == 0.0

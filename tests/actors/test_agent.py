@@ -642,18 +642,101 @@ async def test_a_reply_carries_what_it_cost_unless_the_backend_knows_better() ->
     await host.close()
 
 
-async def test_halting_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_halting_does_not_wait_for_ever() -> None:
     async def hang(ask: Ask, adapter: AdapterRef | None) -> str:
         await asyncio.sleep(100)
         return "never"
 
-    monkeypatch.setattr("actors.agent.DRAIN_S", 0.02)
     host, arena = await started(Fake(hang))
     tell(host, make_ask())
     await asyncio.sleep(0.001)
-    await asyncio.wait_for(host.halt("enough"), 5)
+    await asyncio.wait_for(host.halt("enough", 0.02), 5)
     assert arena.outcomes == [] and arena.stopped == [Stopped("h", "enough")]
     await host.close()
+
+
+async def test_a_held_host_sends_nothing_and_lets_finish_what_is_in_the_model() -> None:
+    go = asyncio.Event()
+
+    async def slow(ask: Ask, adapter: AdapterRef | None) -> str:
+        await go.wait()
+        return "fine"
+
+    host, arena = await started(backend := Fake(slow))
+    tell(host, make_ask(0))
+    await asyncio.sleep(0.001)
+    host.hold(True)
+    tell(host, make_ask(1), make_ask(2))
+    go.set()
+    assert [outcome.ask_id for outcome in await arena.wait(1)] == [make_ask(0).id]
+    await asyncio.sleep(0.01)
+    assert len(backend.tries) == 1 and host.stats().held and host.stats().queued == 2
+    host.hold(False)
+    assert len(await arena.wait(3)) == 3 and not host.stats().held
+    await host.close()
+
+
+async def test_an_ask_that_is_held_behind_a_gate_gives_back_what_it_got_there() -> None:
+    gate = Recording()
+    host, arena = await started(backend := Fake(ok), gates=[gate])
+    gate.entering = lambda: host.hold(True)
+    tell(host, make_ask(0))
+    await asyncio.sleep(0.01)
+    assert gate.log == ["enter", "left unsent"] and backend.tries == []
+    gate.entering = lambda: None
+    host.hold(False)
+    await arena.wait(1)
+    assert gate.log == ["enter", "left unsent", "enter", "left"] and host.stats().retries == 0
+    await host.close()
+
+
+async def test_other_limits_count_from_now_on() -> None:
+    go = asyncio.Event()
+
+    async def slow(ask: Ask, adapter: AdapterRef | None) -> str:
+        await go.wait()
+        return "fine"
+
+    async def hang(ask: Ask, adapter: AdapterRef | None) -> str:
+        await asyncio.sleep(100)
+        return "never"
+
+    host, arena = await started(backend := Fake(slow), max_concurrency=2)
+    tell(host, *(make_ask(number) for number in range(9)))
+    await asyncio.sleep(0.001)
+    assert backend.inside == 2 and host.stats().concurrency == 2
+    host.retune(Limits(max_concurrency=5))
+    await asyncio.sleep(0.001)
+    assert backend.inside == 5 and host.stats().concurrency == 5
+    host.retune(Limits(max_concurrency=1, timeout_s=0.001, max_tries=1))
+    backend.behave, backend.most = hang, 0
+    go.set()
+    assert len(await arena.wait(9)) == 9 and backend.most == 1
+    assert host.stats().replies == 5 and host.stats().failures == {"timeout": 4}
+    host.retune(Limits())
+    assert host.stats().concurrency == 100  # as the backend says
+    await host.close()
+
+
+class Recording:
+    """A gate that writes down who passes it, and does something as they enter."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.entering: Callable[[], None] = lambda: None
+
+    async def enter(self, ask: Ask) -> str:
+        self.log.append("enter")
+        self.entering()
+        return ask.id
+
+    def leave(self, ticket: str, outcome: Reply | ReplyError | None) -> None:
+        self.log.append("left unsent" if outcome is None else "left")
+
+    def hint(self, hint: Hint) -> None: ...
+
+    def figures(self) -> dict[str, float]:
+        return {}
 
 
 @pytest.mark.parametrize("hedge_after_s", [0.0, 0.001])

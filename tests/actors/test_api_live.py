@@ -35,7 +35,7 @@ from engine.folder import RunFolder
 from engine.hosts import Hosts
 from engine.progress import Progress
 from engine.recipe import Recipe, build_recipe
-from engine.run import _manifest
+from engine.run import make_manifest
 from engine.stage import run_stage
 from engine.tasks import load_split
 from protocols.errors import AgentError, ReplyError
@@ -245,7 +245,7 @@ def named(hosts: Hosts, backends: dict[str, str]) -> Hosts:
 
 
 def debated(recipe: Recipe, hosts: Hosts, folder: Path) -> list[Debate]:
-    run = RunFolder.create(folder, _manifest(folder.name, "run", recipe, folder, None))
+    run = RunFolder.create(folder, make_manifest(folder.name, "run", recipe, folder, None))
     tasks = load_split(recipe.tasks).train
     result = asyncio.run(run_stage(Cluster(recipe, hosts, ours=False), run, "debate", tasks, progress=Progress()))
     run.release()

@@ -104,3 +104,14 @@ def test_no_more_than_the_most_are_inside_and_nobody_is_forgotten(
         room.tell(Done(inside.pop(), "reply"), 0.0)
         inside += [decision.id for decision in room.decide(0.0)]
     assert room.figures(0.0)["waiting"] == 0.0
+
+
+def test_a_room_may_become_larger_or_smaller() -> None:
+    room, _ = filled(4, 9)
+    room.resize(6)
+    assert room.limit == 6 and len(room.decide(0.0)) == 2
+    room.resize(3)
+    assert room.limit == 3 and room.decide(0.0) == []  # nobody is turned out
+    room.tell(LoadHint(running=1, waiting=2, kv_usage=0.95), 0.0)
+    room.resize(8)
+    assert room.limit == 1  # what the engine has room for counts

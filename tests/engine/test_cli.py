@@ -228,3 +228,15 @@ assert not heavy & sys.modules.keys()
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_control_of_what_is_no_run_or_not_driven_is_one_line(tmp_path: Path) -> None:
+    manifest = Manifest(id="r", kind="run", name="r", fingerprint="f", num_arenas=1, recipe={}, recipe_path="r.yaml")
+    RunFolder.create(tmp_path / "r", manifest).release()
+    for verb in ("show", "pause", "resume", "drain", "set", "retry"):
+        more = {"set": ["a.concurrency=1"], "retry": ["all"]}.get(verb, [])
+        assert_one_line(moot("ctl", verb, tmp_path, *more), "is not a run's folder")
+    for verb in ("pause", "resume", "drain"):
+        assert_one_line(moot("ctl", verb, tmp_path / "r", "--json"), "is not running; go on with `moot resume")
+    listed = moot("ctl", "list", "--runs-dir", tmp_path, "--json")
+    assert listed.exit_code == 0 and json.loads(listed.stdout) == {"runs": {}}

@@ -13,6 +13,7 @@ import pytest
 
 from engine.arena import Arena, ArenaStats, Finished
 from engine.cluster import Cluster
+from engine.control import Control
 from engine.shard import MAX_DEATHS, Shard
 from protocols.errors import AgentError, HostLostError
 from tests.engine.helpers import Host, assignment, make_arena, make_tasks
@@ -46,6 +47,7 @@ class Machines:
 
     def __init__(self, path: Path, host: Host, *, max_open: int) -> None:
         self.recipe = SimpleNamespace(run=SimpleNamespace(max_open=max_open))
+        self.control = Control()
         self.handles: list[Handle] = []
         self.stillborn = self.stillborn_first = 0
         self._path, self._host = path, host

@@ -14,7 +14,7 @@ from engine.folder import RunFolder
 from engine.named_protocol import find_protocol
 from engine.progress import Progress
 from engine.recipe import Recipe, load_recipe
-from engine.run import _manifest, limited
+from engine.run import limited, make_manifest
 from engine.stage import run_stage
 from engine.tasks import load_split
 from protocols.catalogue import PROTOCOLS
@@ -176,7 +176,7 @@ def test_a_recipe_runs_and_its_graph_has_the_shape_of_its_paper(
     assert "arXiv" in path.read_text(encoding="utf-8") or "github.com" in path.read_text(encoding="utf-8")
     recipe = load_recipe(path, MODEL)
     tasks = limited(load_split(recipe.tasks), 2).train
-    folder = RunFolder.create(tmp_path / "run", _manifest("run", "run", recipe, path, 2))
+    folder = RunFolder.create(tmp_path / "run", make_manifest("run", "run", recipe, path, 2))
     result = asyncio.run(run_stage(engine(recipe), folder, "debate", tasks, progress=Progress()))
     folder.release()
     assert len(result.debates) == len(tasks) == 2

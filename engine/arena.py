@@ -17,9 +17,9 @@ from pathlib import Path
 import msgspec
 
 from actors.router import Router, Tell
-from engine.journal import CloseEntry, Entry, EventEntry, Journal, NoteEntry, Sync, read_journal
+from engine.journal import CloseEntry, Entry, EventEntry, Journal, NoteEntry, Sync, read_closed, read_journal
 from protocols.errors import GraphError, IllegalEventError, JournalError
-from protocols.graph import Debate, decode_debate, encode_debate
+from protocols.graph import Debate, Verdict, encode_debate
 from protocols.machine import (
     AgentFailed,
     Close,
@@ -165,12 +165,11 @@ class Arena:
         Returns: the closed ones, and the ids of all others: they are still open, or ended while they were replayed and
         are collected like any that close. Raises: JournalError: damaged.
         """
-        closed = []
-        for recorded in await asyncio.to_thread(lambda: list(read_journal(self._journal.path))):
-            if recorded.graph is not None:
-                closed.append(_finished(decode_debate(recorded.graph), recorded.closed_at or 0.0))
-            elif recorded.events:
+        closed = await asyncio.to_thread(lambda: [_on_record(item) for item in read_closed(self._journal.path)])
+        for recorded in read_journal(self._journal.path, only_open=True):
+            if recorded.events:
                 self._replay([event for _, event in recorded.events])
+                await asyncio.sleep(0)  # a long record must not keep the process from answering
         for held in self._open.values():
             self._router.put(held.machine.outstanding.values())
         self._pump = asyncio.get_running_loop().create_task(self._run())
@@ -460,7 +459,22 @@ def _expected(held: _Open, event: Event) -> bool:
     return True
 
 
-def failure_summary(debate: Debate) -> str:
+class _Ending(msgspec.Struct):
+    """Of a graph, what says how it ended: all of it is not needed to know that a debate is over."""
+
+    failures: list[str] = []
+    verdict: Verdict | None = None
+
+
+_ENDING_DECODER = msgspec.msgpack.Decoder(_Ending)
+
+
+def _on_record(closed: CloseEntry) -> Finished:
+    why = failure_summary(_ENDING_DECODER.decode(closed.graph))
+    return Finished(debate_id=closed.debate_id, closed_at=closed.at, graph=closed.graph, set_aside=why)
+
+
+def failure_summary(debate: Debate | _Ending) -> str:
     """Why a debate came to nothing; "" for one that did not."""
     if debate.verdict is not None and debate.verdict.stop_reason != "no_replies":
         return ""

@@ -12,7 +12,7 @@ import msgspec
 from engine.arena import ArenaStats, Assignment, Finished, failure_summary
 from engine.cluster import Cluster
 from engine.folder import RunFolder
-from engine.journal import read_journal
+from engine.journal import read_closed
 from engine.progress import Progress
 from engine.shard import Shard, Take
 from protocols.errors import MootError, PausedError
@@ -84,8 +84,7 @@ def recorded(folder: RunFolder, stage: str) -> list[Closed]:
     found = []
     for path in folder.journals(stage):
         if path.exists():
-            entries = read_journal(path)
-            found += [_closed_of(item.graph, item.closed_at or 0.0) for item in entries if item.graph is not None]
+            found += [_closed_of(item.graph, item.at) for item in read_closed(path)]
     return found
 
 

@@ -422,7 +422,7 @@ async def test_what_is_on_record_gives_the_same_commands_and_graphs_again(tmp_pa
     copy = tmp_path / "copy.sqlite"
     shutil.copy(path, copy)
     with closing(sqlite3.connect(copy)) as db:
-        db.execute("UPDATE debates SET graph = NULL")
+        db.execute("DELETE FROM graphs")
         db.commit()
     host = Host()
     replayed, _ = await run_arena(copy, make_tasks(60), host)

@@ -18,6 +18,7 @@ import msgspec
 
 from actors.router import Router, Tell
 from engine.journal import CloseEntry, Entry, EventEntry, Journal, NoteEntry, Sync, read_closed, read_journal
+from engine.mirror import Mirror
 from protocols.errors import GraphError, IllegalEventError, JournalError
 from protocols.graph import Debate, Verdict, encode_debate
 from protocols.machine import (
@@ -74,6 +75,9 @@ class ArenaStats(msgspec.Struct, frozen=True, kw_only=True):
     late: int = 0
     usage: Usage = Usage()
     delays: tuple[int, ...] = ()  # from a reply's arrival until what it enables leaves: see actors.histogram
+    uncopied: int = 0  # events that are not in the mirror yet
+    copy_age_s: float = 0.0  # all that is older is in it
+    copy_error: str = ""  # why nothing is copied at present
     error: str = ""
     paused: str = ""  # why a host sends nothing more; what is on record stays, and the run can go on later
 
@@ -101,6 +105,7 @@ class Arena:
         deadline_s: of each phase.
         models: agent -> the model it speaks through.
         hosts: model -> its hosts, and how to tell each: see ``Router``.
+        mirror: URL of a folder that the journal is copied to; see ``engine.mirror``.
         canonise: for replies to tasks with the format "math"; without it they are compared by notation.
     Raises: JournalError: see ``Journal``.
     """
@@ -120,12 +125,15 @@ class Arena:
         sync: Sync = "full",
         max_journal_mb: int = 0,
         lock_wait_s: float = 0.0,
+        mirror: str = "",
+        mirror_every_s: float = 5.0,
         canonise: Canonise | None = None,
     ) -> None:
         self.name = name
         self._journal = Journal(
             journal, fingerprint=fingerprint, sync=sync, max_size_mb=max_journal_mb, lock_wait_s=lock_wait_s
         )
+        self._mirror = _mirror(self._journal, mirror, mirror_every_s) if mirror else None
         self._build, self._protocol, self._cast, self._deadline_s = build, protocol, dict(cast), deadline_s
         self._router = Router(models, hosts, self._waits_for, self._untold)
         self._canonise = canonise
@@ -257,6 +265,9 @@ class Arena:
             late=self._late,
             usage=self._usage,
             delays=tuple(self._router.delays.counts),
+            uncopied=self._journal.num_events - self._mirror.num_events if self._mirror else 0,
+            copy_age_s=self._mirror.age_s if self._mirror else 0.0,
+            copy_error=self._mirror.error if self._mirror else "",
             error=self._error,
             paused=self._paused,
         )
@@ -279,6 +290,9 @@ class Arena:
             if held.timer is not None:
                 held.timer.cancel()
         await self._router.close()
+        if self._mirror is not None and not await asyncio.to_thread(self._mirror.close):
+            left = self._journal.num_events - self._mirror.num_events
+            log.warning("arena %s: %d events are not in the mirror: %s", self.name, left, self._mirror.error)
         self._journal.close()
 
     async def _run(self) -> None:
@@ -472,6 +486,14 @@ _ENDING_DECODER = msgspec.msgpack.Decoder(_Ending)
 def _on_record(closed: CloseEntry) -> Finished:
     why = failure_summary(_ENDING_DECODER.decode(closed.graph))
     return Finished(debate_id=closed.debate_id, closed_at=closed.at, graph=closed.graph, set_aside=why)
+
+
+def _mirror(journal: Journal, url: str, every_s: float) -> Mirror:
+    try:
+        return Mirror(journal.path, url, every_s=every_s)
+    except BaseException:
+        journal.close()
+        raise
 
 
 def failure_summary(debate: Debate | _Ending) -> str:

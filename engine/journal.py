@@ -123,6 +123,8 @@ class Journal:
             )
         if 0 < version < SCHEMA_VERSION:
             migrate(self._db)
+        # which file this is: one that is written anew, as by a repair, is told from the one before it
+        self._db.execute("INSERT OR IGNORE INTO meta VALUES ('copy', ?)", (os.urandom(8).hex(),))
         self._next = {table: _last(self._db, table) + 1 for table in TABLES}
 
     def commit(self, entries: Iterable[Entry]) -> None:
@@ -148,6 +150,11 @@ class Journal:
             self._next[table] += len(rows)
         if self._rows is not None:
             _gather(self._rows, ((row[0], row[1]) for row in batch.rows["events"]))
+
+    @property
+    def num_events(self) -> int:
+        """On record."""
+        return self._next["events"] - 1
 
     def holds(self, debate_id: str) -> bool:
         """Whether the debate was ever opened here."""

@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from engine.folder import Manifest, RunFolder
 from engine.journal import read_closed, repaired_path
 from engine.journal_check import check_journal
 from engine.journal_repair import Usable, compact_journal, repair_journal, usable_after
+from engine.mirror_folder import restore_folder
 from engine.named_protocol import find_protocol
 from engine.progress import Progress
 from engine.recipe import build_recipe
@@ -65,7 +64,9 @@ def compact_run(run: Path, *, drop_events: bool) -> Outcome:
 
 def restore_run(url: str, run_dir: Path | None, *, progress: Progress) -> Outcome:
     """Raises: ConfigError: there is no such mirror, or the folder is there. JournalError: the mirror is damaged."""
-    raise NotImplementedError
+    target, events = restore_folder(url, run_dir)
+    progress.note(f"restored {target}; go on with `moot resume {target}`")
+    return {"run": str(target), "events": events}
 
 
 @contextmanager

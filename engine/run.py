@@ -15,6 +15,7 @@ from engine.evaluate import FINAL_VOTE, SINGLE_AGENT, Evaluation, evaluate
 from engine.folder import Manifest, RunFolder, machine_description, new_run_path, versions, write_atomically
 from engine.loop import Loop, base_model_of, evaluate_stage, keep_statistics, publish, summary
 from engine.media import collect_media
+from engine.mirror_folder import fetch_missing, mirrored
 from engine.named_protocol import find_protocol
 from engine.progress import Progress
 from engine.recipe import Recipe, apply_override, build_recipe, load_recipe
@@ -145,12 +146,16 @@ def _do(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> 
     try:
         for note in collect_media([*tasks.train, *tasks.test], folder.path):
             progress.note(note)
-        outcome = asyncio.run(_with_cluster(folder, recipe, tasks, progress, work))
-        wall_s = round(time.monotonic() - began, 2)
-        outcome = {"run": str(folder.path)} | outcome | _spending(folder, recipe) | {"wall_s": wall_s}
-        write_atomically(folder.path / "results.json", msgspec.json.format(msgspec.json.encode(outcome), indent=2))
-        folder.manifest.finished_at = time.time()  # last: what is finished has its results
-        folder.save()
+        with mirrored(folder, recipe.run, progress.note):
+            if recipe.run.mirror:
+                for path in fetch_missing(folder, recipe.run.mirror):
+                    progress.note(f"{path} was gone, and is made again from {recipe.run.mirror}")
+            outcome = asyncio.run(_with_cluster(folder, recipe, tasks, progress, work))
+            wall_s = round(time.monotonic() - began, 2)
+            outcome = {"run": str(folder.path)} | outcome | _spending(folder, recipe) | {"wall_s": wall_s}
+            write_atomically(folder.path / "results.json", msgspec.json.format(msgspec.json.encode(outcome), indent=2))
+            folder.manifest.finished_at = time.time()  # last: what is finished has its results
+            folder.save()
     except PausedError as err:
         raise PausedError(str(err).replace("resume RUN", f"resume {folder.path}")) from err
     finally:

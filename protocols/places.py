@@ -17,9 +17,12 @@ _DOLLARS = re.compile(r"(?<!\\)\${1,2}([^$]+)(?<!\\)\${1,2}")
 
 def boxed(text: str) -> str | None:
     r"""What the last closed LaTeX box (``\boxed`` or ``\fbox``) holds, braces balanced; None without one."""
+    starts = [at for word in ("\\boxed", "\\fbox") if (at := text.find(word)) >= 0]
+    if not starts:
+        return None
     opened: list[int] = []  # for each brace still open: where the content of its box starts, -1 for other braces
     last: tuple[int, int] | None = None
-    for token in _BRACE.finditer(text):
+    for token in _BRACE.finditer(text, min(starts)):  # braces before it close behind every box, or not at all
         brace = token.group()
         if brace in ("\\{", "\\}"):
             continue  # printed, not grouping

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import sqlite3
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.cli import main
+from engine.folder import Manifest, RunFolder
 from engine.journal import (
     CloseEntry,
     EventEntry,
@@ -298,3 +303,61 @@ def test_a_torn_or_scribbled_journal_is_found_or_told(
         assert check_journal(path, FINGERPRINT).damage == []
         events = [event for item in read_journal(path) for _, event in item.events]
         assert [event for event in truth if event in events] == events
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that is done, of two debates."""
+    folder = RunFolder.create(
+        tmp_path / "run",
+        Manifest(id="r", kind="import", name="r", fingerprint="f", num_arenas=1, recipe={}, recipe_path=""),
+    )
+    (path,) = folder.journals("debate")
+    path.parent.mkdir(parents=True)
+    ours = Journal(path, fingerprint="f", sync="normal")
+    ours.commit([*entries("d0", 3), *entries("d1", 3)])
+    ours.close()
+    folder.manifest.finished_at = 1.0
+    folder.mark_done("debate", {"debates": 2, "replies": 6})
+    folder.release()
+    return folder.path
+
+
+def moot(*arguments: object) -> tuple[int, dict[str, Any]]:
+    done = CliRunner().invoke(main, ["journal", *map(str, arguments), "--json"])
+    assert done.exit_code != 2, done.output
+    return done.exit_code, json.loads(done.stdout)
+
+
+def test_the_commands_say_what_they_found_and_did(run: Path) -> None:
+    path = run / "journal" / "debate" / "arena-000.sqlite"
+    code, told = moot("check", run)
+    assert code == 0 and told["damage"] == []
+    assert told["journals"]["journal/debate/arena-000.sqlite"] == {
+        "schema_version": 2, "debates": 2, "closed": 2, "events": 8, "notes": 0,
+    }  # fmt: skip
+    assert moot("repair", run)[1] == {"run": str(run), "repaired": {}, "lost": [], "reopened": []}
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE graphs SET at = 0 WHERE num = 1")
+        db.commit()
+    code, told = moot("check", run)
+    assert code == 1 and told["damage"] == ["journal/debate/arena-000.sqlite: the graph of debate d0 is damaged"]
+    code, told = moot("repair", run)
+    assert code == 0 and told["lost"] == [] and told["reopened"] == ["debate"]
+    assert told["repaired"]["journal/debate/arena-000.sqlite"] == {
+        "kept_as": "arena-000.sqlite.damaged-1", "debates": 2, "closed": 1, "events": 8,
+    }  # fmt: skip
+    assert RunFolder.open(run).manifest.finished_at is None  # there is something to resume again
+    code, told = moot("compact", run, "--drop-events")
+    assert code == 0 and told["bytes_after"] <= told["bytes_before"]
+    assert [len(item.events) for item in read_journal(path)] == [4, 1]
+
+
+def test_a_run_that_is_going_is_only_checked(run: Path) -> None:
+    folder = RunFolder.open(run)
+    folder.lock()
+    for command in ("repair", "compact"):
+        done = CliRunner().invoke(main, ["journal", command, str(run)])
+        assert done.exit_code == 2 and "is in use by another moot" in done.stderr
+    assert moot("check", run)[0] == 0
+    folder.release()

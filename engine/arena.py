@@ -133,7 +133,7 @@ class Arena:
         self._journal = Journal(
             journal, fingerprint=fingerprint, sync=sync, max_size_mb=max_journal_mb, lock_wait_s=lock_wait_s
         )
-        self._mirror = _mirror(self._journal, mirror, mirror_every_s) if mirror else None
+        self._mirror = _mirror_of(self._journal, mirror, mirror_every_s) if mirror else None
         self._build, self._protocol, self._cast, self._deadline_s = build, protocol, dict(cast), deadline_s
         self._router = Router(models, hosts, self._waits_for, self._untold)
         self._canonise = canonise
@@ -488,7 +488,7 @@ def _on_record(closed: CloseEntry) -> Finished:
     return Finished(debate_id=closed.debate_id, closed_at=closed.at, graph=closed.graph, set_aside=why)
 
 
-def _mirror(journal: Journal, url: str, every_s: float) -> Mirror:
+def _mirror_of(journal: Journal, url: str, every_s: float) -> Mirror:
     try:
         return Mirror(journal.path, url, every_s=every_s)
     except BaseException:

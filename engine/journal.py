@@ -198,9 +198,9 @@ class _Batch:
             self.seqs[num] = due + 1
             self._row("events", num, entry.seq, entry.at, _ENCODER.encode(entry.event))
         elif isinstance(entry, CloseEntry):
-            if (num := self._num(entry.debate_id)) is None:
+            if (held := self._num(entry.debate_id)) is None:
                 raise sqlite3.IntegrityError(f"{entry.debate_id!r} is to be closed and was never opened")
-            self._row("graphs", num, entry.at, entry.graph)
+            self._row("graphs", held, entry.at, entry.graph)
         else:
             self._row("notes", entry.debate_id, entry.kind, entry.at, entry.text)
 

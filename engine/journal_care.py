@@ -39,17 +39,19 @@ def repair_run(run: Path, *, progress: Progress) -> Outcome:
     """
     with _locked(run) as folder:
         usable = _usable(folder.manifest, progress)
+        found: list[str] = []
         lost: list[str] = []
         repaired: dict[str, Any] = {}
         for path in _journals(folder):
             if (done := repair_journal(path, folder.manifest.fingerprint, usable)) is not None:
                 name = _shown(folder, path)
                 repaired[name] = {key: getattr(done, key) for key in ("kept_as", "debates", "closed", "events")}
+                found += [f"{name}: {text}" for text in done.found]
                 lost += [f"{name}: {text}" for text in done.lost]
         reopened = _reopen(folder) if repaired else []
         if reopened:
             progress.note(f"go on with `moot resume {run}`: it asks only for what is missing")
-    return {"run": str(run), "repaired": repaired, "lost": lost, "reopened": reopened}
+    return {"run": str(run), "found": found, "repaired": repaired, "lost": lost, "reopened": reopened}
 
 
 def compact_run(run: Path, *, drop_events: bool) -> Outcome:

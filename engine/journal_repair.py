@@ -46,13 +46,14 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 
 class Repaired(msgspec.Struct, kw_only=True):
-    """What a repair kept, and what it could not, one sentence each."""
+    """What a repair kept, what was ``found`` to be wrong before it, and what is lost: one sentence each."""
 
     file: str
     kept_as: str = ""  # the damaged file
     debates: int = 0
     closed: int = 0
     events: int = 0
+    found: list[str] = []
     lost: list[str] = []
 
 
@@ -90,10 +91,10 @@ def repair_journal(path: Path, fingerprint: str, usable: Usable) -> Repaired | N
     with _held(path):
         if repaired_path(path).exists():
             return Repaired(file=str(path), kept_as=_take_place(path).name)
-        checked_now = check_journal(path, fingerprint)
-        if not checked_now.damage:
+        damage = check_journal(path, fingerprint).damage
+        if not damage:
             return None
-        repaired = Repaired(file=str(path))
+        repaired = Repaired(file=str(path), found=damage)
         scratch = path.with_suffix(".salvage")
         try:
             with _scratch(scratch) as db:
@@ -113,11 +114,20 @@ def _fill(db: sqlite3.Connection, path: Path) -> None:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as old, suppress(sqlite3.Error):
             for table, rows in rows_of_1(old).items():
                 for row in rows:  # up to what SQLite cannot read
-                    db.execute(INSERT[table], checked(table, *row))
+                    if table != "events" or _decodes(row[4]):
+                        db.execute(INSERT[table], checked(table, *row))
     else:
         for table, row in find_rows(path):
             db.execute(INSERT[table].replace("INSERT", "INSERT OR REPLACE", 1), row)
     db.execute("CREATE INDEX by_debate ON events(debate, seq)")
+
+
+def _decodes(body: bytes) -> bool:
+    try:
+        _DECODER.decode(body)
+    except msgspec.MsgspecError:
+        return False
+    return True
 
 
 def _saved(db: sqlite3.Connection, usable: Usable, repaired: Repaired) -> Iterator[Entry]:
@@ -131,6 +141,10 @@ def _saved(db: sqlite3.Connection, usable: Usable, repaired: Repaired) -> Iterat
         yield from _saved_debate(ids.get(num, ""), num, rows, closing_row, usable, repaired)
     for _, debate, kind, at, text, _ in db.execute("SELECT * FROM notes ORDER BY num"):
         yield NoteEntry(debate, at, kind, text)
+    for table in ("events", "notes"):
+        last, count = db.execute(f"SELECT max(num), count(*) FROM {table}").fetchone()
+        if count and last > count:
+            repaired.lost.append(f"{last - count} of its first {last} {table} in all")
 
 
 def _saved_debate(
@@ -142,7 +156,7 @@ def _saved_debate(
             debate = decode_debate(closing_row[3])
             opened = Opened(debate_id=debate.id, task=debate.task, seed=debate.seed)
             events[0] = (closing_row[2], opened)
-    before = []
+    before: list[tuple[float, Event]] = []
     while len(before) in events:
         before.append(events.pop(len(before)))
     if not before:

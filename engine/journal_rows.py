@@ -52,7 +52,7 @@ def checked(table: str, *values: Any) -> Row:
 
 
 def is_whole(table: str, row: Row) -> bool:
-    return zlib.crc32(_ENCODER.encode((table, *row[:-1]))) == row[-1]
+    return bool(zlib.crc32(_ENCODER.encode((table, *row[:-1]))) == row[-1])
 
 
 def create(db: sqlite3.Connection) -> None:

@@ -56,7 +56,7 @@ class Mirror:
         self._journal, self._store = journal, Store(url)
         self._upto = dict.fromkeys(TABLES, (0, 0))
         self._last, self._epoch, self._index = NONE, -1, 0
-        with suppress_store_errors():
+        with _store_may_fail():
             self._find_place()
         self._copier = Copier(f"journal {journal}", self._copy, every_s=every_s)
 
@@ -168,7 +168,7 @@ def _load(store: Store, names: Mapping[str, str], number: str) -> Segment:
 
 
 @contextmanager
-def suppress_store_errors() -> Iterator[None]:
+def _store_may_fail() -> Iterator[None]:
     """What a store's client raises is no error of ours: whatever is to be done with it is tried again."""
     try:
         yield

@@ -125,6 +125,8 @@ async def run_stage(
         waiting = assignments(stage, [task for key, task in ids.items() if key not in done], cluster.recipe.seed)
 
         async def take(arena: str, finished: list[Finished], latest: ArenaStats) -> None:
+            if latest.copy_error and not (arena in stats and stats[arena].copy_error):
+                progress.note(f"{arena}: {latest.uncopied} events are in no copy, tried again: {latest.copy_error}")
             stats[arena] = latest
             closed = [_closed_of(item.graph, item.closed_at) for item in finished]
             done.update({item.debate.id: item for item in closed})

@@ -26,6 +26,7 @@ from engine.journal import (
     read_notes,
 )
 from engine.journal_check import check_journal
+from engine.journal_repair import repair_journal
 from protocols.errors import JournalError
 from protocols.machine import DeadlinePassed, Opened, Replied
 from protocols.message import Reply
@@ -361,6 +362,16 @@ def test_a_journal_of_schema_1_is_read_and_brought_up_to_date(of_schema_1: Path)
     ours.commit([replied("a", 3), opened("c")])
     ours.close()
     assert [len(item.events) for item in read_journal(of_schema_1)] == [4, 2, 1]
+
+
+def test_a_damaged_journal_of_schema_1_is_repaired(of_schema_1: Path) -> None:
+    with closing(sqlite3.connect(of_schema_1)) as db:
+        db.execute("UPDATE events SET body = x'c1' WHERE num = 1 AND seq = 1")
+        db.commit()
+    assert check_journal(of_schema_1, "f").damage[0].startswith("event 1 of debate a cannot be decoded")
+    done = repair_journal(of_schema_1, "f", lambda before, after: list(after))
+    assert done is not None and done.lost[0] == "event 1 of debate a"
+    assert [len(item.events) for item in read_journal(of_schema_1)] == [2, 2]
 
 
 UNREADABLE_GRAPH = "these 1 bytes are not a debate: Expected `object`, got `int`"

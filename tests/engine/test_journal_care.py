@@ -219,7 +219,7 @@ def test_what_was_asked_from_what_is_lost_is_not_kept() -> None:
     asks = [command.ask for command in machine.receive(opened("d"))]  # type: ignore[union-attr]
     replies = [Replied(Reply(ask_id=ask.id, text=r"\boxed{1}", model="m")) for ask in asks]
     later = Replied(Reply(ask_id="d#1.debate.0", text="x", model="m"))
-    after = [replies[1], DeadlinePassed(1), later]  # the first reply is lost
+    after: list[Event] = [replies[1], DeadlinePassed(1), later]  # the first reply is lost
     assert usable_after(build(), [opened("d")], after) == [replies[1]]
     assert usable_after(build(), [opened("d")], [replies[2], replies[2]]) == [replies[2]]
     assert usable_after(build(), [DeadlinePassed(0)], after) == []  # what the protocol refuses ends it

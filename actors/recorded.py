@@ -28,7 +28,10 @@ from protocols.graph import Debate, decode_debate
 from protocols.machine import derive_seed
 from protocols.message import Ask, Message, Reply
 
-SCHEMA_VERSION = "1"  # of the journals this reads
+PAGES = {  # schema version of the journals this reads -> (number, graph) of some closed debates after a number
+    "1": "SELECT num, graph FROM debates WHERE num > ? AND graph IS NOT NULL ORDER BY num LIMIT ?",
+    "2": "SELECT num, body FROM graphs WHERE num > ? ORDER BY num LIMIT ?",
+}
 PAGE = 64  # graphs in memory at once
 
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")
@@ -157,10 +160,11 @@ def _debates(path: Path) -> Iterator[Debate]:
     """The closed debates of one journal. Raises: AgentError: not a journal that this moot reads."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-            version = db.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
-            if version != (SCHEMA_VERSION,):
+            found = db.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
+            version = found[0] if found else None
+            if version not in PAGES:
                 raise AgentError(f"journal {path} is of schema {version}; read it with the moot that wrote it")
-            last, page = 0, "SELECT num, graph FROM debates WHERE num > ? AND graph IS NOT NULL ORDER BY num LIMIT ?"
+            last, page = 0, PAGES[version]
             while rows := db.execute(page, (last, PAGE)).fetchall():
                 last = rows[-1][0]
                 yield from (decode_debate(graph) for _, graph in rows)

@@ -18,9 +18,10 @@ from pathlib import Path
 import msgspec
 
 from actors.router import Router, Tell
-from engine.journal import CloseEntry, Entry, EventEntry, Journal, NoteEntry, Sync, read_journal
+from engine.journal import CloseEntry, Entry, EventEntry, Journal, NoteEntry, Sync, read_closed, read_journal
+from engine.mirror import Mirror
 from protocols.errors import GraphError, IllegalEventError, JournalError
-from protocols.graph import Debate, decode_debate, encode_debate
+from protocols.graph import Debate, Verdict, encode_debate
 from protocols.machine import (
     AgentFailed,
     Close,
@@ -75,6 +76,9 @@ class ArenaStats(msgspec.Struct, frozen=True, kw_only=True):
     late: int = 0
     usage: Usage = Usage()
     delays: tuple[int, ...] = ()  # from a reply's arrival until what it enables leaves: see actors.histogram
+    uncopied: int = 0  # events that are not in the mirror yet
+    copy_age_s: float = 0.0  # all that is older is in it
+    copy_error: str = ""  # why nothing is copied at present
     error: str = ""
     paused: str = ""  # why a host sends nothing more; what is on record stays, and the run can go on later
 
@@ -102,6 +106,7 @@ class Arena:
         deadline_s: of each phase.
         models: agent -> the model it speaks through.
         hosts: model -> its hosts, and how to tell each: see ``Router``.
+        mirror: URL of a folder that the journal is copied to; see ``engine.mirror``.
         canonise: for replies to tasks with the format "math"; without it they are compared by notation.
     """
 
@@ -120,6 +125,8 @@ class Arena:
         sync: Sync = "full",
         max_journal_mb: int = 0,
         lock_wait_s: float = 0.0,
+        mirror: str = "",
+        mirror_every_s: float = 5.0,
         canonise: Canonise | None = None,
     ) -> None:
         self.name = name
@@ -127,6 +134,8 @@ class Arena:
             Journal, journal, fingerprint=fingerprint, sync=sync, max_size_mb=max_journal_mb, lock_wait_s=lock_wait_s
         )
         self._opened: Journal | None = None
+        self._mirror_url, self._mirror_every_s = mirror, mirror_every_s
+        self._mirror: Mirror | None = None
         self._build, self._protocol, self._cast, self._deadline_s = build, protocol, dict(cast), deadline_s
         self._router = Router(models, hosts, self._waits_for, self._untold)
         self._canonise = canonise
@@ -185,12 +194,13 @@ class Arena:
         are collected like any that close. Raises: JournalError: see ``Journal``; damaged.
         """
         self._opened = await asyncio.to_thread(self._open_journal)  # a lock may have to be waited for
-        closed = []
-        for recorded in await asyncio.to_thread(lambda: list(read_journal(self._journal.path))):
-            if recorded.graph is not None:
-                closed.append(_finished(decode_debate(recorded.graph), recorded.closed_at or 0.0))
-            elif recorded.events:
+        if self._mirror_url:
+            self._mirror = Mirror(self._journal.path, self._mirror_url, every_s=self._mirror_every_s)
+        closed = await asyncio.to_thread(lambda: [_on_record(item) for item in read_closed(self._journal.path)])
+        for recorded in read_journal(self._journal.path, only_open=True):
+            if recorded.events:
                 self._replay([event for _, event in recorded.events])
+                await asyncio.sleep(0)  # a long record must not keep the process from answering
         for held in self._open.values():
             self._router.put(held.machine.outstanding.values())
         self._pump = asyncio.get_running_loop().create_task(self._run())
@@ -278,6 +288,9 @@ class Arena:
             late=self._late,
             usage=self._usage,
             delays=tuple(self._router.delays.counts),
+            uncopied=self._journal.num_events - self._mirror.num_events if self._mirror else 0,
+            copy_age_s=self._mirror.age_s if self._mirror else 0.0,
+            copy_error=self._mirror.error if self._mirror else "",
             error=self._error,
             paused=self._paused,
         )
@@ -300,6 +313,9 @@ class Arena:
             if held.timer is not None:
                 held.timer.cancel()
         await self._router.close()
+        if self._mirror is not None and not await asyncio.to_thread(self._mirror.close):
+            left = self._journal.num_events - self._mirror.num_events
+            log.warning("arena %s: %d events are not in the mirror: %s", self.name, left, self._mirror.error)
         if self._opened is not None:
             self._opened.close()
 
@@ -483,7 +499,22 @@ def _expected(held: _Open, event: Event) -> bool:
     return True
 
 
-def failure_summary(debate: Debate) -> str:
+class _Ending(msgspec.Struct):
+    """Of a graph, what says how it ended: all of it is not needed to know that a debate is over."""
+
+    failures: list[str] = []
+    verdict: Verdict | None = None
+
+
+_ENDING_DECODER = msgspec.msgpack.Decoder(_Ending)
+
+
+def _on_record(closed: CloseEntry) -> Finished:
+    why = failure_summary(_ENDING_DECODER.decode(closed.graph))
+    return Finished(debate_id=closed.debate_id, closed_at=closed.at, graph=closed.graph, set_aside=why)
+
+
+def failure_summary(debate: Debate | _Ending) -> str:
     """Why a debate came to nothing; "" for one that did not."""
     if debate.verdict is not None and debate.verdict.stop_reason != "no_replies":
         return ""

@@ -50,8 +50,8 @@ def main() -> None:
     """Turns debates between language models into better models.
 
     A recipe is one YAML file; any of its keys can be set on the command line as KEY=VALUE, e.g. loop.iterations=2.
-    Exit codes: 0 done, 1 done with tasks set aside, 2 bad input; go on with `moot resume` after 3 paused (drained, a
-    budget is spent, or an account refuses) and 130 interrupted (Ctrl-C or SIGTERM).
+    Exit codes: 0 done, 1 done with tasks set aside or damage found, 2 bad input; go on with `moot resume` after 3
+    paused (drained, a budget is spent, or an account refuses) and 130 interrupted (Ctrl-C or SIGTERM).
     """
 
 
@@ -225,7 +225,8 @@ def export_debates(
 ) -> None:
     """Write a run's debates in another system's format, or as rows for trainers.
 
-    FORMAT: mad, maft, mag, mag-batch, magdi, magdi-graph, m2d, llava, trl-sft, trl-preference, messages, graphml, json.
+    FORMAT: mad, maft, mag, mag-batch, magdi, magdi-graph, m2d, llava, trl-sft, trl-preference, messages, parquet,
+    graphml, json.
     """
 
     def work(progress: Progress) -> dict[str, Any]:
@@ -382,6 +383,73 @@ def list_runs(as_json: bool, runs_dir: Path) -> None:
     _command(work, as_json)
 
 
+@main.group()
+def journal() -> None:
+    """Look after the journals of a run: what is whole, what can be saved, what takes space, where a copy is."""
+
+
+@journal.command(name="check")
+@run_argument
+@json_option
+def check_journals(run: Path, as_json: bool) -> None:
+    """Say what of a run's journals is whole and what is damaged; exit code 1 where anything is."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine.journal_care import check_run
+
+        return check_run(run)
+
+    _command(work, as_json)
+
+
+@journal.command(name="repair")
+@run_argument
+@json_option
+def repair_journals(run: Path, as_json: bool) -> None:
+    """Save what can be read of damaged journals, and say what could not be; the damaged files are kept."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine.journal_care import repair_run
+
+        return repair_run(run, progress=progress)
+
+    _command(work, as_json)
+
+
+@journal.command(name="compact")
+@run_argument
+@click.option("--drop-events", is_flag=True, help="Also drop what happened in closed debates; their graphs stay.")
+@json_option
+def compact_journals(run: Path, drop_events: bool, as_json: bool) -> None:
+    """Give back the space in a run's journals that nothing needs.
+
+    With --drop-events a closed debate keeps its opening, its graph and what it cost: it cannot be replayed any more,
+    nor its graph be made again should that be damaged.
+    """
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine.journal_care import compact_run
+
+        return compact_run(run, drop_events=drop_events)
+
+    _command(work, as_json)
+
+
+@journal.command(name="restore")
+@click.argument("url")
+@dir_option
+@json_option
+def restore_journals(url: str, run_dir: Path | None, as_json: bool) -> None:
+    """Make a run's folder again from its mirror: URL is `run.mirror`/ID, e.g. s3://bucket/runs/society-20260101."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine.journal_care import restore_run
+
+        return restore_run(url, run_dir, progress=progress)
+
+    _command(work, as_json)
+
+
 def _start(
     kind: str,
     recipe: Path,
@@ -426,7 +494,7 @@ def _command(work: Callable[[Progress], dict[str, Any]], as_json: bool) -> NoRet
     except MootError as err:
         _fail(err)
     _tell(outcome, as_json)
-    sys.exit(EXIT_SET_ASIDE if outcome.get("set_aside") else 0)
+    sys.exit(EXIT_SET_ASIDE if outcome.get("set_aside") or outcome.get("damage") else 0)
 
 
 def _fail(err: MootError) -> NoReturn:

@@ -24,9 +24,10 @@ from actors.router import Tell
 from actors.shared_gate import place_keeper
 from engine.arena import Arena, ArenaStats, Assignment, Finished
 from engine.canonical import Canoniser
-from engine.folder import LOCK_WAIT_S
 from engine.control import Control
+from engine.folder import LOCK_WAIT_S
 from engine.hosts import Hosts
+from engine.mirror import place_of, restore_journal
 from engine.named_protocol import find_protocol
 from engine.recipe import Recipe
 from engine.resources import Need, check_arenas, check_resources, held_to, machines_of_cluster
@@ -49,6 +50,8 @@ class ArenaPlan(msgspec.Struct, frozen=True, kw_only=True):
     cast: dict[str, tuple[Player, ...]]
     sync: str
     max_journal_mb: int
+    mirror: str = ""
+    mirror_every_s: float = 5.0
 
     @classmethod
     def of(cls, recipe: Recipe) -> ArenaPlan:
@@ -59,6 +62,8 @@ class ArenaPlan(msgspec.Struct, frozen=True, kw_only=True):
             cast=recipe.players,
             sync=recipe.run.sync,
             max_journal_mb=recipe.run.max_journal_mb,
+            mirror=recipe.run.mirror,
+            mirror_every_s=recipe.run.mirror_every_s,
         )
 
 
@@ -77,6 +82,9 @@ class ArenaActor:
         self._name = name
         self._canoniser = Canoniser()  # starts nothing before the first answer that needs it
         machine = find_protocol(plan.protocol)
+        mirror = place_of(plan.mirror, Path(journal)) if plan.mirror else ""
+        if mirror and not Path(journal).exists():  # this machine is not the one that it was written on
+            restore_journal(mirror, Path(journal))
         self._arena = Arena(
             name,
             Path(journal),
@@ -90,6 +98,8 @@ class ArenaActor:
             sync=plan.sync,  # type: ignore[arg-type]  # checked when the recipe was read
             max_journal_mb=plan.max_journal_mb,
             lock_wait_s=LOCK_WAIT_S,
+            mirror=mirror,
+            mirror_every_s=plan.mirror_every_s,
             canonise=self._canoniser.canonise,
         )
 

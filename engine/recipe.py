@@ -72,6 +72,8 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_open: int = 256  # debates in flight an arena
     sync: Literal["full", "normal"] = "full"  # the journal's: survive loss of power, or the death of processes
     max_journal_mb: int = 0  # an arena's journal refuses to grow beyond; 0: no limit
+    mirror: str = ""  # URL of a folder on an object store that the run is copied to; "": nowhere
+    mirror_every_s: float = 5.0  # how long what is on record may be in no copy, with the time of an upload
     runs_dir: str = "runs"
     budget: Budget = Budget()
     drain_s: float = 15.0  # on SIGTERM, that what is in the models may take to come in
@@ -83,6 +85,8 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(f"max_journal_mb={self.max_journal_mb} must not be below 0; 0 is no limit")
         if not 0 <= self.drain_s < float("inf"):
             raise ValueError(f"drain_s={self.drain_s:g} must be a number from 0 up")
+        if self.mirror_every_s <= 0:
+            raise ValueError(f"mirror_every_s={self.mirror_every_s:g} must be above 0")
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):

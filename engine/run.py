@@ -26,6 +26,7 @@ from engine.folder import (
 )
 from engine.loop import Loop, base_model_of, evaluate_stage, keep_statistics, publish, summary
 from engine.media import collect_media
+from engine.mirror_folder import fetch_missing, mirrored
 from engine.named_protocol import find_protocol
 from engine.progress import Progress
 from engine.recipe import Recipe, build_recipe, load_recipe
@@ -191,7 +192,11 @@ def carry_out(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progres
         with Attendant(folder, progress) as attendant, _naming(folder.path):
             for note in collect_media([*tasks.train, *tasks.test], folder.path):
                 progress.note(note)
-            outcome = asyncio.run(_with_cluster(folder, recipe, tasks, progress, work, attendant))
+            with mirrored(folder, recipe.run, progress.note):
+                if recipe.run.mirror:
+                    for path in fetch_missing(folder, recipe.run.mirror):
+                        progress.note(f"{path} was gone, and is made again from {recipe.run.mirror}")
+                outcome = asyncio.run(_with_cluster(folder, recipe, tasks, progress, work, attendant))
             wall_s = round(time.monotonic() - began, 2)
             outcome = {"run": str(folder.path)} | outcome | _spending(folder, recipe) | {"wall_s": wall_s}
             write_atomically(folder.path / "results.json", msgspec.json.format(msgspec.json.encode(outcome), indent=2))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,10 +11,9 @@ import msgspec
 from actors.prices import NOTHING, Amount
 from actors.tries import spent
 from engine.folder import RunFolder
-from engine.journal import read_journal, read_notes
+from engine.journal import NoteEntry, read_events, read_graphs, read_notes
 from protocols.graph import Debate, decode_debate
 from protocols.machine import AgentFailed, Event, Replied
-from protocols.message import Outcome
 
 _EVENT = msgspec.msgpack.Decoder(Event)
 
@@ -44,28 +44,40 @@ class Totals(msgspec.Struct, kw_only=True):
 
 def spent_so_far(folder: RunFolder) -> Amount:
     """Of a run's budget. Raises: JournalError: a journal is damaged."""
+    return total(amount for path in _journals(folder) for amount in _amounts(path))
+
+
+def _journals(folder: RunFolder) -> list[Path]:
+    return sorted((folder.path / "journal").glob("*/*.sqlite"))
+
+
+def total(amounts: Iterable[Amount]) -> Amount:
+    """All of it."""
     usd, tokens = NOTHING
-    for outcome in _outcomes(folder):
-        amount = spent(outcome)
+    for amount in amounts:
         usd, tokens = usd + amount.usd, tokens + amount.tokens
     return Amount(usd, tokens)
 
 
-def _outcomes(folder: RunFolder) -> Iterator[Outcome]:
-    for path in sorted((folder.path / "journal").glob("*/*.sqlite")):
-        for recorded in read_journal(path):
-            for _, event in recorded.events:
-                if (outcome := _outcome(event)) is not None:
-                    yield outcome
-        for note in read_notes(path):
-            if note.kind == "late" and (outcome := _outcome(_EVENT.decode(bytes.fromhex(note.text)))) is not None:
-                yield outcome
+def _amounts(journal: Path) -> Iterator[Amount]:
+    yield from map(spent_on, read_events(journal))
+    for note in read_notes(journal):
+        if note.kind == "late":
+            yield spent_on(_EVENT.decode(bytes.fromhex(note.text)))
+        elif note.kind == "spent":
+            yield Amount(*msgspec.json.decode(note.text, type=tuple[float, int]))
 
 
-def _outcome(event: Event) -> Outcome | None:
+def spent_on(event: Event) -> Amount:
+    """What came of an ask, with its failed tries; other events cost nothing."""
     if isinstance(event, Replied):
-        return event.reply
-    return event.failure if isinstance(event, AgentFailed) else None
+        return spent(event.reply)
+    return spent(event.failure) if isinstance(event, AgentFailed) else NOTHING
+
+
+def spent_note(amounts: Iterable[Amount], at: float) -> NoteEntry:
+    """What stays of events that are dropped."""
+    return NoteEntry("", at, "spent", msgspec.json.encode(total(amounts)).decode())
 
 
 def money(folder: RunFolder, providers: Mapping[str, str]) -> dict[str, Any]:
@@ -80,10 +92,9 @@ def money(folder: RunFolder, providers: Mapping[str, str]) -> dict[str, Any]:
     """
     total = spent_so_far(folder)
     shares = _Shares(providers)
-    for path in sorted((folder.path / "journal").glob("*/*.sqlite")):
-        for recorded in read_journal(path):
-            if recorded.graph is not None:
-                shares.add(decode_debate(recorded.graph))
+    for path in _journals(folder):
+        for graph in read_graphs(path):
+            shares.add(decode_debate(graph))
     told = {"cost_usd": round(total.usd, 6), "tokens": total.tokens, "cached_replies": shares.cached}
     return told | {"spending": shares.shown()}
 

@@ -17,7 +17,7 @@ from engine.attempts import Attempts, split_id
 from engine.cluster import Cluster
 from engine.desk import Desk
 from engine.folder import RunFolder
-from engine.journal import read_journal
+from engine.journal import read_closed
 from engine.progress import Progress
 from engine.shard import Shard, Take
 from protocols.errors import MootError, PausedError, TerminatedError
@@ -81,11 +81,7 @@ def recorded(folder: RunFolder, stage: str) -> list[Closed]:
     found, attempts = [], Attempts(folder.path)
     for path in folder.journals(stage):
         if path.exists():
-            found += [
-                _closed_of(item.graph, item.closed_at or 0.0)
-                for item in read_journal(path)
-                if item.graph is not None and attempts.counts(item.debate_id)
-            ]
+            found += [_closed_of(item.graph, item.at) for item in read_closed(path) if attempts.counts(item.debate_id)]
     return found
 
 
@@ -120,6 +116,9 @@ async def run_stage(
     if desk.waiting:
 
         async def take(arena: str, finished: list[Finished], latest: ArenaStats) -> None:
+            before = desk.stats.get(arena)
+            if latest.copy_error and not (before and before.copy_error):
+                progress.note(f"{arena}: {latest.uncopied} events are in no copy, tried again: {latest.copy_error}")
             desk.stats[arena] = latest
             closed = [_closed_of(item.graph, item.closed_at) for item in finished]
             desk.take(closed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -67,15 +67,15 @@ def export_run(
     """Write the closed debates of one stage of a run.
 
     Args:
-        output: a file; a folder for ``mad``, ``mag-batch``, ``graphml`` and ``json``, unless a debate is a file there,
-            there is one debate, and the name ends like a file's.
+        output: a file; a folder for ``parquet``, and for ``mad``, ``mag-batch``, ``graphml`` and ``json``, unless a
+            debate is a file there, there is one debate, and the name ends like a file's.
         stage: default: the only one that has debates, or ``debate``.
         force: replace a file; in a folder, replace files of the same names and leave the rest.
     Raises: ConfigError: no such run, stage or format, nothing to write, or a target that is there already.
         GraphError: a debate that the format cannot express; nothing is written.
     """
-    if form not in (*FILES, *FOLDERS):
-        raise ConfigError(f"cannot export {form!r}; use one of: {', '.join((*FILES, *FOLDERS))}")
+    if form not in (known := (*FILES, *FOLDERS, TABLE)):
+        raise ConfigError(f"cannot export {form!r}; use one of: {', '.join(known)}")
     folder = RunFolder.open(run_dir)
     stage = _stage(folder, stage)
     if form in ROWS and stage.startswith("eval"):
@@ -90,10 +90,12 @@ def export_run(
         kind = "debate of a task that is learned from" if form in LEARNED_FROM else "debate"
         raise ConfigError(f"{run_dir}: its stage {stage!r} holds no {kind} that has ended; nothing to export")
     single = len(first) == 1 and form in FOLDERS and form not in SHARED and output.suffix == FOLDERS[form][0]
-    _check_target(output, force=force, many=form in FOLDERS and not single)
+    _check_target(output, force=force, many=form == TABLE or (form in FOLDERS and not single))
     debates = chain(first, debates)
     try:
-        if form in FILES:
+        if form == TABLE:
+            rows = _write_table(output, debates)
+        elif form in FILES:
             rows = _write_file(output, FILES[form](debates, options), f"{run_dir}, stage {stage!r}")
         elif single:
             rows = _write_file(output, (text for _, text in FOLDERS[form][1](debates, folder)), str(run_dir))
@@ -105,7 +107,7 @@ def export_run(
     progress.note(f"wrote {output}")
     outcome: Outcome = {"run": str(run_dir), "stage": stage, "format": form, "output": str(output)}
     outcome["debates"] = tally.debates
-    if form in ROWS:
+    if form in (*ROWS, TABLE):
         outcome["rows"] = rows
     return outcome
 
@@ -178,17 +180,36 @@ def _write_folder(output: Path, texts: Iterable[tuple[str, str]], suffix: str, *
     Args:
         shared: texts of one name are one file; else each text is a file of its own.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draft = output.with_name(f".{output.name}.{os.getpid()}.new")
     taken: set[str] = set()
     files: dict[str, str] = {}
-    draft.mkdir()
-    try:
+    with _draft_folder(output) as draft:
         for name, text in texts:
             if not shared or name not in files:
                 files[name] = _file_name(name, suffix, taken)
             with (draft / files[name]).open("a", encoding="utf-8", newline="\n") as file:
                 file.write(text)
+    return len(taken)
+
+
+def _write_table(output: Path, debates: Debates) -> int:
+    """Returns: how many rows. Parts of an earlier table are not left among those of this one."""
+    from engine.parquet import PART, write_parquet
+
+    with _draft_folder(output) as draft:
+        rows = write_parquet(draft, debates)
+        for path in output.glob(PART):
+            path.unlink()
+    return rows
+
+
+@contextmanager
+def _draft_folder(output: Path) -> Iterator[Path]:
+    """A folder whose files move into ``output`` when all went well, and are gone when not."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draft = output.with_name(f".{output.name}.{os.getpid()}.new")
+    draft.mkdir()
+    try:
+        yield draft
         output.mkdir(exist_ok=True)
         for path in draft.iterdir():
             path.replace(output / path.name)
@@ -196,7 +217,6 @@ def _write_folder(output: Path, texts: Iterable[tuple[str, str]], suffix: str, *
         for path in draft.iterdir():
             path.unlink()
         draft.rmdir()
-    return len(taken)
 
 
 def _file_name(name: str, suffix: str, taken: set[str]) -> str:
@@ -257,6 +277,7 @@ def _mag_batch(debates: Debates, folder: RunFolder) -> Iterator[tuple[str, str]]
     return batch_lines(debates, sampling)
 
 
+TABLE = "parquet"
 ROWS = ("trl-sft", "trl-preference", "messages")
 LEARNED_FROM = (*ROWS, "llava")  # held-out tasks stay out of these
 FILES: dict[str, Callable[[Debates, Options], Iterator[str]]] = {

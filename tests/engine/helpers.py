@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -98,7 +99,7 @@ class Host:
             asyncio.get_running_loop().call_soon(self._deliver)
 
 
-def make_arena(path: Path, host: Host, *, build: Build = build, deadline_s: float = 60.0) -> Arena:
+def make_arena(path: Path, host: Host, *, build: Build = build, deadline_s: float = 60.0, **options: Any) -> Arena:
     arena = Arena(
         "a",
         path,
@@ -110,6 +111,7 @@ def make_arena(path: Path, host: Host, *, build: Build = build, deadline_s: floa
         models=dict.fromkeys(AGENTS, "model"),
         hosts={"model": {"model": host.tell}},
         sync="normal",
+        **options,
     )
     host.arena = arena
     return arena

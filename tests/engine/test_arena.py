@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import shutil
 import sqlite3
@@ -422,12 +423,23 @@ async def test_what_is_on_record_gives_the_same_commands_and_graphs_again(tmp_pa
     copy = tmp_path / "copy.sqlite"
     shutil.copy(path, copy)
     with closing(sqlite3.connect(copy)) as db:
-        db.execute("UPDATE debates SET graph = NULL")
+        db.execute("DELETE FROM graphs")
         db.commit()
     host = Host()
     replayed, _ = await run_arena(copy, make_tasks(60), host)
     assert not host.asked
     assert {key: item.graph for key, item in replayed.items()} == {key: item.graph for key, item in finished.items()}
+
+
+async def test_a_clock_that_is_set_back_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = await run_arena(path.with_name("whole.sqlite"), make_tasks(30), Host(seed=1))
+    clock = itertools.count(2_000_000_000, -3600)
+    monkeypatch.setattr("engine.arena.time.time", lambda: float(next(clock)))
+    await run_arena(path, make_tasks(30), Host(seed=2, stop_after=60))
+    finished, _ = await run_arena(path, make_tasks(30), Host(seed=3))
+    assert debates(finished) == debates(whole)
+    times = [at for item in read_journal(path) for at, _ in item.events]
+    assert times != sorted(times)
 
 
 def silent_at_times(ask: Ask) -> Outcome | None:

@@ -8,11 +8,25 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from engine.journal import CloseEntry, Entry, EventEntry, Journal, NoteEntry, read_journal, read_notes
+from engine.journal import (
+    CloseEntry,
+    Entry,
+    EventEntry,
+    Journal,
+    NoteEntry,
+    read_closed,
+    read_events,
+    read_journal,
+    read_notes,
+)
+from engine.journal_check import check_journal
+from engine.journal_repair import repair_journal
 from protocols.errors import JournalError
 from protocols.machine import DeadlinePassed, Opened, Replied
 from protocols.message import Reply
@@ -152,11 +166,13 @@ def in_child(path: Path, code: str) -> subprocess.Popen[str]:
     )
 
 
-def test_a_file_that_may_not_grow_is_an_error_and_keeps_what_it_held(path: Path) -> None:
+@pytest.mark.parametrize("room_mb", [1, 6])
+def test_a_file_that_may_not_grow_is_an_error_and_keeps_what_it_held(path: Path, room_mb: int) -> None:
+    """With more room the WAL fits, and it is when its pages are brought into the file that there is none."""
     child = in_child(
         path,
-        """
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+        f"""
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({room_mb} << 20, resource.RLIM_INFINITY))
         try:
             for seq in range(1000):
                 ours.commit([event(seq, 50_000)])
@@ -169,8 +185,15 @@ def test_a_file_that_may_not_grow_is_an_error_and_keeps_what_it_held(path: Path)
     *acknowledged, last = out.splitlines()
     assert last.startswith(f"journal {path}: cannot write: "), err
     assert len(acknowledged) >= 5
+    if room_mb > 1:
+        sizes = [file.stat().st_size for file in (path, path.with_name(f"{path.name}-wal"))]
+        assert min(sizes) > 5 << 20, "it was not the checkpoint that had no room"
     (found,) = read_journal(path)
     assert len(found.events) == len(acknowledged)
+    again = journal(path)  # with room it goes on
+    again.commit([replied("a", len(acknowledged))])
+    again.close()
+    assert check_journal(path, "f").damage == []
 
 
 def test_a_killed_writer_loses_nothing_that_it_acknowledged(path: Path) -> None:
@@ -268,6 +291,100 @@ def test_missing_folders_and_files_are_one_sentence(tmp_path: Path) -> None:
     one_sentence(error)
     with pytest.raises(JournalError, match="cannot be read"):
         list(read_journal(tmp_path / "none.sqlite"))
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence() -> None:
+    with pytest.raises(JournalError, match="journal folder /sys: cannot be written: ") as error:
+        journal(Path("/sys/arena.sqlite"))  # nobody can, whoever runs this
+    one_sentence(error)
+
+
+def test_an_event_out_of_turn_is_refused(path: Path) -> None:
+    ours = journal(path)
+    ours.commit([opened("a")])
+    with pytest.raises(JournalError, match="event 2 of 'a' came where 1 is due"):
+        ours.commit([replied("a", 2)])
+    with pytest.raises(JournalError, match="'b' is to be closed and was never opened"):
+        ours.commit([CloseEntry("b", 1.0, b"graph")])
+    ours.commit([replied("a", 1)])
+    ours.close()
+
+
+@pytest.fixture
+def of_schema_1(path: Path) -> Path:
+    """A journal as the first moot wrote it."""
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("""
+            PRAGMA journal_mode=WAL;
+            CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+            CREATE TABLE debates (num INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, graph BLOB, closed_at REAL);
+            CREATE TABLE events (
+                num INTEGER NOT NULL, seq INTEGER NOT NULL, at REAL NOT NULL, body BLOB NOT NULL, PRIMARY KEY (num, seq)
+            ) WITHOUT ROWID;
+            CREATE TABLE notes (at REAL NOT NULL, debate TEXT NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL);
+            INSERT INTO meta VALUES ('schema_version', '1'), ('fingerprint', 'f');
+            INSERT INTO debates VALUES (1, 'a', NULL, NULL), (2, 'b', x'67', 5.0);
+            INSERT INTO notes VALUES (4.0, 'a', 'late', '0a');
+        """)
+        for entry in (opened("a"), opened("b"), replied("b", 1), replied("a", 1), replied("a", 2)):
+            num, body = " ab".index(entry.debate_id), msgspec.msgpack.encode(entry.event)
+            db.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (num, entry.seq, entry.at, body))
+        db.commit()
+    return path
+
+
+def test_a_journal_of_schema_1_is_read_and_brought_up_to_date(of_schema_1: Path) -> None:
+    def everything() -> list[object]:
+        return [
+            list(read_journal(of_schema_1)),
+            list(read_journal(of_schema_1, only_open=True)),
+            list(read_closed(of_schema_1)),
+            list(read_events(of_schema_1)),
+            read_notes(of_schema_1),
+        ]
+
+    assert check_journal(of_schema_1, "f").damage == []
+    before = everything()
+    assert [event for _, event in read_journal(of_schema_1).__next__().events] == [
+        opened("a").event,
+        replied("a", 1).event,
+        replied("a", 2).event,
+    ]
+    with pytest.raises(JournalError, match="its fingerprint is f, this run's is g"):
+        Journal(of_schema_1, fingerprint="g")
+    journal(of_schema_1).close()
+    found = check_journal(of_schema_1, "f")
+    assert (found.schema_version, found.debates, found.closed, found.events, found.notes) == (2, 2, 1, 5, 1)
+    assert found.damage == ["the graph of debate b cannot be decoded: " + UNREADABLE_GRAPH]
+    assert everything() == before
+    ours = journal(of_schema_1)
+    assert ours.holds("a") and ours.answered("a") == {"a#1", "a#2"}
+    ours.commit([replied("a", 3), opened("c")])
+    ours.close()
+    assert [len(item.events) for item in read_journal(of_schema_1)] == [4, 2, 1]
+
+
+def test_a_damaged_journal_of_schema_1_is_repaired(of_schema_1: Path) -> None:
+    with closing(sqlite3.connect(of_schema_1)) as db:
+        db.execute("UPDATE events SET body = x'c1' WHERE num = 1 AND seq = 1")
+        db.commit()
+    assert check_journal(of_schema_1, "f").damage[0].startswith("event 1 of debate a cannot be decoded")
+    done = repair_journal(of_schema_1, "f", lambda before, after: list(after))
+    assert done is not None and done.lost[0] == "event 1 of debate a"
+    assert [len(item.events) for item in read_journal(of_schema_1)] == [2, 2]
+
+
+UNREADABLE_GRAPH = "these 1 bytes are not a debate: Expected `object`, got `int`"
+
+
+def test_a_journal_of_a_newer_schema_is_refused(path: Path) -> None:
+    journal(path).close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE meta SET value = '3' WHERE key = 'schema_version'")
+        db.commit()
+    for work in (lambda: journal(path), lambda: list(read_journal(path)), lambda: read_notes(path)):
+        with pytest.raises(JournalError, match="its schema_version is 3, this moot"):
+            work()
 
 
 def test_entries_are_a_closed_set() -> None:

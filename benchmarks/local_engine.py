@@ -2,7 +2,7 @@
 
     python benchmarks/local_engine.py [--debates 32] [--rounds 3] [--adapters 0 1 2 6] [--json FILE] [--limit 0.95]
 
-For each number of adapters, round by round: debates of six agents (three open, three revise) run as a recipe runs them,
+For each number of adapters, round by round: debates of six agents (three open, three revise twice) run as a recipe runs them,
 through the arena, its journal on disk, Ray and the agent host. Their prompts, and the number of tokens of each reply,
 are then given to raw vLLM in a fresh process, all at once, with the same settings and adapters; it may not stop early.
 Both generate the same number of tokens from the same prompts, after the same warm-up, in processes of their own. Told
@@ -45,7 +45,7 @@ GENERATORS, CRITICS = ("g-1", "g-2", "g-3"), ("c-1", "c-2", "c-3")
 
 def recipe_data(debates: int, adapters: int, replicas: int) -> dict[str, Any]:
     model = {
-        "backend": "vllm", "model": "embedded", "max_model_len": MAX_LEN, "kv_cache_mb": 1024, "max_adapters": adapters,
+        "backend": "vllm", "model": "embedded", "max_model_len": MAX_LEN, "kv_cache_mb": 3072, "max_adapters": adapters,
         "max_rank": RANK, "replicas": replicas, "num_cpus": 1.0 / replicas,
     }  # fmt: skip
     sampling = {"model": "smol", "temperature": 1.0, "top_p": 0.9, "max_tokens": MAX_TOKENS}
@@ -54,7 +54,7 @@ def recipe_data(debates: int, adapters: int, replicas: int) -> dict[str, Any]:
         "tasks": {"source": "arithmetic", "level": "mixed10", "train": debates, "test": WARM_UP},
         "models": {"smol": model},
         "agents": dict.fromkeys((*GENERATORS, *CRITICS), sampling),
-        "protocol": {"name": "society", "rounds": 2, "memory": "chat", "prompts": "society.math.en"},
+        "protocol": {"name": "society", "rounds": 3, "memory": "chat", "prompts": "society.math.en"},
         "cast": {"generator": list(GENERATORS), "critic": list(CRITICS)},
         "run": {"max_open": debates},
     }

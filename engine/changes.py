@@ -110,8 +110,8 @@ def check_unchanged(folder: RunFolder, recipe: Recipe) -> None:
     """Whether a recipe is the run's. Raises: ConfigError: it differs in what may change a result."""
     if refused := [item for item in differences(folder.manifest.recipe, recipe.source) if not item.free]:
         raise ConfigError(
-            f"{folder.path} holds another run: its recipe differs ({_told(refused)}); choose another --run-dir, or begin "
-            f"another run by `moot fork {folder.path} --run-dir NEW`, which takes over what stays valid"
+            f"{folder.path} holds another run: its recipe differs ({_told(refused)}); choose another --run-dir, or "
+            f"begin another by `moot fork {folder.path} --run-dir NEW`, which takes over what stays valid"
         )
     check_same(folder, recipe)
 

@@ -106,6 +106,8 @@ class RunFolder:
                 )
             time.sleep(0.02)
         self._lock_fd = fd
+        if (self.path / "run.json").exists():
+            self.manifest = RunFolder.open(self.path).manifest  # as whoever held it last has left it
 
     def release(self) -> None:
         if self._lock_fd is not None:

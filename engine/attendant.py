@@ -56,7 +56,6 @@ class Attendant:
         self._inbox = Inbox(folder.path)
         self._cluster: Cluster | None = None
         self._hosts: dict[str, HostStats] = {}
-        self._stage: dict[str, Any] = {}  # how the last stage stood when it was last told of
         self._rates = _Rates()
         self._obeying = asyncio.Lock()
         self._stop_by = float("inf")  # monotonic; then the run ends, whatever is still on its way
@@ -99,6 +98,7 @@ class Attendant:
         try:
             await asyncio.wait([working, *helpers], return_when=asyncio.FIRST_COMPLETED)
             await self._obeying.acquire()  # a command that was taken is answered, and no other is taken
+            await self._refresh()
         finally:
             for task in (working, *helpers):
                 task.cancel()
@@ -232,9 +232,8 @@ class Attendant:
 
     def _status(self, state: str = "", reason: str = "") -> Status:
         state = state or (self._cluster.control.state if self._cluster else "starting")
-        manifest, desk = self._folder.manifest, self._cluster.control.desk if self._cluster else None
+        manifest, desk = self._folder.manifest, self._cluster.control.latest if self._cluster else None
         models = _by_model(self._cluster, self._hosts) if self._cluster else {}
-        self._stage = _of_stage(desk) if desk else self._stage
         tokens = sum((host.usage for host in self._hosts.values()), Usage()).total_tokens
         replies = sum(host.replies for host in self._hosts.values())
         replies_per_s, tokens_per_s = self._rates.of(time.monotonic(), replies, tokens)
@@ -255,7 +254,7 @@ class Attendant:
             cost_usd=round(sum(host.cost_usd for host in self._hosts.values()), 6),
             models=models,
             changes=tuple(str(change) for change in manifest.changes),
-            **self._stage,
+            **(_of_stage(desk) if desk else {}),
         )
 
 

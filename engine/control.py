@@ -25,6 +25,7 @@ class Control:
     def __init__(self) -> None:
         self.paused = self.draining = self.stopping = False
         self.desk: Desk | None = None  # of the stage at work
+        self.latest: Desk | None = None  # of that stage, or the one before
 
     @property
     def state(self) -> State:
@@ -43,7 +44,7 @@ class Control:
         self.check()
         if self.draining:
             raise PausedError(DRAINED)
-        self.desk = desk
+        self.desk = self.latest = desk
         try:
             yield
         finally:

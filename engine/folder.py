@@ -116,6 +116,8 @@ class RunFolder:
                 note = None
             time.sleep(LOCK_POLL_S)
         self._lock_fd = fd
+        if (self.path / "run.json").exists():
+            self.manifest = RunFolder.open(self.path).manifest  # as whoever held it last has left it
 
     def release(self) -> None:
         if self._lock_fd is not None:

@@ -162,13 +162,20 @@ def resume(path: Path, *, budget: Sequence[str] = (), progress: Progress) -> Out
         progress.note(f"{path} is an import; nothing to resume")
         return _outcome(folder)
     folder.lock()
+    try:
+        return _go_on(folder, budget, progress)
+    finally:
+        folder.release()
+
+
+def _go_on(folder: RunFolder, budget: Sequence[str], progress: Progress) -> Outcome:
     manifest = folder.manifest
     source = taken_up(folder, budget)
     recipe = _recipe_of(manifest, source)
     check_same(folder, recipe)
     tasks = limited(load_split(recipe.tasks), manifest.limit)
     if manifest.finished_at is not None:
-        progress.note(f"{path} is done already; nothing to resume")
+        progress.note(f"{folder.path} is done already; nothing to resume")
         return _outcome(folder)
     check_people(recipe, manifest.recipe_path)
     if found := differences(manifest.recipe, source):

@@ -33,7 +33,8 @@ pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 
 SLOW = (
     "models.simulated.latency_s=0.02",
-    "tasks.train=30",
+    "tasks.train=16",
+    "run.sync=normal",
     "run.max_open=4",
     "models.simulated.limits={max_concurrency: 2}",
 )
@@ -133,9 +134,9 @@ async def test_a_paused_run_sends_nothing_lets_no_phase_run_out_and_goes_on(runs
     assert run.folder.manifest.recipe["models"]["simulated"]["limits"] == {"max_concurrency": 9, "timeout_s": 7}
     assert (await run.ctl("resume"))["state"] == "running"
     result = await going
-    assert len(result.closed) == 30 and not result.set_aside
+    assert len(result.closed) == 16 and not result.set_aside
     assert not [item.debate.failures for item in result.closed if item.debate.failures]
-    assert len(run.outcomes()) == len(set(run.outcomes())) == 120
+    assert len(run.outcomes()) == len(set(run.outcomes())) == 64
     assert [change.new for change in RunFolder.open(run.path).manifest.changes] == [9, 7, 20]
     assert run.status.state == "done"
 
@@ -148,9 +149,9 @@ async def test_a_drained_run_ends_what_is_open_and_goes_on_later(runs: Any) -> N
     with pytest.raises(PausedError, match="drained"):
         await going
     found = list(read_journal(run.path / "journal/debate/arena-000.sqlite"))
-    assert all(item.graph is not None for item in found) and 4 <= len(found) < 30
-    assert (run.status.state, run.status.closed, run.status.waiting) == ("stopped", len(found), 30 - len(found))
-    assert len((await run.go()).closed) == 30
+    assert all(item.graph is not None for item in found) and 4 <= len(found) < 16
+    assert (run.status.state, run.status.closed, run.status.waiting) == ("stopped", len(found), 16 - len(found))
+    assert len((await run.go()).closed) == 16
 
 
 async def test_a_drain_can_be_taken_back(runs: Any) -> None:
@@ -158,7 +159,7 @@ async def test_a_drain_can_be_taken_back(runs: Any) -> None:
     going = await run.under_way()
     await run.ctl("drain")
     assert (await run.ctl("resume"))["state"] == "running"
-    assert len((await going).closed) == 30
+    assert len((await going).closed) == 16
 
 
 async def test_sigterm_brings_in_what_is_in_the_models(runs: Any) -> None:
@@ -183,7 +184,7 @@ async def test_what_takes_too_long_is_dropped_and_asked_again(runs: Any) -> None
     with pytest.raises(TerminatedError):
         await going
     run.recipe = built(*SLOW, "models.simulated.latency_s=0.1", "run.max_open=30", "models.simulated.limits={}")
-    assert len((await run.go()).closed) == 30 and len(run.outcomes()) == len(set(run.outcomes())) == 120
+    assert len((await run.go()).closed) == 16 and len(run.outcomes()) == len(set(run.outcomes())) == 64
 
 
 async def test_what_was_set_aside_is_debated_again_while_the_run_goes_on(runs: Any) -> None:
@@ -212,7 +213,7 @@ async def test_what_is_no_command_stops_nothing(runs: Any) -> None:
         await run.ctl("retry", "nobody")
     answers = [(run.path / "control" / f"{number}.answer.json").read_text() for number in range(3)]
     assert "it is no command" in answers[0] and "it is no command" in answers[1] and "cannot be set while" in answers[2]
-    assert len((await going).closed) == 30
+    assert len((await going).closed) == 16
 
 
 async def test_rates_and_a_budget_can_be_set_where_they_are_counted(runs: Any) -> None:
@@ -280,5 +281,5 @@ async def test_a_run_goes_on_though_nobody_can_be_told_of_it(runs: Any, caplog: 
     with caplog.at_level(logging.WARNING, "moot.control"):
         (run.path / "control").rmdir()
         (run.path / "control").write_text("in the way")
-        assert len((await going).closed) == 30
+        assert len((await going).closed) == 16
     assert len([record for record in caplog.records if "cannot be controlled" in record.message]) == 1

@@ -5,7 +5,8 @@
 Every ten kills share a run; a kill of the driver, or of the head with it, is followed by `moot resume`. A service
 that no kill reaches counts what it is asked. Told, for each kind of process: kills, after how many of them the run had
 to be submitted again, how many asks were asked again beside those in flight at the kill, and the seconds from the kill
-until all that was in flight is on record.
+until all that was in flight is on record. A raylet's processes outlive it for a moment: in flight is then what was so
+at any time between the kill and their end.
 
 Each of --loops takes three of the points: kills in a whole loop on a Ray of its own, of the training's worker and the
 feed of rows. There recovered means that such a process lives again, and asks are not counted.

@@ -49,6 +49,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def images(self) -> tuple[ImagePart, ...]:
+        if len(self.parts) == 1 and isinstance(self.parts[0], TextPart):
+            return ()  # most of them
         return tuple(part for part in self.parts if isinstance(part, ImagePart))
 
 

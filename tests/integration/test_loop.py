@@ -19,13 +19,13 @@ from trainers.sft import RESULT_NAME, SFTResult
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 AGENTS = ("ada", "bo", "cy")
-TASKS, HELD_OUT, EPOCHS = 16, 2, 2
+TASKS, HELD_OUT, EPOCHS = 20, 2, 2
 RECIPE = f"""
 name: tiny
 seed: 5
 tasks: {{source: arithmetic, level: mixed10, train: {TASKS}, test: {HELD_OUT}}}
 models:
-  simulated: {{backend: scripted, skill: 0.9, latency_s: 0.5, latency_sigma: 0.1}}
+  simulated: {{backend: scripted, skill: 0.9, latency_s: 1.0, latency_sigma: 0.1}}
 agents:
   ada: {{model: simulated}}
   bo: {{model: simulated}}
@@ -57,7 +57,7 @@ def looped(moot: Moot) -> tuple[RunOnDisk, Process]:
     run = RunOnDisk(moot.folder / "runs" / "one")
     process = moot.start("loop", "tiny.yaml", "--run-dir", "runs/one", "--json")
 
-    assert process.running_when(lambda: len(run.closed_at("debate-1")) >= 10), process.stderr
+    assert process.running_when(lambda: len(run.closed_at("debate-1")) >= 11), process.stderr
     (host,) = process.members("ray::AgentActor")
     os.kill(host, signal.SIGSTOP)
     assert process.running_when(lambda: kept_checkpoint(run)), process.stderr

@@ -34,7 +34,7 @@ cast: {{generator: [ada, bo, cy]}}
 
 @pytest.fixture(scope="module")
 def untouched(moot: Moot) -> tuple[RunOnDisk, Process]:
-    done = moot("run", "recipe.yaml", "models.simulated.latency_s=0", "--run-dir", "untouched", "--json")
+    done = moot("run", "recipe.yaml", "models.simulated.latency_s=0.001", "--run-dir", "untouched", "--json")
     assert done.wait() == 0, done.stderr
     check_clean(done.stderr)
     assert done.all_gone(), "Ray's processes outlived a run"

@@ -39,19 +39,21 @@ def _set_environment() -> None:
 
 
 _set_environment()
-settings.register_profile("moot", deadline=None)  # a busy machine is slow, not wrong
+settings.register_profile("moot", deadline=None, max_examples=40)  # a busy machine is slow, not wrong
 settings.register_profile("ci", parent=settings.get_profile("moot"), derandomize=True)
+settings.register_profile("thorough", parent=settings.get_profile("moot"), max_examples=1000)
 settings.load_profile("ci" if os.environ.get("CI") else "moot")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: what is plainly broken shows in seconds."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    """Fast tests first: what is broken shows in seconds. Modules that share one Ray last: it burdens no other."""
+    with_ray = {item.path for item in items if "local_ray" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is not None, item.path in with_ray))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def local_ray() -> Iterator[Any]:
-    """Ray on this machine with two CPUs, for the tests of one module. A session's would burden every test after it.
+    """Ray on this machine with two CPUs, started once for all tests that need it; what they start in it, they end.
 
     Its one node is set apart for trainings too, so that they are held to it as on a cluster.
     """

@@ -7,6 +7,7 @@ import heapq
 import logging
 import random
 import statistics
+from bisect import bisect_left
 from collections.abc import Callable
 
 import pytest
@@ -46,8 +47,8 @@ def test_no_minute_holds_more_than_the_limit(limit: int, waits: list[float]) -> 
         while bucket.wait_s(1.0, now) == 0.0 and len(taken) < 5_000:
             bucket.take(1.0, now)
             taken.append(now)
-    for start in taken:
-        assert sum(start <= at < start + WINDOW_S for at in taken) <= limit + 1e-6
+    for number, start in enumerate(taken):
+        assert bisect_left(taken, start + WINDOW_S) - number <= limit + 1e-6
 
 
 def test_a_bucket_gives_a_burst_then_what_is_left_of_the_minute() -> None:

@@ -203,10 +203,7 @@ RECIPE: dict[str, Any] = {
     "cast": {"generator": ["ada", "bo", "cy"]},
 }
 SERVED = ("openai", "anthropic")
-CASTS = {  # who speaks through what
-    **{backend: (backend,) * 3 for backend in (*SERVED, "transformers", "vllm")},
-    "mixed": (*SERVED, "transformers"),
-}
+CASTS = {"served": ("openai", "anthropic", "openai"), "mixed": ("transformers", "anthropic", "openai")}
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +217,6 @@ def models(url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict
         "openai": {"backend": "openai", "base_url": f"{url}/v1", **served},
         "anthropic": {"backend": "anthropic", "base_url": url, **served},
         "transformers": {"backend": "transformers", **local},
-        "vllm": {"backend": "vllm", "kv_cache_mb": 128, "block_size": 32, **local},
     }
 
 

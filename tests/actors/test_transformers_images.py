@@ -20,6 +20,8 @@ from tests.trainers.conftest import tiny_model
 
 __all__ = ["tiny_model"]
 
+pytestmark = pytest.mark.slow
+
 COLOURS = {"red": picture(255, 0, 0), "green": picture(0, 255, 0, height_px=16), "blue": picture(0, 0, 255)}
 SHOWN = (61, *[60] * 8, 62)  # how Qwen2-VL is shown a picture of 8 tokens
 

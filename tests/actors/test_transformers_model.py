@@ -198,6 +198,7 @@ def test_a_row_that_is_dropped_leaves_the_batch() -> None:
 # Behind the interface
 
 
+@pytest.mark.slow
 def test_greedy_is_what_generate_says_and_logprobs_are_those_of_a_plain_forward(
     settings: TransformersSettings, tiny_model: Path
 ) -> None:
@@ -226,6 +227,7 @@ def _score(model: Any, prompt_ids: list[int], token_ids: tuple[int, ...]) -> lis
     return [float(row[token]) for row, token in zip(logits.double().log_softmax(-1), token_ids, strict=True)]
 
 
+@pytest.mark.slow
 def test_a_draw_depends_on_its_own_seed_and_not_on_its_company(settings: TransformersSettings) -> None:
     asks = [ask(number, temperature=1.0, top_p=0.9, seed=number, max_tokens=12) for number in range(8)]
     alone = replies(settings, *asks, at_once=False)
@@ -237,11 +239,13 @@ def test_a_draw_depends_on_its_own_seed_and_not_on_its_company(settings: Transfo
     assert other.token_ids != alone[0].token_ids
 
 
+@pytest.mark.slow
 def test_without_a_seed_every_draw_is_another(settings: TransformersSettings) -> None:
     same = [ask(1, temperature=1.0, max_tokens=12) for _ in range(3)]
     assert len({reply.token_ids for reply in replies(settings, *same)}) == 3
 
 
+@pytest.mark.slow
 def test_those_who_wait_share_passes(settings: TransformersSettings) -> None:
     async def work(backend: TransformersBackend) -> dict[str, float]:
         await asyncio.gather(*(backend.generate(ask(number), None) for number in range(8)))
@@ -253,6 +257,7 @@ def test_those_who_wait_share_passes(settings: TransformersSettings) -> None:
     assert figures["passes"] <= 16
 
 
+@pytest.mark.slow
 def test_each_adapter_speaks_for_itself_though_they_are_asked_at_once(
     settings: TransformersSettings, tuned: list[AdapterRef]
 ) -> None:
@@ -276,6 +281,7 @@ def test_each_adapter_speaks_for_itself_though_they_are_asked_at_once(
         assert said[number].logprobs == pytest.approx(expected.logprobs, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_adapter_s_logprobs_are_those_of_peft_itself(
     settings: TransformersSettings, tuned: list[AdapterRef], tiny_model: Path
 ) -> None:
@@ -288,6 +294,7 @@ def test_an_adapter_s_logprobs_are_those_of_peft_itself(
     assert reply.logprobs == pytest.approx(_score(model, prompt_ids, reply.token_ids), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_adapters_beyond_the_limit_or_for_another_model_are_refused(
     settings: TransformersSettings, tuned: list[AdapterRef], tmp_path: Path
 ) -> None:
@@ -312,6 +319,7 @@ def test_adapters_beyond_the_limit_or_for_another_model_are_refused(
     assert caught.value.kind == "malformed"
 
 
+@pytest.mark.slow
 def test_a_prompt_without_room_an_image_and_a_schema_are_refused_while_others_speak(
     settings: TransformersSettings,
 ) -> None:
@@ -331,6 +339,7 @@ def test_a_prompt_without_room_an_image_and_a_schema_are_refused_while_others_sp
     assert isinstance(form, ReplyError) and form.kind == "malformed" and "has a schema" in str(form)
 
 
+@pytest.mark.slow
 def test_whoever_is_cancelled_leaves_and_the_others_stay(settings: TransformersSettings) -> None:
     async def work(backend: TransformersBackend) -> tuple[list[Reply], dict[str, float]]:
         going = [asyncio.create_task(backend.generate(ask(number, max_tokens=400), None)) for number in range(3)]
@@ -348,6 +357,7 @@ def test_whoever_is_cancelled_leaves_and_the_others_stay(settings: TransformersS
     assert figures["rows"] < 400
 
 
+@pytest.mark.slow
 def test_the_one_who_waited_longest_is_next_however_many_come_after(
     settings: TransformersSettings, tuned: list[AdapterRef]
 ) -> None:
@@ -367,6 +377,7 @@ def test_the_one_who_waited_longest_is_next_however_many_come_after(
     assert using(settings, work).index("ada") == 4
 
 
+@pytest.mark.slow
 def test_closing_tells_those_who_wait(settings: TransformersSettings) -> None:
     async def run() -> list[object]:
         backend = TransformersBackend(settings)
@@ -389,6 +400,7 @@ def test_the_process_starts_with_threads_that_sleep_while_they_wait() -> None:
     assert required_env(TransformersSettings())["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(AgentError, match="transformers could not load model="):
         using(TransformersSettings(model=str(tmp_path)), lambda backend: backend.generate(ask(), None))

@@ -16,17 +16,17 @@ from actors.vllm_plugin import MARK, follow_parent
 
 ROOT = Path(__file__).parents[2]
 PARENT = """
-import multiprocessing, time
+import multiprocessing, os, time
 from actors.vllm_plugin import follow_parent
 
 def child():
     follow_parent()
+    print(os.getpid(), flush=True)
     time.sleep(60)
 
 if __name__ == "__main__":
     process = multiprocessing.get_context("spawn").Process(target=child)
     process.start()
-    print(process.pid, flush=True)
     time.sleep(60)
 """
 
@@ -48,7 +48,6 @@ def test_a_child_ends_with_its_parent_where_it_is_ours(ours: bool, tmp_path: Pat
     )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    time.sleep(1.0)  # it has begun to follow
     assert runs(child)
     parent.kill()
     parent.wait()

@@ -43,10 +43,16 @@ def ask(*messages: Message, **sampling: Any) -> Ask:
     return Ask(id="d#0", debate_id="d", agent="ada", role="debater", messages=messages, sampling=drawn)
 
 
-def settings(folder: Path, **changes: Any) -> VLLMSettings:
-    fields: dict[str, Any] = {"dtype": "float32", "kv_cache_mb": 64, "max_model_len": 1024}
-    fields |= {"max_adapters": 1, "max_rank": 8}
-    return VLLMSettings(model=str(folder), **(fields | changes))
+def settings(folder: Path) -> VLLMSettings:
+    return VLLMSettings(
+        model=str(folder),
+        dtype="float32",
+        kv_cache_mb=64,
+        max_model_len=1024,
+        max_images=150,
+        max_adapters=1,
+        max_rank=8,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +203,9 @@ async def test_a_prompt_whose_pictures_do_not_fit_is_refused_and_they_are_seen_a
     with pytest.raises(ReplyError, match=r"has 1\d\d\d prompt tokens and max_tokens=12") as caught:
         await backend.generate(ask(user("What?", many)), None)
     assert caught.value.kind == "context_too_long"
+    with pytest.raises(ReplyError, match=r"At most 150 image") as caught:
+        await backend.generate(ask(user("What?", [part(GREEN)] * 151)), None)
+    assert caught.value.kind == "malformed"
     with pytest.raises(ReplyError, match="max_tokens=1020") as caught:
         await backend.generate(ask(user("What?", [part(BLUE)]), max_tokens=1020), None)
     assert caught.value.kind == "context_too_long"
@@ -209,26 +218,6 @@ async def test_a_picture_that_is_not_there_is_named(backend: VLLMBackend) -> Non
     with pytest.raises(ReplyError, match=r"f{64} is not in") as caught:
         await backend.generate(ask(user("What?", [ImagePart(sha256="f" * 64)])), None)
     assert caught.value.kind == "malformed"
-
-
-async def test_an_engine_in_a_process_of_its_own_sees_too(
-    model: Path, media: Path, score: Score, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    backend = VLLMBackend(settings(model, in_process=False, max_adapters=0, max_images=2))
-    backend.read_image = ImageFolder([media]).read
-    try:
-        await backend.start()
-        asked = [ask(user("What is this?", [part(data)])) for data in (RED, BLUE, RED)]
-        for one, reply in zip(
-            asked, await asyncio.gather(*(backend.generate(one, None) for one in asked)), strict=True
-        ):
-            assert apart(reply, score(one, reply)) < TOLERANCE
-        with pytest.raises(ReplyError, match=r"At most 2 image") as caught:
-            await backend.generate(ask(user("What?", [part(RED)] * 3)), None)
-        assert caught.value.kind == "malformed"
-    finally:
-        await backend.close()
 
 
 def _train_nothing(model: Path, folder: str, modules: str) -> None:

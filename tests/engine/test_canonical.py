@@ -91,7 +91,7 @@ def test_hostile_answers_get_none_in_time_and_the_next_one_is_found(algebra: Alg
     for raw in hostile:
         before = time.monotonic()
         assert algebra.canonise(raw) == ""
-        assert time.monotonic() - before < 10.0  # its 1 s, and a new process where the last one hung
+        assert time.monotonic() - before < 30.0  # its 1 s, and a new process where the last one hung
     assert algebra.canonise("x+4") == algebra.canonise("4+x") != ""
 
 

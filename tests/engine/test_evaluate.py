@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.evaluate import (
@@ -281,7 +281,6 @@ def numbers(value: object) -> list[float]:
     return [float(value)] if isinstance(value, int | float) else []
 
 
-@settings(max_examples=80, deadline=None)
 @given(stages, stages)
 def test_any_stage_gives_ordered_finite_json(one: list[Debate], other: list[Debate]) -> None:
     before, after = evaluate(one), evaluate(other)
@@ -300,7 +299,6 @@ def test_any_stage_gives_ordered_finite_json(one: list[Debate], other: list[Deba
             assert -1 <= change.low <= change.difference <= change.high <= 1
 
 
-@settings(max_examples=50, deadline=None)
 @given(stages, st.randoms(use_true_random=False))
 def test_the_order_of_debates_does_not_matter(debates: list[Debate], shuffler: object) -> None:
     mixed = list(debates)
@@ -312,7 +310,6 @@ def test_the_order_of_debates_does_not_matter(debates: list[Debate], shuffler: o
         assert (one.low, one.high) == pytest.approx((two.low, two.high))
 
 
-@settings(max_examples=50, deadline=None)
 @given(stages)
 def test_a_stage_against_itself_has_not_changed(debates: list[Debate]) -> None:
     evaluation = evaluate(debates)
@@ -321,7 +318,6 @@ def test_a_stage_against_itself_has_not_changed(debates: list[Debate]) -> None:
         assert not change.clear
 
 
-@settings(max_examples=50, deadline=None)
 @given(rounds.filter(bool))
 def test_the_vote_of_the_last_round_is_the_final_vote(said: list[list[str | None]]) -> None:
     one = debate("t", said)

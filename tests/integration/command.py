@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from click.testing import CliRunner
 
+from engine.cli import main
 from engine.journal import read_journal, read_notes
+from engine.progress import Progress
+from engine.run import Outcome, start
 from protocols.errors import JournalError
 from protocols.graph import Debate, decode_debate
 from protocols.machine import AgentFailed, Event, Replied
@@ -163,6 +167,25 @@ def moot_in(folder: Path) -> Iterator[Moot]:
         yield moot
     finally:
         moot.end()
+
+
+def command_here(*arguments: str | Path) -> dict[str, Any]:
+    """A command that ends well, in this process: one that starts no Ray, or joins the one that is there."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        done = CliRunner().invoke(main, [*map(str, arguments), "--json"])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert done.exit_code == 0, done.output
+    check_clean(done.stderr)
+    outcome: dict[str, Any] = json.loads(done.stdout)
+    return outcome
+
+
+def run_here(recipe: Path, run_dir: Path, *overrides: str) -> Outcome:
+    """``moot run`` in this process, on the Ray that it has joined: for what only the run's end is looked at."""
+    return start("run", recipe, overrides, run_dir=run_dir, limit=None, progress=Progress(live=False))
 
 
 def waited(ready: Callable[[], bool], timeout_s: float) -> bool:

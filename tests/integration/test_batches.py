@@ -16,7 +16,7 @@ from actors.policy import POLICIES
 from protocols.machine import AgentFailed, Replied
 from tests.actors.fake_api import failed, said
 from tests.actors.fake_batches import FakeBatches, Outcome, batches_in_a_thread, claude_error, message
-from tests.integration.command import Moot, RunOnDisk, check_clean, moot_in
+from tests.integration.command import Moot, RunOnDisk, command_here, moot_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -76,7 +76,9 @@ def moot(service: FakeBatches, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield moot
 
 
-def test_a_run_killed_between_submitting_and_collecting_buys_nothing_twice(moot: Moot, service: FakeBatches) -> None:
+def test_a_run_killed_between_submitting_and_collecting_buys_nothing_twice(
+    moot: Moot, service: FakeBatches, local_ray: Any
+) -> None:
     run, service.held = RunOnDisk(moot.folder / "r"), True
 
     def submitted(_: object) -> bool:
@@ -92,10 +94,7 @@ def test_a_run_killed_between_submitting_and_collecting_buys_nothing_twice(moot:
     assert {batch.input_file_id != "" for batch in service.batches.values()} == {True, False}
 
     service.held = False
-    done = moot("resume", "r", "--json")
-    assert done.wait() == 0, done.stderr
-    check_clean(done.stderr)
-    outcome = done.outcome()
+    outcome = command_here("resume", run.path)
     assert outcome["debates"] == outcome["closed"] + outcome["set_aside"] == TASKS
     assert len(run.debates("debate")) == TASKS
 

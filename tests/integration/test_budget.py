@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from actors.tries import spent
+from engine.progress import Progress
+from engine.run import resume
+from protocols.errors import PausedError
 from protocols.machine import AgentFailed, Replied
-from tests.integration.command import Moot, RunOnDisk, moot_in
+from tests.integration.command import Moot, RunOnDisk, run_here
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -30,23 +33,15 @@ run: {num_arenas: 2}
 """
 
 
-@pytest.fixture(scope="module")
-def moot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moot]:
-    folder = tmp_path_factory.mktemp("budget")
-    (folder / "society.yaml").write_text(RECIPE)
-    with moot_in(folder) as moot:
-        yield moot
-
-
 def on_record(run: RunOnDisk) -> float:
     events = run.events("debate")
     replies = [spent(event.reply).usd for event in events if isinstance(event, Replied)]
     return sum(replies) + sum(spent(event.failure).usd for event in events if isinstance(event, AgentFailed))
 
 
-def test_a_budget_pauses_the_run_and_more_of_it_goes_on(moot: Moot) -> None:
+def test_a_budget_pauses_the_run_and_more_of_it_goes_on(moot: Moot, local_ray: Any) -> None:
     run, cap = RunOnDisk(moot.folder / "r"), 0.1
-    paused = moot("run", "society.yaml", f"run.budget.usd={cap}", "--run-dir", "r", "--json")
+    paused = moot("run", "recipe.yaml", f"run.budget.usd={cap}", "--run-dir", "r", "--json")
     assert paused.wait() == 3, paused.stderr
     assert paused.stdout == "" and "paused: budget of $0.1 spent" in paused.sentence()
     assert "go on with `moot resume r --budget usd=Y`" in paused.sentence()
@@ -54,21 +49,19 @@ def test_a_budget_pauses_the_run_and_more_of_it_goes_on(moot: Moot) -> None:
     asked = set(run.outcomes("debate"))
     assert 0 < len(asked) < 360
 
-    again = moot("resume", "r", "--json")  # no more money: nothing is asked
-    assert again.wait() == 3 and on_record(run) <= cap
-    done = moot("resume", "r", "--budget", "usd=50", "--json")
-    assert done.wait() == 0, done.stderr
-    outcome = done.outcome()
+    with pytest.raises(PausedError, match=r"paused: budget of \$0\.1 spent"):  # no more money: nothing is asked
+        resume(run.path, progress=Progress(live=False))
+    assert on_record(run) <= cap
+    outcome = resume(run.path, budget=["usd=50"], progress=Progress(live=False))
     outcomes = run.outcomes("debate")
     assert len(outcomes) == len(set(outcomes)) >= len(asked) and asked <= set(outcomes)
     assert outcome["cost_usd"] == pytest.approx(on_record(run), abs=1e-5)
     assert outcome["cost_usd"] > cap and set(outcome["spending"]["by_agent"]) == {"ada", "bo", "cy"}
 
 
-def test_an_account_that_refuses_pauses_the_run_and_fails_nothing(moot: Moot) -> None:
+def test_an_account_that_refuses_pauses_the_run_and_fails_nothing(moot: Moot, local_ray: Any) -> None:
     run = RunOnDisk(moot.folder / "locked")
-    paused = moot("run", "society.yaml", "agents.cy.model=locked", "--run-dir", "locked", "--json")
-    assert paused.wait() == 3, paused.stderr
-    assert "model 'locked' was refused (authentication)" in paused.sentence()
-    assert "go on with `moot resume locked`" in paused.sentence()
+    with pytest.raises(PausedError, match=r"model 'locked' was refused \(authentication\)") as caught:
+        run_here(moot.folder / "recipe.yaml", run.path, "agents.cy.model=locked")
+    assert f"go on with `moot resume {run.path}`" in str(caught.value)
     assert not [event for event in run.events("debate") if isinstance(event, AgentFailed)]

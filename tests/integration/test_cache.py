@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine.progress import Progress
-from engine.run import start
-from tests.integration.command import RunOnDisk
+from tests.integration.command import RunOnDisk, run_here
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -33,14 +31,7 @@ def test_a_run_that_was_held_before_needs_no_money(local_ray: Any, tmp_path: Pat
     cache = f"models.one.cache.path={tmp_path / 'kept'}"
 
     def run(name: str, *overrides: str) -> tuple[dict[str, Any], dict[str, list[str]]]:
-        outcome = start(
-            "run",
-            tmp_path / "society.yaml",
-            (cache, *overrides),
-            run_dir=tmp_path / name,
-            limit=None,
-            progress=Progress(live=False),
-        )
+        outcome = run_here(tmp_path / "society.yaml", tmp_path / name, cache, *overrides)
         debates = RunOnDisk(tmp_path / name).debates("debate")
         return outcome, {key: [node.reply.text for node in debate.utterances] for key, debate in debates.items()}
 

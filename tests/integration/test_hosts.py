@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from actors.backend import AdapterRef
 from actors.placement import HostSpec
 from actors.scripted import ScriptedSettings
 from engine.hosts import Hosts
-from tests.integration.command import Moot, Process, RunOnDisk, check_clean, moot_in, timeless, waited
+from tests.integration.command import Moot, Process, RunOnDisk, check_clean, run_here, timeless, waited
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -36,20 +35,6 @@ run: {num_arenas: 2}
 """
 
 
-@pytest.fixture(scope="module")
-def moot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moot]:
-    folder = tmp_path_factory.mktemp("hosts")
-    (folder / "society.yaml").write_text(RECIPE)
-    with moot_in(folder) as moot:
-        yield moot
-
-
-def under_way(moot: Moot, name: str, *overrides: str) -> tuple[Process, RunOnDisk]:
-    run = RunOnDisk(moot.folder / name)
-    args = ("run", "society.yaml", *overrides, "--run-dir", name, "--json")
-    return moot.start_until(*args, ready=lambda process: len(run.outcomes("debate")) > 20), run
-
-
 def kill_host(process: Process, number: int) -> None:
     """One of the models' processes, once all are up, in the order in which they were started."""
     assert process.running_when(lambda: len(process.members("ray::AgentActor")) == HOSTS, 60.0), process.stderr
@@ -57,10 +42,14 @@ def kill_host(process: Process, number: int) -> None:
     assert waited(lambda: len(process.members("ray::AgentActor")) < HOSTS, 30.0)
 
 
-def test_a_run_whose_models_are_killed_ends_like_an_untouched_one(moot: Moot) -> None:
-    whole = RunOnDisk(moot.folder / "untouched")
-    assert moot("run", "society.yaml", "--run-dir", "untouched", "--json").wait() == 0
-    process, run = under_way(moot, "killed")
+def test_a_run_whose_models_are_killed_ends_like_an_untouched_one(moot: Moot, local_ray: Any) -> None:
+    whole, run = RunOnDisk(moot.folder / "untouched"), RunOnDisk(moot.folder / "killed")
+    at_once = [f"models.{model}.latency_s=0" for model in ("twin", "lone")]
+    run_here(moot.folder / "recipe.yaml", whole.path, *at_once)
+    process = moot.start_until(
+        *("run", "recipe.yaml", "--run-dir", "killed", "--json"),
+        ready=lambda process: len(run.outcomes("debate")) > 20,
+    )
     for number in range(3):  # each model, a replica among them, one after another
         kill_host(process, number)
     assert process.wait() == 0, process.stderr

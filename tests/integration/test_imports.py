@@ -1,16 +1,15 @@
-"""What another system's debates can be used for: import, train, report, export, in processes of their own."""
+"""What another system's debates can be used for: import, train, report, export, each by its command."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.command import Moot, Process, RunOnDisk, check_clean, moot_in
+from tests.integration.command import RunOnDisk, command_here
 from trainers.feed import Feed
 from trainers.sft import RESULT_NAME
 
@@ -50,42 +49,33 @@ def maft_file() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def moot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moot]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunOnDisk:
+    """The import."""
     folder = tmp_path_factory.mktemp("imports")
     (folder / "gsm_3_2.json").write_text(json.dumps(maft_file()))
-    with moot_in(folder) as moot:
-        imported = done(moot, "import", "maft", "gsm_3_2.json", "--run-dir", "runs/maft")
-        assert imported.outcome()["debates"] == 12
-        yield moot
+    imported = command_here("import", "maft", folder / "gsm_3_2.json", "--run-dir", folder / "maft")
+    assert imported["debates"] == 12
+    return RunOnDisk(folder / "maft")
 
 
 @pytest.fixture(scope="module")
-def trained(moot: Moot, tiny_model: Path) -> dict[str, Any]:
+def trained(run: RunOnDisk, tiny_model: Path, local_ray: Any) -> dict[str, Any]:
     """What `moot train` printed of the import."""
-    return done(
-        moot,
+    return command_here(
         "train",
-        "runs/maft",
+        run.path,
         f"train.base_model={tiny_model}",
         "sft.epochs=1",
         "sft.rank=4",
         "sft.max_length=512",
         "train.threads=1",
-    ).outcome()
+    )
 
 
-def done(moot: Moot, *arguments: str) -> Process:
-    process = moot(*arguments, "--json")
-    assert process.wait() == 0, process.stderr
-    check_clean(process.stderr)
-    return process
-
-
-def test_each_agent_learns_from_those_of_its_openings_that_agree(moot: Moot, trained: dict[str, Any]) -> None:
+def test_each_agent_learns_from_those_of_its_openings_that_agree(run: RunOnDisk, trained: dict[str, Any]) -> None:
     assert (trained["rows"], trained["warnings"]) == (ROWS, [])
     names = [f"{agent}@maft-v1" for agent in ROWS]
     assert trained["adapters"] == names
-    run = RunOnDisk(moot.folder / "runs" / "maft")
     records = run.json("adapters/registry.json")
     assert {record["name"]: record["rows"] for record in records} == dict(zip(names, ROWS.values(), strict=True))
     for agent, rows in ROWS.items():
@@ -93,10 +83,11 @@ def test_each_agent_learns_from_those_of_its_openings_that_agree(moot: Moot, tra
         assert (result["rows_seen"], result["refused"]) == (rows, 0)
 
 
-def test_the_rows_exported_are_those_trained_on(moot: Moot, trained: dict[str, Any]) -> None:
-    assert done(moot, "export", "trl-sft", "runs/maft", "-o", "sft.jsonl").outcome()["rows"] == sum(ROWS.values())
-    exported = Counter((moot.folder / "sft.jsonl").read_text().splitlines())
-    feed = Feed(moot.folder / "runs" / "maft" / "train" / "recorded-1" / "feed", lock_wait_s=30.0)
+def test_the_rows_exported_are_those_trained_on(run: RunOnDisk, trained: dict[str, Any], tmp_path: Path) -> None:
+    told = command_here("export", "trl-sft", run.path, "-o", tmp_path / "sft.jsonl")
+    assert told["rows"] == sum(ROWS.values())
+    exported = Counter((tmp_path / "sft.jsonl").read_text().splitlines())
+    feed = Feed(run.path / "train" / "recorded-1" / "feed", lock_wait_s=30.0)
     try:
         examples = [row.example for agent in ROWS for row in feed.read(agent, 0, 100).rows]
     finally:
@@ -111,8 +102,8 @@ def test_the_rows_exported_are_those_trained_on(moot: Moot, trained: dict[str, A
     assert Counter(json.dumps(row) for row in learned) == exported
 
 
-def test_a_report_is_made_of_it(moot: Moot, trained: dict[str, Any]) -> None:
-    assert done(moot, "report", "runs/maft").outcome()["report"] == "runs/maft/report.html"
-    page = (moot.folder / "runs" / "maft" / "report.html").read_text()
+def test_a_report_is_made_of_it(run: RunOnDisk, trained: dict[str, Any]) -> None:
+    assert command_here("report", run.path)["report"] == str(run.path / "report.html")
+    page = (run.path / "report.html").read_text()
     assert "80.6%" in page  # openings that gold calls right: 6 * 3 + 3 * 2 + 2 * 1 + 1 * 3 = 29 of 36
     assert "75.0%" in page  # the final votes: 9 of 12

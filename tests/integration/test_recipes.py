@@ -185,4 +185,8 @@ def test_a_recipe_runs_and_its_graph_has_the_shape_of_its_paper(
         assert debate.verdict is not None and debate.verdict.stop_reason != "no_replies", debate.failures
         assert debate.failures == []
         assert len([node for node in debate.utterances if "~" not in node.id]) <= bound
+        for node in debate.utterances:
+            reply = node.reply
+            assert reply.token_ids and len(reply.token_ids) == len(reply.logprobs) == reply.usage.completion_tokens
+            assert max(reply.logprobs) <= 0.0
         SHAPES[recipe.protocol](debate, recipe)

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from protocols.machine import AgentFailed, Replied
-from tests.integration.command import Moot, RunOnDisk, check_clean, moot_in
+from tests.integration.command import Moot, RunOnDisk, check_clean, command_here, moot_in
 from tests.integration.fault_server import fault_server, read_log
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -23,7 +23,7 @@ PROXY = "hushHush7" + "Lq4Zr9Xv"
 RECIPE = """
 name: secrets
 seed: 3
-tasks: {{source: arithmetic, level: mixed30, train: 80, test: 0}}
+tasks: {{source: arithmetic, level: mixed30, train: 40, test: 0}}
 models:
   gpt: {{backend: openai, model: gpt-x, base_url: "{url}/v1", api_key_env: GPT_KEY, limits: {limits}}}
   claude: {{backend: anthropic, model: claude-x, base_url: "{url}", api_key_file: "{file}", limits: {limits}}}
@@ -73,9 +73,9 @@ def test_what_would_be_a_leak_is_found(tmp_path: Path) -> None:
     assert len({leak.split(":")[0] for leak in leaks([tmp_path], [IN_ENV], tmp_path)}) == 7
 
 
-def test_a_run_leaves_no_key_behind(moot: Moot) -> None:
+def test_a_run_leaves_no_key_behind(moot: Moot, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, run = moot.folder, RunOnDisk(moot.folder / "r")
-    with fault_server(folder / "seen.jsonl", 0.1, "--echo", "--revoke-after", "150") as url:
+    with fault_server(folder / "seen.jsonl", 0.1, "--echo", "--revoke-after", "80") as url:
         (folder / "secrets.yaml").write_text(RECIPE.format(url=url, file=folder / "key", limits=LIMITS))
         moot.env["GPT_KEY"] = WRONG
         refused = moot("run", "secrets.yaml", "--run-dir", "refused", "--json")
@@ -90,8 +90,10 @@ def test_a_run_leaves_no_key_behind(moot: Moot) -> None:
         done = moot("resume", "r", "--json")
         assert done.wait() in (0, 1), done.stderr
         check_clean(done.stderr)
-    for args in (("report", "r"), ("export", "json", "r", "-o", "out"), ("export", "trl-sft", "r", "-o", "sft.jsonl")):
-        assert moot(*args).wait() == 0, args
+    monkeypatch.setenv("GPT_KEY", IN_ENV)
+    command_here("report", run.path)
+    command_here("export", "json", run.path, "-o", folder / "out")
+    command_here("export", "trl-sft", run.path, "-o", folder / "sft.jsonl")
 
     events = run.events("debate")
     replies = [event.reply for event in events if isinstance(event, Replied)]
@@ -100,7 +102,7 @@ def test_a_run_leaves_no_key_behind(moot: Moot) -> None:
     reasons = [attempt.reason for event in events if isinstance(event, Replied) for attempt in event.reply.attempts]
     reasons += [event.failure.reason for event in events if isinstance(event, AgentFailed)]
     assert any("(Authorization: Bearer [key])" in reason for reason in reasons), "no error repeated the key"
-    assert len(read_log(folder / "seen.jsonl")) > 300
+    assert len(read_log(folder / "seen.jsonl")) > 160
 
     logs = list(moot.temp.glob("ray/session_*/logs/*"))
     assert len(logs) > 10, "Ray's logs are somewhere else"

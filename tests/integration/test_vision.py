@@ -1,4 +1,7 @@
-"""A debate about pictures on a local vision model, from the command line: who looks is shown them on every turn."""
+"""A debate about pictures on a local vision model, from the command line: who looks is shown them on every turn.
+
+Its engine is in a process of its own, as on GPUs; other tests have theirs in the host.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def pictured(folder: Path) -> Path:
     recipe["tasks"] = {"source": "file", "path": "rows.jsonl", "id": "id", "images": "image", "only": "train"}
     recipe["tasks"] |= {"answer_format": "text"}
     recipe["models"]["smollm2"] |= {"model": str(make_tiny_vision_model(folder / "tiny-vision")), "max_adapters": 0}
-    recipe["models"]["smollm2"] |= {"max_model_len": 4096, "kv_cache_mb": 64}
+    recipe["models"]["smollm2"] |= {"max_model_len": 4096, "kv_cache_mb": 64, "in_process": False}
     recipe["protocol"] |= {"images": "attach", "prompts": "dialectic.bracket.en"}
     path = folder / "pictured.yaml"
     path.write_text(yaml.safe_dump(recipe))

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-settings.register_profile("protocols", derandomize=True, deadline=None)
+settings.register_profile("protocols", parent=settings.default, derandomize=True)
 settings.load_profile("protocols")

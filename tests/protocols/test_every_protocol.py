@@ -32,7 +32,7 @@ from tests.fakes import Played, failure_of, node_of, replay, reply_to, told
 from tests.fakes import play as played_out
 
 EVENTS = msgspec.msgpack.Decoder(list[Event])
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SLOW = settings(suppress_health_check=[HealthCheck.too_slow])
 
 
 Spot = tuple[int, str, str]
@@ -368,7 +368,7 @@ def test_every_protocol_is_held_to_this() -> None:
     assert SETUPS.keys() == PROTOCOLS.keys()
 
 
-@FEW
+@SLOW
 @given(
     ANY_SETUP, TASKS, SEEDS, ORDERS, st.sets(st.integers(1, 30), max_size=3), st.one_of(st.none(), st.integers(1, 30))
 )
@@ -390,7 +390,7 @@ def test_a_replay_commands_the_same_byte_for_byte(
     assert [msgspec.msgpack.encode(step) for step in again] == [msgspec.msgpack.encode(step) for step in played.steps]
 
 
-@FEW
+@SLOW
 @given(
     ANY_SETUP, TASKS, SEEDS, ORDERS, st.sets(st.integers(1, 30), max_size=3), st.one_of(st.none(), st.integers(1, 30))
 )
@@ -423,7 +423,7 @@ def test_after_a_crash_at_any_point_the_same_asks_are_out_word_for_word(
         assert msgspec.msgpack.encode(list(resumed.outstanding.values())) == msgspec.msgpack.encode(list(out.values()))
 
 
-@FEW
+@SLOW
 @given(ANY_SETUP, SEEDS, st.integers(20, 400))
 def test_a_limit_on_the_context_never_costs_the_question(setup: Setup, seed: int, limit: int) -> None:
     task = Task(id="t", question="QUESTION-TOKEN?", gold=("2",), choices=("2", "3"))
@@ -436,7 +436,7 @@ def test_a_limit_on_the_context_never_costs_the_question(setup: Setup, seed: int
     assert shared and all(("QUESTION-TOKEN?" in told(ask)) >= whole[ask.id] for ask in shared)
 
 
-@FEW
+@SLOW
 @given(ANY_SETUP, TASKS, SEEDS)
 def test_every_ask_is_held_to_the_schema_of_the_part_it_puts(setup: Setup, task: Task, seed: int) -> None:
     """Each part begins with its name here; a second try keeps the schema of the first."""
@@ -464,7 +464,7 @@ def test_every_ask_is_held_to_the_schema_of_the_part_it_puts(setup: Setup, task:
     assert {ask.schema for ask in asks(structured=False)} == {""}
 
 
-@FEW
+@SLOW
 @given(ANY_SETUP, TASKS, SEEDS, ORDERS)
 def test_the_order_of_arrival_within_a_phase_leaves_no_trace(setup: Setup, task: Task, seed: int, order: int) -> None:
     one = play(setup.machine(), task, wild(seed), seed=seed)
@@ -473,7 +473,7 @@ def test_the_order_of_arrival_within_a_phase_leaves_no_trace(setup: Setup, task:
     assert sorted(one.asks, key=lambda ask: ask.id) == sorted(other.asks, key=lambda ask: ask.id)
 
 
-@FEW
+@SLOW
 @given(ANY_SETUP, TASKS, SEEDS, ORDERS, st.sets(st.integers(1, 30), max_size=3))
 def test_nobody_is_shown_what_its_protocol_keeps_from_it(
     setup: Setup, task: Task, seed: int, order: int, deadlines: set[int]
@@ -485,7 +485,7 @@ def test_nobody_is_shown_what_its_protocol_keeps_from_it(
             assert setup.may_see(node, spot(seen)), f"{node_of(ask)} was shown {seen}"
 
 
-@FEW
+@SLOW
 @given(ANY_SETUP, TASKS, SEEDS, ORDERS)
 def test_every_reply_that_is_shown_has_its_edge(setup: Setup, task: Task, seed: int, order: int) -> None:
     played = play(setup.machine(), task, wild(seed), seed=seed, choose=drawn(order))
@@ -501,7 +501,7 @@ def sources(debate: Debate, node_id: str) -> set[str]:
     return direct.union(*(sources(debate, source) for source in condensed))
 
 
-@FEW
+@SLOW
 @given(ANY_SETUP, TASKS, SEEDS, ORDERS)
 def test_gold_is_in_no_prompt_unless_the_verdict_says_oracle(setup: Setup, task: Task, seed: int, order: int) -> None:
     played = play(setup.machine(), task, wild(seed), seed=seed, choose=drawn(order))
@@ -509,7 +509,7 @@ def test_gold_is_in_no_prompt_unless_the_verdict_says_oracle(setup: Setup, task:
         assert played.verdict.oracle
 
 
-@FEW
+@SLOW
 @given(
     ANY_SETUP, TASKS, SEEDS, ORDERS, st.sets(st.integers(1, 60), max_size=8), st.one_of(st.none(), st.integers(1, 60))
 )
@@ -541,7 +541,7 @@ def test_every_debate_closes_in_time_with_a_whole_graph(
         assert not played.verdict.correct
 
 
-@FEW
+@SLOW
 @given(ANY_SETUP, TASKS, SEEDS, ORDERS, st.integers(1, 20))
 def test_illegal_events_at_any_point_change_nothing(setup: Setup, task: Task, seed: int, order: int, cut: int) -> None:
     played = play(setup.machine(), task, wild(seed), seed=seed, choose=drawn(order))

@@ -300,7 +300,7 @@ def test_they_are_kept_as_json() -> None:
     assert msgspec.json.decode(msgspec.json.encode(found), type=Statistics) == found
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(ANY_SETUP, TASKS, st.integers(0, 2**32))
 def test_whatever_a_protocol_leaves_behind_can_be_counted(setup: Setup, task: Task, seed: int) -> None:
     try:
@@ -354,7 +354,6 @@ def counts(found: Statistics) -> dict[tuple[Any, ...], float]:
     return leaves(msgspec.to_builtins(found))
 
 
-@settings(deadline=None)
 @given(MANY)
 def test_the_counts_of_many_are_the_sums_of_each(many: list[Debate]) -> None:
     parts = [counts(statistics([one])) for one in many]
@@ -363,7 +362,6 @@ def test_the_counts_of_many_are_the_sums_of_each(many: list[Debate]) -> None:
     assert counts(statistics(many)) == pytest.approx(sums)
 
 
-@settings(deadline=None)
 @given(MANY, st.randoms(use_true_random=False))
 def test_the_order_of_debates_leaves_no_trace(many: list[Debate], random: Any) -> None:
     shuffled = list(many)
@@ -371,7 +369,6 @@ def test_the_order_of_debates_leaves_no_trace(many: list[Debate], random: Any) -
     assert msgspec.json.encode(statistics(shuffled)) == msgspec.json.encode(statistics(many))
 
 
-@settings(deadline=None)
 @given(MANY)
 def test_agents_under_other_names_are_counted_under_those(many: list[Debate]) -> None:
     other = dict(zip(NAMES, ("zed", "yan", "xia"), strict=True))
@@ -382,7 +379,6 @@ def test_agents_under_other_names_are_counted_under_those(many: list[Debate]) ->
     assert counts(statistics(renamed)) == expected
 
 
-@settings(deadline=None)
 @given(MANY)
 def test_what_must_hold_of_any_counts(many: list[Debate]) -> None:
     found = statistics(many)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.errors import TrainerError
@@ -64,7 +64,6 @@ def test_a_debate_is_taken_once_also_after_a_restart(tmp_path: Path, make_exampl
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
 def test_whatever_a_crash_leaves_debates_are_there_wholly_or_not_at_all(
     tmp_path_factory: pytest.TempPathFactory, make_example: MakeExample, data: st.DataObject
 ) -> None:

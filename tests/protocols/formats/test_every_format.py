@@ -45,7 +45,7 @@ from tests.fakes import node_of, play
 from tests.protocols.formats import samples
 from tests.protocols.test_every_protocol import ANY_SETUP, Setup
 
-FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+SLOW = settings(max_examples=settings().max_examples // 2, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Format(NamedTuple):
@@ -115,7 +115,7 @@ def test_what_was_read_is_written_as_it_was(name: str) -> None:
         assert_comes_back(name, value)
 
 
-@FEW
+@SLOW
 @given(st.data())
 @pytest.mark.parametrize("name", FORMATS)
 def test_any_file_comes_back(name: str, data: st.DataObject) -> None:
@@ -127,7 +127,7 @@ def test_any_file_comes_back(name: str, data: st.DataObject) -> None:
     assert_comes_back(name, value)
 
 
-@FEW
+@SLOW
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
@@ -226,7 +226,7 @@ OTHERS: list[Callable[[Debate], Any]] = [
 ]
 
 
-@FEW
+@SLOW
 @given(ANY_SETUP, st.integers(0, 2**32))
 def test_any_debate_of_ours_is_written_so_that_it_can_be_read_or_refused_by_name(setup: Setup, seed: int) -> None:
     task = Task(id="t", question="1 + 1?", gold=("2",), choices=("2", "3"))

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.folder import Manifest, RunFolder
-from engine.journal import read_closed, repaired_path
+from engine.journal import read_closed
 from engine.journal_check import check_journal
+from engine.journal_lock import repaired_path
 from engine.journal_repair import Usable, compact_journal, repair_journal, usable_after
 from engine.mirror_folder import restore_folder
 from engine.named_protocol import find_protocol

@@ -25,10 +25,9 @@ from engine.journal import (
     NoteEntry,
     read_journal,
     read_notes,
-    repaired_path,
-    take_lock,
 )
 from engine.journal_check import check_journal, schema_of
+from engine.journal_lock import repaired_path, take_lock
 from engine.journal_pages import find_rows
 from engine.journal_rows import INSERT, Row, checked, create, rows_of_1
 from engine.spending import spent_note, spent_on, total

@@ -26,9 +26,9 @@ from engine.journal import (
     read_events,
     read_journal,
     read_notes,
-    repaired_path,
 )
 from engine.journal_check import check_journal
+from engine.journal_lock import repaired_path
 from engine.journal_pages import find_rows
 from engine.journal_repair import compact_journal, repair_journal, usable_after
 from engine.journal_rows import TABLES
@@ -268,7 +268,7 @@ def torn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, bytes]:
     return folder, data, wal
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), in_wal=st.booleans(), cut=st.booleans())
 def test_a_torn_or_scribbled_journal_is_found_or_told(
     torn: tuple[Path, bytes, bytes], seed: int, in_wal: bool, cut: bool

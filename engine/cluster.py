@@ -80,8 +80,8 @@ class ArenaActor:
         self._canoniser = Canoniser()  # starts nothing before the first answer that needs it
         machine = find_protocol(plan.protocol)
         mirror = place_of(plan.mirror, Path(journal)) if plan.mirror else ""
-        if mirror and not Path(journal).exists():  # this machine is not the one that it was written on
-            restore_journal(mirror, Path(journal))
+        if mirror:  # this machine may not be the one that it was written on last
+            restore_journal(mirror, Path(journal), lock_wait_s=LOCK_WAIT_S)
         self._arena = Arena(
             name,
             Path(journal),

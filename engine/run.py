@@ -149,7 +149,7 @@ def _do(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> 
         with mirrored(folder, recipe.run, progress.note):
             if recipe.run.mirror:
                 for path in fetch_missing(folder, recipe.run.mirror):
-                    progress.note(f"{path} was gone, and is made again from {recipe.run.mirror}")
+                    progress.note(f"{path} was gone or behind, and is made whole from {recipe.run.mirror}")
             outcome = asyncio.run(_with_cluster(folder, recipe, tasks, progress, work))
             wall_s = round(time.monotonic() - began, 2)
             outcome = {"run": str(folder.path)} | outcome | _spending(folder, recipe) | {"wall_s": wall_s}

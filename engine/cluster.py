@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +112,9 @@ class ArenaActor:
     async def host_back(self, host: str, handle: Any) -> None:
         self._arena.host_back(host, self._tell(handle))
 
-    async def recover(self) -> tuple[list[Finished], list[str]]:
+    async def recover(self, among: Collection[str]) -> tuple[list[Finished], list[str]]:
         calm_collector()
-        return await self._arena.recover()
+        return await self._arena.recover(among)
 
     async def open(self, assignments: Sequence[Assignment]) -> None:
         self._arena.open(assignments)

@@ -293,22 +293,24 @@ def read_events(path: Path) -> Iterator[Event]:
             yield from (_DECODER.decode(row[4]) for row in whole_rows(db, "events"))
 
 
-def read_closed(path: Path) -> Iterator[CloseEntry]:
+def read_closed(path: Path, among: Collection[str] | None = None) -> Iterator[CloseEntry]:
     """The closed debates with their graphs, in the order they were opened; safe beside a writer.
 
+    Args: among: only those of these ids are read.
     Raises: JournalError: not a journal, or damaged.
     """
     with reading(path) as (db, version):
         if version == 1:
             rows = db.execute("SELECT id, closed_at, graph FROM debates WHERE graph IS NOT NULL ORDER BY num")
-            yield from (CloseEntry(*row) for row in rows)
+            yield from (CloseEntry(*row) for row in rows if among is None or row[0] in among)
         elif version > 1:
             ids = dict(_debates(db))
             for debate, num in sorted(db.execute("SELECT debate, num FROM graphs")):
-                graph, at = _graph(db, num)
                 if debate not in ids:
                     raise JournalError(f"row {debate} of its debates is missing; {_WAY_OUT}")
-                yield CloseEntry(ids[debate], at, graph)
+                if among is None or ids[debate] in among:
+                    graph, at = _graph(db, num)
+                    yield CloseEntry(ids[debate], at, graph)
 
 
 def read_graphs(path: Path) -> Iterator[bytes]:

@@ -223,7 +223,9 @@ def _restore(store: Store, path: Path) -> int:
         meta = {"schema_version": str(newest.schema_version), "fingerprint": newest.fingerprint, "copy": newest.copy}
         db.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", meta.items())
         ours = db.execute("SELECT value FROM meta WHERE key = 'copy'").fetchone()
-        last = {table: db.execute(f"SELECT coalesce(max(num), 0) FROM {table}").fetchone()[0] for table in TABLES}
+        last: dict[str, int] = {
+            table: db.execute(f"SELECT coalesce(max(num), 0) FROM {table}").fetchone()[0] for table in TABLES
+        }
         if ours != (newest.copy,) or all(num <= last[table] for table, (num, _) in newest.upto.items()):
             return 0
         events = last["events"]

@@ -62,7 +62,7 @@ class Shard:
     async def start(self) -> set[str]:
         """Returns: the debates that the journal holds open: they go on. Raises: JournalError: it cannot be used."""
         self._arena = await self._cluster.start_arena(self.name, self._journal)
-        _, still_open = await of_actor(self._arena.recover.remote())
+        _, still_open = await of_actor(self._arena.recover.remote(()))  # what is closed was read from its journal
         return set(still_open)
 
     async def feed(self) -> None:
@@ -136,7 +136,7 @@ class Shard:
             self._before, self._latest = _sum(self._before, self._latest), ArenaStats()
             try:
                 self._arena = await self._cluster.start_arena(self.name, self._journal, instead_of=self._arena)
-                closed, still_open = await of_actor(self._arena.recover.remote())
+                closed, still_open = await of_actor(self._arena.recover.remote(set(self._handed)))
                 known = {item.debate_id for item in closed}.union(still_open)
                 lost = [
                     item for key, item in self._handed.items() if key not in known
@@ -145,7 +145,7 @@ class Shard:
             except HostLostError as err:
                 why = _why(err)
                 continue
-            await self._told([item for item in closed if item.debate_id in self._handed], ArenaStats())
+            await self._told(closed, ArenaStats())
             return
 
 

@@ -214,6 +214,23 @@ async def test_after_a_repair_only_what_is_missing_is_asked(tmp_path: Path) -> N
     assert sum(host.asked.values()) == sum(len(item.events) - 1 for item in read_journal(path)) - kept
 
 
+def test_an_opening_that_is_lost_follows_from_the_graph_or_the_recipe(path: Path) -> None:
+    before = [item.events for item in read_journal(path)]
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE events SET at = 9 WHERE seq = 0 AND debate IN (1, 11, 12)")
+        db.commit()
+    done = repair_journal(path, FINGERPRINT, none_usable, {"d10": opened("d10")}.get)
+    assert done is not None
+    assert done.lost == [
+        "the opening of debate d11: it is held anew; 6 events behind it are of no use",
+        "3 of its first 84 events in all",
+    ]
+    assert [[event for _, event in item.events[1:]] for item in read_journal(path)] == [
+        [event for _, event in events[1:]] for events in before[:11]
+    ]
+    assert [item.events[0][1] for item in read_journal(path)][10] == opened("d10")
+
+
 def test_what_was_asked_from_what_is_lost_is_not_kept() -> None:
     machine = build()
     asks = [command.ask for command in machine.receive(opened("d"))]  # type: ignore[union-attr]

@@ -354,6 +354,11 @@ def test_the_commands_say_what_they_found_and_did(run: Path) -> None:
     assert told["journals"]["journal/debate/arena-000.sqlite"] == {
         "schema_version": 2, "debates": 2, "closed": 2, "events": 8, "notes": 0,
     }  # fmt: skip
+    plain = CliRunner().invoke(main, ["journal", "check", str(run)])
+    assert plain.stdout.splitlines()[1:] == [
+        "journals:",
+        "  journal/debate/arena-000.sqlite: schema_version 2, debates 2, closed 2, events 8, notes 0",
+    ]
     assert moot("repair", run)[1] == {
         "run": str(run), "found": [], "repaired": {}, "lost": [], "reopened": [],
     }  # fmt: skip

@@ -167,7 +167,7 @@ async def recover(path: Path) -> int:
         models=dict.fromkeys(AGENTS, "m"),
         hosts={"m": {"m": tell}},
     )
-    _, still_open = await arena.recover()
+    _, still_open = await arena.recover(())  # as a stage does, which has read what is closed
     await arena.close()
     return len(still_open)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -187,16 +187,17 @@ class Arena:
             debate.timed_phase = -1
             self._set_timer(debate_id, debate)
 
-    async def recover(self) -> tuple[list[Finished], list[str]]:
+    async def recover(self, among: Collection[str] | None = None) -> tuple[list[Finished], list[str]]:
         """Start, from what the journal holds: open debates go on from where they stood.
 
+        Args: among: whose graphs are wanted of those that are closed; None: all.
         Returns: the closed ones, and the ids of all others: they are still open, or ended while they were replayed and
         are collected like any that close. Raises: JournalError: see ``Journal``; damaged.
         """
         self._opened = await asyncio.to_thread(self._open_journal)  # a lock may have to be waited for
         if self._mirror_url:
             self._mirror = Mirror(self._journal.path, self._mirror_url, every_s=self._mirror_every_s)
-        closed = await asyncio.to_thread(lambda: [_on_record(item) for item in read_closed(self._journal.path)])
+        closed = await asyncio.to_thread(lambda: [_on_record(item) for item in read_closed(self._journal.path, among)])
         for recorded in read_journal(self._journal.path, only_open=True):
             if recorded.events:
                 self._replay([event for _, event in recorded.events])

@@ -548,10 +548,16 @@ def _host_rows(hosts: dict[str, Any]) -> list[str]:
     return rows
 
 
+def _share(name: str, parts: Any) -> str:
+    if not isinstance(parts, dict):
+        return f"{name} {parts}"
+    return f"{name} ({', '.join(f'{key} {one}' for key, one in parts.items())})"
+
+
 def _row(shown: Any) -> str:
     """Lists, and the shares of a total, on one line."""
     if isinstance(shown, dict):
-        shown = [f"{name} ({', '.join(f'{key} {one}' for key, one in parts.items())})" for name, parts in shown.items()]
+        shown = [_share(name, parts) for name, parts in shown.items()]
     return ", ".join(map(str, shown)) if isinstance(shown, list) else str(shown)
 
 

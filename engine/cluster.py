@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,8 @@ class ArenaActor:
         self._canoniser = Canoniser()  # starts nothing before the first answer that needs it
         machine = find_protocol(plan.protocol)
         mirror = place_of(plan.mirror, Path(journal)) if plan.mirror else ""
-        if mirror and not Path(journal).exists():  # this machine is not the one that it was written on
-            restore_journal(mirror, Path(journal))
+        if mirror:  # this machine may not be the one that it was written on last
+            restore_journal(mirror, Path(journal), lock_wait_s=LOCK_WAIT_S)
         self._arena = Arena(
             name,
             Path(journal),
@@ -121,9 +121,9 @@ class ArenaActor:
     async def hold(self, held: bool) -> None:
         self._arena.hold(held)
 
-    async def recover(self) -> tuple[list[Finished], list[str]]:
+    async def recover(self, among: Collection[str]) -> tuple[list[Finished], list[str]]:
         calm_collector()
-        return await self._arena.recover()
+        return await self._arena.recover(among)
 
     async def open(self, assignments: Sequence[Assignment]) -> None:
         self._arena.open(assignments)

@@ -6,11 +6,9 @@ kept: the events are, and replaying them gives it again. How the file is laid ou
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 import threading
-import time
 from array import array
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -19,6 +17,7 @@ from typing import Literal
 
 import msgspec
 
+from engine.journal_lock import refuse_half_repaired, take_lock
 from engine.journal_rows import INSERT, SCHEMA_VERSION, TABLES, Row, checked, create, is_whole, migrate, version_of
 from protocols.errors import JournalError
 from protocols.machine import Event, Replied
@@ -228,46 +227,6 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
             db.execute("ROLLBACK")
 
 
-def take_lock(path: Path, wait_s: float = 0.0) -> int:
-    """The lock of a journal, as a file descriptor to close.
-
-    Raises: JournalError: another process holds it, or the folder cannot be written.
-    """
-    lock = path.with_suffix(".lock")
-    try:
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as err:
-        raise JournalError(f"journal folder {lock.parent}: cannot be written: {err.strerror}") from err
-    deadline = time.monotonic() + wait_s
-    while not _locked(fd):
-        if time.monotonic() >= deadline:
-            os.close(fd)
-            raise JournalError(
-                f"{lock.parent} is in use by another run that is still going; wait for it, or choose another --run-dir"
-            )
-        time.sleep(0.1)
-    return fd
-
-
-def _locked(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def repaired_path(path: Path) -> Path:
-    """Where a finished repair waits to take the journal's place."""
-    return path.with_suffix(".repaired")
-
-
-def refuse_half_repaired(path: Path) -> None:
-    """Raises: JournalError: what lies there is about to be replaced."""
-    if repaired_path(path).exists():
-        raise JournalError("its repair was interrupted; `moot journal repair` finishes it")
-
-
 class Recorded(msgspec.Struct, frozen=True):
     """One debate as the journal holds it. ``graph`` is set once it is closed."""
 
@@ -334,22 +293,24 @@ def read_events(path: Path) -> Iterator[Event]:
             yield from (_DECODER.decode(row[4]) for row in whole_rows(db, "events"))
 
 
-def read_closed(path: Path) -> Iterator[CloseEntry]:
+def read_closed(path: Path, among: Collection[str] | None = None) -> Iterator[CloseEntry]:
     """The closed debates with their graphs, in the order they were opened; safe beside a writer.
 
+    Args: among: only those of these ids are read.
     Raises: JournalError: not a journal, or damaged.
     """
     with reading(path) as (db, version):
         if version == 1:
             rows = db.execute("SELECT id, closed_at, graph FROM debates WHERE graph IS NOT NULL ORDER BY num")
-            yield from (CloseEntry(*row) for row in rows)
+            yield from (CloseEntry(*row) for row in rows if among is None or row[0] in among)
         elif version > 1:
             ids = dict(_debates(db))
             for debate, num in sorted(db.execute("SELECT debate, num FROM graphs")):
-                graph, at = _graph(db, num)
                 if debate not in ids:
                     raise JournalError(f"row {debate} of its debates is missing; {_WAY_OUT}")
-                yield CloseEntry(ids[debate], at, graph)
+                if among is None or ids[debate] in among:
+                    graph, at = _graph(db, num)
+                    yield CloseEntry(ids[debate], at, graph)
 
 
 def read_graphs(path: Path) -> Iterator[bytes]:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from engine.folder import Manifest, RunFolder
-from engine.journal import read_closed, repaired_path
+from engine.journal import read_closed
 from engine.journal_check import check_journal
-from engine.journal_repair import Usable, compact_journal, repair_journal, usable_after
+from engine.journal_lock import repaired_path
+from engine.journal_repair import Opening, Usable, compact_journal, repair_journal, usable_after
 from engine.mirror_folder import restore_folder
 from engine.named_protocol import find_protocol
 from engine.progress import Progress
-from engine.recipe import build_recipe
+from engine.recipe import Recipe, build_recipe
+from engine.run import limited
+from engine.stage import assignments
+from engine.tasks import load_split
 from protocols.errors import ConfigError
+from protocols.machine import Opened
 
 Outcome = dict[str, Any]
 
@@ -38,12 +44,14 @@ def repair_run(run: Path, *, progress: Progress) -> Outcome:
     Raises: ConfigError: not a run. JournalError: the run is going, or nothing of a journal can be read.
     """
     with _locked(run) as folder:
-        usable = _usable(folder.manifest, progress)
+        recipe = _recipe(folder.manifest, progress)
+        usable = _usable(recipe)
         found: list[str] = []
         lost: list[str] = []
         repaired: dict[str, Any] = {}
         for path in _journals(folder):
-            if (done := repair_journal(path, folder.manifest.fingerprint, usable)) is not None:
+            opening = _opening(recipe, folder.manifest.limit, path.parent.name)
+            if (done := repair_journal(path, folder.manifest.fingerprint, usable, opening)) is not None:
                 name = _shown(folder, path)
                 repaired[name] = {key: getattr(done, key) for key in ("kept_as", "debates", "closed", "events")}
                 found += [f"{name}: {text}" for text in done.found]
@@ -93,17 +101,41 @@ def _shown(folder: RunFolder, path: Path) -> str:
     return str(path.relative_to(folder.path))
 
 
-def _usable(manifest: Manifest, progress: Progress) -> Usable:
-    """Which events behind a lost one still count is for the run's own protocol to say."""
+def _recipe(manifest: Manifest, progress: Progress) -> Recipe | None:
+    """Of the run; None: it is an import, or what the recipe names has gone or changed."""
+    if manifest.kind == "import":
+        return None
     try:
-        if manifest.kind == "import":
-            return lambda before, after: []  # nothing was under way
         recipe = build_recipe(manifest.recipe, where=manifest.recipe_path, folder=Path(manifest.recipe_path).parent)
+        if recipe.fingerprint == manifest.fingerprint:
+            return recipe
+        why = "a file it names, or a prompt set of moot's, has changed"
     except ConfigError as err:
-        progress.note(f"the recipe cannot be read, so nothing behind a lost event is kept: {err}")
+        why = str(err)
+    progress.note(f"the recipe is not the run's any more, so nothing behind a lost event is kept: {why}")
+    return None
+
+
+def _usable(recipe: Recipe | None) -> Usable:
+    """Which events behind a lost one still count is for the run's own protocol to say."""
+    if recipe is None:
         return lambda before, after: []
     protocol = find_protocol(recipe.protocol)
     return lambda before, after: usable_after(protocol(recipe.settings, recipe.players, recipe.prompts), before, after)
+
+
+def _opening(recipe: Recipe | None, limit: int | None, stage: str) -> Opening:
+    """How the recipe opens the debates of a stage; its tasks are read when one is asked for."""
+    if recipe is None:
+        return lambda debate_id: None
+
+    @cache
+    def openings() -> dict[str, Opened]:
+        tasks = limited(load_split(recipe.tasks), limit)
+        given = assignments(stage, [*tasks.train, *tasks.test], recipe.seed)
+        return {each.debate_id: Opened(debate_id=each.debate_id, task=each.task, seed=each.seed) for each in given}
+
+    return lambda debate_id: openings().get(debate_id)
 
 
 def _reopen(folder: RunFolder) -> list[str]:

@@ -25,10 +25,9 @@ from engine.journal import (
     NoteEntry,
     read_journal,
     read_notes,
-    repaired_path,
-    take_lock,
 )
 from engine.journal_check import check_journal, schema_of
+from engine.journal_lock import repaired_path, take_lock
 from engine.journal_pages import find_rows
 from engine.journal_rows import INSERT, Row, checked, create, rows_of_1
 from engine.spending import spent_note, spent_on, total
@@ -40,6 +39,8 @@ BATCH = 1000  # entries a commit
 
 Usable = Callable[[Sequence[Event], Sequence[Event]], list[Event]]
 """Of the events after one that is lost, those that still count; see ``usable_after``."""
+Opening = Callable[[str], Opened | None]
+"""How a debate of this id was opened, where that can be known without the record."""
 
 _DECODER = msgspec.msgpack.Decoder(Event)
 _ENCODER = msgspec.msgpack.Encoder()
@@ -83,7 +84,7 @@ def _ask_id(event: Replied | AgentFailed) -> str:
     return event.reply.ask_id if isinstance(event, Replied) else event.failure.ask_id
 
 
-def repair_journal(path: Path, fingerprint: str, usable: Usable) -> Repaired | None:
+def repair_journal(path: Path, fingerprint: str, usable: Usable, opening: Opening = lambda _: None) -> Repaired | None:
     """Write what can be read into a new file, and put it in the journal's place; the old one is kept beside it.
 
     Returns: None: it is whole. Raises: JournalError: a run holds it, or nothing in it can be read.
@@ -101,7 +102,7 @@ def repair_journal(path: Path, fingerprint: str, usable: Usable) -> Repaired | N
                 _fill(db, path)
                 if not db.execute("SELECT 1 FROM events UNION SELECT 1 FROM graphs LIMIT 1").fetchone():
                     raise JournalError(f"journal {path}: nothing in it can be read; it is left as it is")
-                _write(path, fingerprint, _saved(db, usable, repaired))
+                _write(path, fingerprint, _saved(db, usable, opening, repaired))
         finally:
             _remove(scratch)
         repaired.kept_as = _take_place(path).name
@@ -130,7 +131,7 @@ def _decodes(body: bytes) -> bool:
     return True
 
 
-def _saved(db: sqlite3.Connection, usable: Usable, repaired: Repaired) -> Iterator[Entry]:
+def _saved(db: sqlite3.Connection, usable: Usable, opening: Opening, repaired: Repaired) -> Iterator[Entry]:
     """The entries of the new journal; what cannot be kept is told in ``repaired``."""
     ids = dict(db.execute("SELECT num, id FROM debates"))
     graphs = dict(db.execute("SELECT debate, num FROM graphs"))
@@ -138,7 +139,10 @@ def _saved(db: sqlite3.Connection, usable: Usable, repaired: Repaired) -> Iterat
     for num in sorted({*ids, *graphs, *nums}):
         rows = db.execute("SELECT * FROM events WHERE debate = ? ORDER BY seq, num", (num,)).fetchall()
         closing_row = db.execute("SELECT * FROM graphs WHERE num = ?", (graphs.get(num, 0),)).fetchone()
-        yield from _saved_debate(ids.get(num, ""), num, rows, closing_row, usable, repaired)
+        events = {row[2]: (row[3], _DECODER.decode(row[4])) for row in rows}
+        if 0 not in events and (opened := _opened(ids.get(num, ""), closing_row, opening)) is not None:
+            events[0] = (min((at for at, _ in events.values()), default=0.0), opened)
+        yield from _saved_debate(ids.get(num, ""), num, events, closing_row, usable, repaired)
     for _, debate, kind, at, text, _ in db.execute("SELECT * FROM notes ORDER BY num"):
         yield NoteEntry(debate, at, kind, text)
     for table in ("events", "notes"):
@@ -147,15 +151,23 @@ def _saved(db: sqlite3.Connection, usable: Usable, repaired: Repaired) -> Iterat
             repaired.lost.append(f"{last - count} of its first {last} {table} in all")
 
 
-def _saved_debate(
-    debate_id: str, num: int, rows: list[Row], closing_row: Row | None, usable: Usable, repaired: Repaired
-) -> Iterator[Entry]:
-    events = {row[2]: (row[3], _DECODER.decode(row[4])) for row in rows}
-    if closing_row is not None and 0 not in events:  # what opened it stands in the graph too
-        with suppress(GraphError):
+def _opened(debate_id: str, closing_row: Row | None, opening: Opening) -> Opened | None:
+    """An opening that is lost stands in the debate's graph too, and follows from the recipe."""
+    if closing_row is not None:
+        with suppress(GraphError):  # of a newer moot: the recipe is left
             debate = decode_debate(closing_row[3])
-            opened = Opened(debate_id=debate.id, task=debate.task, seed=debate.seed)
-            events[0] = (closing_row[2], opened)
+            return Opened(debate_id=debate.id, task=debate.task, seed=debate.seed)
+    return opening(debate_id) if debate_id else None
+
+
+def _saved_debate(
+    debate_id: str,
+    num: int,
+    events: dict[int, tuple[float, Event]],
+    closing_row: Row | None,
+    usable: Usable,
+    repaired: Repaired,
+) -> Iterator[Entry]:
     before: list[tuple[float, Event]] = []
     while len(before) in events:
         before.append(events.pop(len(before)))

@@ -8,6 +8,7 @@ belongs together is known from the names alone, also after a writer that was tho
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sqlite3
 import time
@@ -18,7 +19,8 @@ from pathlib import Path
 import msgspec
 
 from engine.journal import reading, whole_rows
-from engine.journal_rows import INSERT, SCHEMA_VERSION, TABLES, Row, create, is_whole
+from engine.journal_lock import take_lock
+from engine.journal_rows import INSERT, SCHEMA_VERSION, TABLES, Row, create, is_whole, version_of
 from engine.store import Copier, Store
 from protocols.errors import JournalError, MootError
 
@@ -90,8 +92,8 @@ class Mirror:
                 for table, (num, crc) in newest.upto.items():
                     if num and db.execute(f"SELECT crc FROM {table} WHERE num = ?", (num,)).fetchone() != (crc,):
                         raise JournalError(
-                            f"journal {self._journal}: {self._store.url} holds {table} up to {num}, which are not in "
-                            "the file; `moot journal restore` makes a folder of all that was copied"
+                            f"journal {self._journal}: {self._store.url} holds another row {num} of its {table}; "
+                            "`moot journal restore` makes a folder of what was copied"
                         )
                 self._upto, self._last = newest.upto, number
         self._epoch = max(epochs, default=-1) + 1
@@ -178,48 +180,89 @@ def _store_may_fail() -> Iterator[None]:
         log.warning("a mirror cannot be reached yet: %s: %s", type(err).__name__, err)
 
 
-def restore_journal(url: str, path: Path) -> int:
-    """Make a journal again from its copy. Returns: its events; 0: nothing was copied, and no file is made.
+def restore_journal(url: str, path: Path, *, lock_wait_s: float = 0.0) -> int:
+    """Put into a journal what its copy has and it has not: all of it where the file is gone.
 
-    Raises: JournalError: a segment is missing or damaged, or the file is there.
+    Returns: the events that came back; 0: the file has everything, or was written anew since it was copied.
+    Raises: JournalError: a segment is missing or damaged, the file says something else, or a run holds it; the file is
+        gone and the store cannot be read.
     """
-    store = Store(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = take_lock(path, lock_wait_s)
+    try:
+        return _restore(Store(url), path)
+    except (MootError, sqlite3.Error) as err:
+        raise JournalError(f"mirror {url}: {err}") from err
+    except Exception as err:  # of the store's client
+        if _holds_nothing(path):
+            raise JournalError(f"mirror {url}: cannot be read: {type(err).__name__}: {err}") from err
+        log.warning("mirror %s cannot be reached, %s is taken as it is: %s", url, path, err)
+        return 0
+    finally:
+        os.close(fd)
+
+
+def _holds_nothing(path: Path) -> bool:
+    if not path.exists():
+        return True
+    with reading(path) as (_, version):
+        return version == 0
+
+
+def _restore(store: Store, path: Path) -> int:
     names = _segment_names(store)
     number, newest = _newest(store, names)
     if newest is None:
         return 0
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        if version_of(db) not in (0, SCHEMA_VERSION):
+            return 0
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("BEGIN IMMEDIATE")
+        create(db)
+        meta = {"schema_version": str(newest.schema_version), "fingerprint": newest.fingerprint, "copy": newest.copy}
+        db.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", meta.items())
+        ours = db.execute("SELECT value FROM meta WHERE key = 'copy'").fetchone()
+        last: dict[str, int] = {
+            table: db.execute(f"SELECT coalesce(max(num), 0) FROM {table}").fetchone()[0] for table in TABLES
+        }
+        if ours != (newest.copy,) or all(num <= last[table] for table, (num, _) in newest.upto.items()):
+            return 0
+        events = last["events"]
+        for each in reversed(_behind(store, names, number, last)):
+            try:
+                _add(db, _load(store, names, each), last)
+            except (msgspec.MsgspecError, JournalError) as err:
+                raise JournalError(f"segment {each} is damaged: {err}") from err
+        db.execute("COMMIT")
+        return last["events"] - events
+
+
+def _behind(store: Store, names: Mapping[str, str], number: str, last: Mapping[str, int]) -> list[str]:
+    """The segments that hold anything beyond these rows, the newest first. Raises: JournalError: one is missing."""
     numbers = []
     while number != NONE:
         if number not in names:
-            raise JournalError(f"mirror {url}: segment {number} is missing")
+            raise JournalError(f"segment {number} is missing")
         numbers.append(number)
+        if any(last.values()) and all(
+            num <= last[table] for table, (num, _) in _load(store, names, number).upto.items()
+        ):
+            break
         number = names[number]
-    draft = path.with_suffix(".restoring")
-    draft.unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(draft, isolation_level=None)) as db:
-        db.execute("BEGIN")
-        create(db)
-        meta = {"schema_version": str(newest.schema_version), "fingerprint": newest.fingerprint, "copy": newest.copy}
-        db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-        last = dict.fromkeys(TABLES, 0)
-        for number in reversed(numbers):
-            try:
-                _add(db, _load(store, names, number), last)
-            except (msgspec.MsgspecError, JournalError) as err:
-                raise JournalError(f"mirror {url}: segment {number} is damaged: {err}") from err
-        db.execute("COMMIT")
-    draft.replace(path)
-    return last["events"]
+    return numbers
 
 
 def _add(db: sqlite3.Connection, segment: Segment, last: dict[str, int]) -> None:
     for table, rows in segment.rows.items():
         for row in rows:
-            if row[0] != last[table] + 1 or not is_whole(table, row):
+            if not is_whole(table, row) or row[0] > last[table] + 1:
                 raise JournalError(f"row {last[table] + 1} of its {table} is missing or damaged")
-            db.execute(INSERT[table], row)
-            last[table] += 1
+            if row[0] > last[table]:
+                db.execute(INSERT[table], row)
+                last[table] += 1
+            elif db.execute(f"SELECT crc FROM {table} WHERE num = ?", (row[0],)).fetchone() != (row[-1],):
+                raise JournalError(f"row {row[0]} of its {table} is another in the file")
 
 
 def place_of(mirror: str, journal: Path) -> str:

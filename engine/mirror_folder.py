@@ -87,14 +87,14 @@ def restore_folder(url: str, target: Path | None) -> tuple[Path, int]:
 
 
 def fetch_missing(folder: RunFolder, mirror: str) -> list[Path]:
-    """Journals that the mirror has and the folder has not, made again. Returns: theirs. Raises: JournalError."""
+    """Put into the run's journals what the mirror has and they have not. Returns: those. Raises: JournalError."""
     store = Store(f"{mirror.rstrip('/')}/{folder.path.absolute().name}")
     try:
         names = store.names("journal")
     except Exception as err:
         raise JournalError(f"run.mirror={mirror!r}: cannot be read: {type(err).__name__}: {err}") from err
     paths = [folder.path / _inside(f"{name}.sqlite") for name in _journals(names)]
-    return [path for path in paths if not path.exists() and restore_journal(place_of(mirror, path), path)]
+    return [path for path in paths if restore_journal(place_of(mirror, path), path)]
 
 
 def _journals(names: list[str]) -> list[str]:

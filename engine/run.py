@@ -202,7 +202,7 @@ def carry_out(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progres
             with mirrored(folder, recipe.run, progress.note):
                 if recipe.run.mirror:
                     for path in fetch_missing(folder, recipe.run.mirror):
-                        progress.note(f"{path} was gone, and is made again from {recipe.run.mirror}")
+                        progress.note(f"{path} was gone or behind, and is made whole from {recipe.run.mirror}")
                 outcome = asyncio.run(_with_cluster(folder, recipe, tasks, progress, work, attendant))
             wall_s = round(time.monotonic() - began, 2)
             outcome = {"run": str(folder.path)} | outcome | _spending(folder, recipe) | {"wall_s": wall_s}

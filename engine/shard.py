@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,11 @@ class Shard:
         """
         waiting = {item.debate_id for item in self._waiting}
         try:
-            closed, still_open = await self._place()
+            closed, still_open = await self._place(waiting)
         except HostLostError as err:
-            closed, still_open = await self._place_again(what_happened(err))
+            closed, still_open = await self._place_again(what_happened(err), waiting)
         self._handed = dict.fromkeys(still_open)
-        await self._told([item for item in closed if item.debate_id in waiting], ArenaStats(open=len(still_open)))
+        await self._told(closed, ArenaStats(open=len(still_open)))
         return {item.debate_id for item in closed}.union(still_open)
 
     async def feed(self) -> None:
@@ -139,7 +139,7 @@ class Shard:
 
     async def _start_again(self, why: str) -> None:
         while True:
-            closed, still_open = await self._place_again(why)
+            closed, still_open = await self._place_again(why, self._handed.keys())
             known = {item.debate_id for item in closed}.union(still_open)
             # Those that are not on record died before their first commit.
             lost = [item for key, item in self._handed.items() if item is not None and key not in known]
@@ -148,19 +148,20 @@ class Shard:
             except HostLostError as err:
                 why = what_happened(err)
                 continue
-            await self._told([item for item in closed if item.debate_id in self._handed], ArenaStats())
+            await self._told(closed, ArenaStats())
             return
 
-    async def _place(self) -> tuple[list[Finished], list[str]]:
-        """An arena in the place of the one before, if there was any. Returns: what its journal holds closed, and open.
+    async def _place(self, among: Collection[str]) -> tuple[list[Finished], list[str]]:
+        """An arena in the place of the one before, if there was any.
 
+        Returns: which of these debates its journal holds closed, and all that it holds open.
         Raises: HostLostError: it died, or never came to live.
         """
         self._arena = await self._cluster.start_arena(self.name, self._journal, instead_of=self._arena)
-        closed, still_open = await of_actor(self._arena.recover.remote())
+        closed, still_open = await of_actor(self._arena.recover.remote(set(among)))
         return closed, still_open
 
-    async def _place_again(self, why: str) -> tuple[list[Finished], list[str]]:
+    async def _place_again(self, why: str, among: Collection[str]) -> tuple[list[Finished], list[str]]:
         """The same, until one lives. Raises: AgentError: too many have died."""
         while True:
             self._deaths += 1
@@ -172,7 +173,7 @@ class Shard:
             self._note(f"arena {self.name} went down, starting it again: {why}")
             self._before, self._latest = _sum(self._before, self._latest), ArenaStats()
             try:
-                return await self._place()
+                return await self._place(among)
             except HostLostError as err:
                 why = what_happened(err)
 

@@ -75,6 +75,17 @@ def test_what_was_committed_is_read_back_in_order(path: Path) -> None:
     assert read_notes(path) == [NoteEntry("a", 4.0, "late", "0a")]
 
 
+def test_some_of_the_closed_debates_are_read_alone(path: Path) -> None:
+    ours = journal(path)
+    for name in "abc":
+        ours.commit([opened(name)])
+    ours.commit([CloseEntry("c", 5.0, b"3"), CloseEntry("a", 6.0, b"1")])
+    ours.close()
+    assert list(read_closed(path)) == [CloseEntry("a", 6.0, b"1"), CloseEntry("c", 5.0, b"3")]
+    assert list(read_closed(path, {"c", "b"})) == [CloseEntry("c", 5.0, b"3")]
+    assert list(read_closed(path, ())) == []
+
+
 def test_it_knows_which_debates_it_holds(path: Path) -> None:
     first = journal(path)
     first.commit([opened("a")])

@@ -26,9 +26,9 @@ from engine.journal import (
     read_events,
     read_journal,
     read_notes,
-    repaired_path,
 )
 from engine.journal_check import check_journal
+from engine.journal_lock import repaired_path
 from engine.journal_pages import find_rows
 from engine.journal_repair import compact_journal, repair_journal, usable_after
 from engine.journal_rows import TABLES
@@ -214,6 +214,23 @@ async def test_after_a_repair_only_what_is_missing_is_asked(tmp_path: Path) -> N
     assert sum(host.asked.values()) == sum(len(item.events) - 1 for item in read_journal(path)) - kept
 
 
+def test_an_opening_that_is_lost_follows_from_the_graph_or_the_recipe(path: Path) -> None:
+    before = [item.events for item in read_journal(path)]
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE events SET at = 9 WHERE seq = 0 AND debate IN (1, 11, 12)")
+        db.commit()
+    done = repair_journal(path, FINGERPRINT, none_usable, {"d10": opened("d10")}.get)
+    assert done is not None
+    assert done.lost == [
+        "the opening of debate d11: it is held anew; 6 events behind it are of no use",
+        "3 of its first 84 events in all",
+    ]
+    assert [[event for _, event in item.events[1:]] for item in read_journal(path)] == [
+        [event for _, event in events[1:]] for events in before[:11]
+    ]
+    assert [item.events[0][1] for item in read_journal(path)][10] == opened("d10")
+
+
 def test_what_was_asked_from_what_is_lost_is_not_kept() -> None:
     machine = build()
     asks = [command.ask for command in machine.receive(opened("d"))]  # type: ignore[union-attr]
@@ -268,7 +285,7 @@ def torn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, bytes]:
     return folder, data, wal
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), in_wal=st.booleans(), cut=st.booleans())
 def test_a_torn_or_scribbled_journal_is_found_or_told(
     torn: tuple[Path, bytes, bytes], seed: int, in_wal: bool, cut: bool
@@ -337,6 +354,11 @@ def test_the_commands_say_what_they_found_and_did(run: Path) -> None:
     assert told["journals"]["journal/debate/arena-000.sqlite"] == {
         "schema_version": 2, "debates": 2, "closed": 2, "events": 8, "notes": 0,
     }  # fmt: skip
+    plain = CliRunner().invoke(main, ["journal", "check", str(run)])
+    assert plain.stdout.splitlines()[1:] == [
+        "journals:",
+        "  journal/debate/arena-000.sqlite: schema_version 2, debates 2, closed 2, events 8, notes 0",
+    ]
     assert moot("repair", run)[1] == {
         "run": str(run), "found": [], "repaired": {}, "lost": [], "reopened": [],
     }  # fmt: skip

@@ -117,7 +117,7 @@ def test_a_copy_goes_on_where_it_stood_and_follows_the_journal_alone(path: Path,
     assert same(path, copy)
 
 
-def test_a_journal_behind_its_copy_is_refused(path: Path, url: str, tmp_path: Path) -> None:
+def test_a_journal_behind_its_copy_is_made_whole(path: Path, url: str, tmp_path: Path) -> None:
     """What SQLite cannot notice: a file that is whole, and misses its last commits."""
     ours = journal(path)
     ours.commit(entries("d0"))
@@ -127,9 +127,49 @@ def test_a_journal_behind_its_copy_is_refused(path: Path, url: str, tmp_path: Pa
     ours.commit(entries("d1"))
     assert Mirror(path, url, every_s=NEVER_S).close()
     ours.close()
+    whole = list(read_journal(path))
     shutil.copy(tmp_path / "old.sqlite", path)
-    with pytest.raises(JournalError, match="holds debates up to 2, which are not in the file; `moot journal restore`"):
+    with pytest.raises(JournalError, match="holds another row 2 of its debates; `moot journal restore`"):
         Mirror(path, url, every_s=NEVER_S)
+    assert (restore_journal(url, path), restore_journal(url, path)) == (2, 0)
+    assert list(read_journal(path)) == whole
+    Mirror(path, url, every_s=NEVER_S).close()
+
+
+def test_a_journal_that_went_another_way_than_its_copy_is_refused(path: Path, url: str, tmp_path: Path) -> None:
+    ours = journal(path)
+    ours.commit(entries("d0"))
+    ours.close()
+    shutil.copy(path, tmp_path / "old.sqlite")
+    ours = journal(path)
+    for number in range(2):
+        ours.commit(entries(f"d{1 + number}"))
+    assert Mirror(path, url, every_s=NEVER_S).close()
+    with pytest.raises(JournalError, match="is in use by another run"):
+        restore_journal(url, path)
+    ours.close()
+    shutil.copy(tmp_path / "old.sqlite", path)
+    ours = journal(path)
+    ours.commit(entries("other"))
+    ours.close()
+    before = list(read_journal(path))
+    with pytest.raises(JournalError, match="is another in the file"):
+        restore_journal(url, path)
+    assert list(read_journal(path)) == before
+
+
+def test_a_store_that_cannot_be_read_stops_only_who_has_nothing(
+    path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def names(store: Store, folder: str = "") -> list[str]:
+        raise OSError("no route")
+
+    monkeypatch.setattr(Store, "names", names)
+    path.parent.mkdir(parents=True)
+    with pytest.raises(JournalError, match="cannot be read: OSError: no route"):
+        restore_journal(url, path)
+    journal(path).close()
+    assert restore_journal(url, path) == 0
 
 
 def test_a_journal_that_was_written_anew_is_copied_anew(path: Path, url: str, tmp_path: Path) -> None:
@@ -166,7 +206,7 @@ def test_a_segment_that_is_missing_or_damaged_is_told_and_a_torn_last_one_is_lef
     middle.unlink()
     with pytest.raises(JournalError, match="segment 000000-000001 is missing"):
         restore_journal(url, tmp_path / "c.sqlite")
-    assert not (tmp_path / "c.sqlite").exists()
+    assert list(read_journal(tmp_path / "c.sqlite")) == []
 
 
 def test_a_store_that_fails_is_told_once_and_retried(

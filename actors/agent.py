@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 
@@ -22,6 +22,7 @@ from actors.mailbox import Outbox
 from actors.policy import why_stopped
 from actors.prices import Meter
 from actors.response_cache import ResponseCache
+from actors.tally import AgentStats, AgentTally
 from actors.tries import Limits, Start, Tries, WithheldError, sendable
 from actors.tries import spent as spent_on
 from protocols.errors import AgentError, EngineDownError, ReplyError
@@ -58,6 +59,8 @@ class HostStats(msgspec.Struct, frozen=True, kw_only=True):
     gates: dict[str, dict[str, float]] = {}  # gate -> its figures
     adapters: dict[str, str] = {}  # agent -> the version that answers for it
     cache: dict[str, float] = {}
+    agents: dict[str, AgentStats] = {}  # those that were asked
+    limit: int = 0  # asks in the model at once
 
 
 class AgentHost:
@@ -95,6 +98,8 @@ class AgentHost:
         self._running = self._replies = 0
         self._failures: Counter[str] = Counter()
         self._usage, self._cost_usd = Usage(), 0.0
+        self._agents: defaultdict[str, AgentTally] = defaultdict(AgentTally)
+        self._limit = 0
         self._stopped, self._drained = "", asyncio.Event()
         self._down, self._over = "", asyncio.Event()
 
@@ -106,7 +111,8 @@ class AgentHost:
             if isinstance(self._backend, TellsLoad):
                 self._backend.on_load = self._hint
             info = await self._backend.start()
-            self._slots = asyncio.Semaphore(self._limits.max_concurrency or info.max_concurrency)
+            self._limit = self._limits.max_concurrency or info.max_concurrency
+            self._slots = asyncio.Semaphore(self._limit)
             self._info = info
         return self._info
 
@@ -259,7 +265,7 @@ class AgentHost:
     def stats(self) -> HostStats:
         return HostStats(
             host=self._name,
-            queued=sum(not self._sent[ask.id] for ask in self._tasks.values()),
+            queued=sum(ask.id not in self._sent for ask in self._tasks.values()),
             running=self._running,
             replies=self._replies,
             failures=dict(self._failures),
@@ -272,7 +278,16 @@ class AgentHost:
             gates={name: gate.figures() for name, gate in self._gates.items()},
             adapters={agent: adapter.name for agent, adapter in self._adapters.items()},
             cache=self._cache.figures() if self._cache else {},
+            agents=self._by_agent(),
+            limit=self._limit,
         )
+
+    def _by_agent(self) -> dict[str, AgentStats]:
+        held = Counter((ask.agent, ask.id in self._sent) for ask in self._tasks.values())
+        return {
+            agent: self._agents[agent].stats(queued=held[agent, False], running=held[agent, True])
+            for agent in {*self._agents, *(agent for agent, _ in held)}
+        }
 
     async def close(self) -> None:
         """Drop every ask under way and stop the model."""
@@ -301,7 +316,7 @@ class AgentHost:
         finally:
             if outcome is None or arena not in self._arenas:
                 self._under_way.discard(ask.id)
-        self._count(outcome)
+        self._count(ask, outcome)
         if arena in self._arenas:
             self._arenas[arena].put([outcome])
 
@@ -315,7 +330,8 @@ class AgentHost:
 
         return await (self._cache.answer(ask, self._adapters.get(ask.agent), tries) if self._cache else tries())
 
-    def _count(self, outcome: Outcome) -> None:
+    def _count(self, ask: Ask, outcome: Outcome) -> None:
+        self._agents[ask.agent].count(outcome)
         self._cost_usd += spent_on(outcome).usd
         if isinstance(outcome, Reply):
             self._replies += 1

@@ -74,6 +74,10 @@ class ArenaStats(msgspec.Struct, frozen=True, kw_only=True):
     late: int = 0
     usage: Usage = Usage()
     delays: tuple[int, ...] = ()  # from a reply's arrival until what it enables leaves: see actors.histogram
+    commits: int = 0  # to the journal; together they took ``commit_s`` and held ``entries``
+    commit_s: float = 0.0
+    entries: int = 0
+    journal_bytes: int = 0
     error: str = ""
     paused: str = ""  # why a host sends nothing more; what is on record stays, and the run can go on later
 
@@ -141,6 +145,7 @@ class Arena:
         self._pump: asyncio.Task[None] | None = None
         self._closed = self._replies = self._failures = self._late = 0
         self._usage = Usage()
+        self._commits, self._entries, self._commit_s = 0, 0, 0.0
         self._error = self._paused = ""
         self._busy = False  # a batch is being committed and applied
 
@@ -258,6 +263,10 @@ class Arena:
             late=self._late,
             usage=self._usage,
             delays=tuple(self._router.delays.counts),
+            commits=self._commits,
+            commit_s=self._commit_s,
+            entries=self._entries,
+            journal_bytes=self._journal.size_bytes,
             error=self._error,
             paused=self._paused,
         )
@@ -293,7 +302,10 @@ class Arena:
                 accepted, entries = self._admit()
                 leaving, self._leaving = self._leaving, []
                 if entries:
+                    began = time.perf_counter()
                     await asyncio.to_thread(self._journal.commit, entries)
+                    self._commits, self._entries = self._commits + 1, self._entries + len(entries)
+                    self._commit_s += time.perf_counter() - began
                 self._finish(leaving)
                 for number, (debate_id, event, arrived) in enumerate(accepted, 1):
                     self._apply(debate_id, event, arrived)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,11 +19,13 @@ import msgspec
 
 from actors.backend import AdapterRef, Backend, BackendInfo, KeepsAsks
 from actors.gate import Gate, Hint, TellsLoad, TellsRates, Ticket
+from actors.logs import ABOUT
 from actors.mailbox import Outbox
 from actors.policy import why_stopped
 from actors.prices import Meter
 from actors.response_cache import ResponseCache
 from actors.tally import AgentStats, AgentTally
+from actors.traces import Traces
 from actors.tries import Limits, Start, Tries, WithheldError, sendable
 from actors.tries import spent as spent_on
 from protocols.errors import AgentError, EngineDownError, ReplyError
@@ -60,7 +63,7 @@ class HostStats(msgspec.Struct, frozen=True, kw_only=True):
     adapters: dict[str, str] = {}  # agent -> the version that answers for it
     cache: dict[str, float] = {}
     agents: dict[str, AgentStats] = {}  # those that were asked
-    limit: int = 0  # asks in the model at once
+    concurrency: int = 0  # asks in the model at once, at most
 
 
 class AgentHost:
@@ -70,6 +73,7 @@ class AgentHost:
         gates: by name; entered in this order for every try, behind the host's own limit on concurrency.
         meter: what tries cost.
         cache: of replies; what it holds passes no limit and no gate.
+        traces: takes a span for each ask; None: nobody wants any.
     """
 
     def __init__(
@@ -80,11 +84,12 @@ class AgentHost:
         gates: Mapping[str, Gate] | Sequence[Gate] = (),
         meter: Meter | None = None,
         cache: ResponseCache | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._name, self._backend, self._limits = name, backend, limits
         named = gates if isinstance(gates, Mapping) else {type(gate).__name__: gate for gate in gates}
         self._gates = dict(named)
-        self._meter, self._cache = meter or Meter(), cache
+        self._meter, self._cache, self._traces = meter or Meter(), cache, traces
         self._tries = Tries(limits, self._meter, self._send)
         self._info: BackendInfo | None = None
         self._slots = asyncio.Semaphore(1)
@@ -99,7 +104,7 @@ class AgentHost:
         self._failures: Counter[str] = Counter()
         self._usage, self._cost_usd = Usage(), 0.0
         self._agents: defaultdict[str, AgentTally] = defaultdict(AgentTally)
-        self._limit = 0
+        self._concurrency = 0
         self._stopped, self._drained = "", asyncio.Event()
         self._down, self._over = "", asyncio.Event()
 
@@ -111,8 +116,8 @@ class AgentHost:
             if isinstance(self._backend, TellsLoad):
                 self._backend.on_load = self._hint
             info = await self._backend.start()
-            self._limit = self._limits.max_concurrency or info.max_concurrency
-            self._slots = asyncio.Semaphore(self._limit)
+            self._concurrency = self._limits.max_concurrency or info.max_concurrency
+            self._slots = asyncio.Semaphore(self._concurrency)
             self._info = info
         return self._info
 
@@ -279,7 +284,7 @@ class AgentHost:
             adapters={agent: adapter.name for agent, adapter in self._adapters.items()},
             cache=self._cache.figures() if self._cache else {},
             agents=self._by_agent(),
-            limit=self._limit,
+            concurrency=self._concurrency,
         )
 
     def _by_agent(self) -> dict[str, AgentStats]:
@@ -300,9 +305,13 @@ class AgentHost:
         if self._cache is not None:
             await self._cache.close()
         await self._backend.close()
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
 
     async def _serve(self, arena: str, ask: Ask) -> None:
         outcome: Outcome | None = None
+        ABOUT.set({"debate": ask.debate_id, "agent": ask.agent})
+        began_ns = time.time_ns()
         try:
             outcome = await self._answer(ask)
         except WithheldError:
@@ -317,6 +326,8 @@ class AgentHost:
             if outcome is None or arena not in self._arenas:
                 self._under_way.discard(ask.id)
         self._count(ask, outcome)
+        if self._traces is not None:
+            self._traces.ask(ask, outcome, began_ns, time.time_ns())
         if arena in self._arenas:
             self._arenas[arena].put([outcome])
 
@@ -338,6 +349,7 @@ class AgentHost:
             self._usage += Usage() if outcome.cached else outcome.usage
         else:
             self._failures[outcome.kind] += 1
+            log.info("%s failed after %d tries (%s): %s", ask.id, outcome.tries, outcome.kind, outcome.reason)
 
     async def _send(self, ask: Ask, start: Start) -> Reply:
         """One try: through the limit and the gates, to the model, and out again."""

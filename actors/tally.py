@@ -22,7 +22,6 @@ class AgentStats(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0  # of the prompt's, from a prefix cache
     cost_usd: float = 0.0
     latency: tuple[int, ...] = ()
-    latency_sum_s: float = 0.0
 
 
 class AgentTally:
@@ -34,15 +33,13 @@ class AgentTally:
         "_cost_usd",
         "_failures",
         "_latency",
-        "_latency_sum_s",
         "_prompt",
         "_replies",
     )
 
     def __init__(self) -> None:
         self._replies = self._failures = self._prompt = self._completion = self._cached = 0
-        self._cost_usd = self._latency_sum_s = 0.0
-        self._latency = Histogram()
+        self._cost_usd, self._latency = 0.0, Histogram()
 
     def count(self, outcome: Outcome) -> None:
         self._cost_usd += spent(outcome).usd
@@ -56,7 +53,6 @@ class AgentTally:
             self._completion += usage.completion_tokens
             self._cached += usage.cached_tokens
             self._latency.add(outcome.latency_s)
-            self._latency_sum_s += outcome.latency_s
 
     def stats(self, *, queued: int, running: int) -> AgentStats:
         return AgentStats(
@@ -69,5 +65,4 @@ class AgentTally:
             cached_tokens=self._cached,
             cost_usd=self._cost_usd,
             latency=tuple(self._latency.counts),
-            latency_sum_s=self._latency_sum_s,
         )

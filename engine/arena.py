@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from actors.router import Router, Tell
+from actors.traces import Traces
 from engine.journal import CloseEntry, Entry, EventEntry, Journal, NoteEntry, Sync, read_journal
 from protocols.errors import GraphError, IllegalEventError, JournalError
 from protocols.graph import Debate, decode_debate, encode_debate
@@ -91,6 +92,7 @@ class _Open(msgspec.Struct):
     decided: set[str] = msgspec.field(default_factory=set)  # asks answered in this batch, not yet applied
     timer: asyncio.TimerHandle | None = None
     timed_phase: int = -1
+    began: float = 0.0  # seconds since 1970
 
 
 class Arena:
@@ -105,6 +107,7 @@ class Arena:
         deadline_s: of each phase.
         models: agent -> the model it speaks through.
         hosts: model -> its hosts, and how to tell each: see ``Router``.
+        traces: takes a span for each debate; None: nobody wants any.
         canonise: for replies to tasks with the format "math"; without it they are compared by notation.
     Raises: JournalError: see ``Journal``.
     """
@@ -125,6 +128,7 @@ class Arena:
         max_journal_mb: int = 0,
         lock_wait_s: float = 0.0,
         canonise: Canonise | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self.name = name
         self._journal = Journal(
@@ -132,7 +136,7 @@ class Arena:
         )
         self._build, self._protocol, self._cast, self._deadline_s = build, protocol, dict(cast), deadline_s
         self._router = Router(models, hosts, self._waits_for, self._untold)
-        self._canonise = canonise
+        self._canonise, self._traces = canonise, traces
         self._settling: set[asyncio.Task[None]] = set()  # replies whose answers are being spelled
         self._open: dict[str, _Open] = {}
         self._early: list[bytes] = []  # outcomes that came before the debates were read
@@ -175,7 +179,7 @@ class Arena:
             if recorded.graph is not None:
                 closed.append(_finished(decode_debate(recorded.graph), recorded.closed_at or 0.0))
             elif recorded.events:
-                self._replay([event for _, event in recorded.events])
+                self._replay([event for _, event in recorded.events], recorded.events[0][0])
         for held in self._open.values():
             self._router.put(held.machine.outstanding.values())
         self._pump = asyncio.get_running_loop().create_task(self._run())
@@ -185,10 +189,11 @@ class Arena:
             self.deliver(packed)
         return closed, [*self._open, *(done.debate_id for done in self._leaving)]
 
-    def _replay(self, events: list[Event]) -> None:
+    def _replay(self, events: list[Event], began: float) -> None:
         opened = events[0]
         assert isinstance(opened, Opened)  # the first event of a debate is what puts it on record
         held = self._hold(opened)
+        held.began = began
         for event in events:
             held.seq += 1
             self._obey(opened.debate_id, self._step(held, event), ask=False)
@@ -240,7 +245,7 @@ class Arena:
         try:
             canonical = await self._canonise(answer)
         except Exception as err:
-            log.error("debate %s", debate_id, exc_info=err)
+            log.error("debate %s", debate_id, exc_info=err, extra={"debate": debate_id})
             self._fail(f"the answers of {debate_id} cannot be compared: {err}")
             return
         self._inbound.append((debate_id, Replied(reply, canonical), time.perf_counter()))
@@ -334,7 +339,7 @@ class Arena:
             if isinstance(event, Opened):
                 if debate_id in self._open or self._journal.holds(debate_id):
                     continue  # handed out twice: the first counts
-                self._hold(event)
+                self._hold(event).began = now
             held = self._open.get(debate_id)
             if held is not None and (debate_id in sealed or (isinstance(event, DeadlinePassed) and held.decided)):
                 self._inbound.append((debate_id, event, arrived))
@@ -382,7 +387,7 @@ class Arena:
         return []
 
     def _protocol_failed(self, held: _Open, err: Exception) -> None:
-        log.error("debate %s", held.debate.id, exc_info=err)
+        log.error("debate %s", held.debate.id, exc_info=err, extra={"debate": held.debate.id})
         if held.debate.id in self._open:
             self._set_aside(held, f"the protocol failed: {type(err).__name__}: {err}")
 
@@ -437,6 +442,8 @@ class Arena:
         now = time.time()
         done = _finished(held.debate, now)
         self._writes.append(CloseEntry(held.debate.id, now, done.graph))
+        if self._traces is not None:
+            self._traces.debate(held.debate, held.began, now)
         self._leaving.append(done)
         self._unreported += 1
 

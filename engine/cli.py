@@ -38,7 +38,8 @@ run_argument = click.argument("run", type=click.Path(path_type=Path))
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="moot")
-def main() -> None:
+@click.option("--log", type=click.Choice(["text", "json"]), default="text", help="How stderr tells of the run.")
+def main(log: str) -> None:
     """Turns debates between language models into better models.
 
     A recipe is one YAML file; any of its keys can be set on the command line as KEY=VALUE, e.g. loop.iterations=2.
@@ -295,16 +296,16 @@ def _command(work: Callable[[Progress], dict[str, Any]], as_json: bool) -> NoRet
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    progress = Progress()
+    progress = Progress(as_json=click.get_current_context().find_root().params.get("log") == "json")
     try:
         with progress:
             outcome = work(progress)
     except KeyboardInterrupt:
         run = progress.run or "RUN"
-        click.echo(f"interrupted; what is on record stays: go on with `moot resume {run}`", err=True)
+        progress.last(f"interrupted; what is on record stays: go on with `moot resume {run}`")
         sys.exit(EXIT_INTERRUPTED)
     except MootError as err:
-        click.echo("moot: " + " ".join(str(err).split("\n")), err=True)  # what is quoted may hold lines
+        progress.last("moot: " + " ".join(str(err).split("\n")))  # what is quoted may hold lines
         sys.exit(EXIT_PAUSED if isinstance(err, PausedError) else EXIT_BAD_INPUT)
     if as_json:
         click.echo(json.dumps(outcome))

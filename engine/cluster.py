@@ -15,14 +15,17 @@ from typing import Any
 import msgspec
 
 from actors.collector import calm_collector
+from actors.logs import log_to_file
 from actors.placement import HostSpec, limits_rates
 from actors.prices import NOTHING, Amount
 from actors.remote import of_reachable, reason
 from actors.router import Tell
 from actors.shared_gate import place_keeper
+from actors.traces import Traces, check_traces
 from engine.arena import Arena, ArenaStats, Assignment, Finished
 from engine.canonical import Canoniser
 from engine.hosts import Hosts
+from engine.metrics import Metrics
 from engine.named_protocol import find_protocol
 from engine.recipe import Recipe
 from engine.resources import Need, check_resources, machines_of_cluster
@@ -46,9 +49,11 @@ class ArenaPlan(msgspec.Struct, frozen=True, kw_only=True):
     cast: dict[str, tuple[Player, ...]]
     sync: str
     max_journal_mb: int
+    folder: str = ""  # the run's own
+    traced: str = ""  # the run's name, where spans are wanted
 
     @classmethod
-    def of(cls, recipe: Recipe) -> ArenaPlan:
+    def of(cls, recipe: Recipe, folder: Path | None = None) -> ArenaPlan:
         return cls(
             fingerprint=recipe.fingerprint,
             protocol=recipe.protocol,
@@ -56,6 +61,8 @@ class ArenaPlan(msgspec.Struct, frozen=True, kw_only=True):
             cast=recipe.players,
             sync=recipe.run.sync,
             max_journal_mb=recipe.run.max_journal_mb,
+            folder=str(folder.absolute()) if folder else "",
+            traced=traced(recipe, folder),
         )
 
 
@@ -72,6 +79,9 @@ class ArenaActor:
         hosts: Mapping[str, Mapping[str, Any]],
     ) -> None:
         self._name = name
+        if plan.folder:
+            log_to_file(Path(plan.folder) / "logs", f"arena {name}", run=Path(plan.folder).name, arena=name)
+        self._traces = Traces(plan.traced) if plan.traced else None
         self._canoniser = Canoniser()  # starts nothing before the first answer that needs it
         machine = find_protocol(plan.protocol)
         self._arena = Arena(
@@ -88,6 +98,7 @@ class ArenaActor:
             max_journal_mb=plan.max_journal_mb,
             lock_wait_s=LOCK_WAIT_S,
             canonise=self._canoniser.canonise,
+            traces=self._traces,
         )
 
     def _tell(self, handle: Any) -> Tell:
@@ -121,6 +132,8 @@ class ArenaActor:
     async def close(self) -> None:
         await self._arena.close()
         await asyncio.to_thread(self._canoniser.close)
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
 
 
 def host_names(model: str, replicas: int) -> list[str]:
@@ -131,9 +144,13 @@ def host_names(model: str, replicas: int) -> list[str]:
 class Cluster:
     """A joined cluster with the recipe's models up. Use ``Cluster.start``, and ``stop`` in the end."""
 
-    def __init__(self, recipe: Recipe, hosts: Hosts, *, ours: bool, keeper: Any = None) -> None:
+    def __init__(
+        self, recipe: Recipe, hosts: Hosts, *, ours: bool, keeper: Any = None, folder: Path | None = None
+    ) -> None:
         self.recipe = recipe
         self.hosts = hosts
+        self.metrics = Metrics(folder.name if folder else recipe.name)
+        self._folder = folder
         self.keeper = keeper  # of the limits that hosts share; it lives as long as this does
         self._ours = ours  # the Ray that was started here is stopped here
 
@@ -157,6 +174,8 @@ class Cluster:
 
         Raises: ConfigError: the cluster has not what the models need. AgentError: a model cannot start.
         """
+        if recipe.run.traces:
+            check_traces()
         ours = join_ray()
         used = {name: recipe.models[name] for name in sorted(models_in_use(recipe))}
         placed = {host: model for name, model in used.items() for host in host_names(name, model.place.replicas)}
@@ -175,6 +194,7 @@ class Cluster:
                 num_cpus=model.place.num_cpus,
                 num_gpus=model.place.num_gpus,
                 folder=str(folder.absolute()) if folder else "",
+                traced=traced(recipe, folder),
                 media=tuple(str(path.absolute()) for path in media),
                 price=recipe.price_of(name),
                 cache=model.cache and model.cache.absolute(),
@@ -185,7 +205,13 @@ class Cluster:
             for host in host_names(name, model.place.replicas)
         ]
         max_restarts = {name: model.place.max_restarts for name, model in used.items()}
-        return cls(recipe, await Hosts.start(specs, max_restarts, note), ours=ours, keeper=keeper)
+        return cls(
+            recipe,
+            await Hosts.start(specs, max_restarts, note),
+            ours=ours,
+            keeper=keeper,
+            folder=folder,
+        )
 
     async def start_arena(self, name: str, journal: Path, *, instead_of: Any = None) -> Any:
         """An arena actor on a journal, connected both ways; ``recover`` is for the caller.
@@ -204,7 +230,7 @@ class Cluster:
         actor = ray.remote(ArenaActor).options(
             num_cpus=0, max_concurrency=MAX_CALLS, max_restarts=0, scheduling_strategy="SPREAD"
         )
-        plan = ArenaPlan.of(self.recipe)
+        plan = ArenaPlan.of(self.recipe, self._folder)
         handle = actor.remote(name, str(journal.absolute()), plan, self.recipe.prompts, models, hosts)
         try:
             await self.hosts.connect(name, handle)
@@ -230,6 +256,11 @@ class Cluster:
             ray.kill(self.keeper)
         if self._ours:
             ray.shutdown()
+
+
+def traced(recipe: Recipe, folder: Path | None) -> str:
+    """By which name spans tell of this run; "": it makes none."""
+    return (folder.name if folder else recipe.name) if recipe.run.traces else ""
 
 
 def models_in_use(recipe: Recipe) -> set[str]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine.units import duration
+
 if TYPE_CHECKING:
     from engine.snapshot import ModelLoad, Snapshot
 
@@ -23,9 +25,9 @@ def holdup(now: Snapshot) -> str:
     if down := [model for model in now.models if not model.up]:
         return f"{down[0].name}: down, being started again"
     if now.journal.commit_s >= SLOW_COMMIT_S and now.journal.busy >= BUSY:
-        return f"journal: commits take {_shown_s(now.journal.commit_s)}, {now.journal.busy:.0%} of the time"
+        return f"journal: commits take {duration(now.journal.commit_s)}, {now.journal.busy:.0%} of the time"
     if (now.delay_p99_s or 0.0) >= SLOW_ENGINE_S:
-        return f"arenas: a reply waits up to {_shown_s(now.delay_p99_s or 0.0)} until it is acted on"
+        return f"arenas: a reply waits up to {duration(now.delay_p99_s or 0.0)} until it is acted on"
     queueing = max(now.models, key=lambda model: model.queued, default=None)
     if queueing is not None and queueing.queued:
         return f"{queueing.name}: {_why_queued(queueing)}, {_asks(queueing.queued)} queued"
@@ -73,13 +75,7 @@ def _fullness(model: ModelLoad) -> str:
 
 def _slowest(now: Snapshot) -> str:
     pace = now.slowest
-    return f"slowest agent {pace.name} (median {_shown_s(pace.median_s or 0.0)})" if pace else "no reply yet"
-
-
-def _shown_s(seconds: float) -> str:
-    if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"slowest agent {pace.name} (median {duration(pace.median_s or 0.0)})" if pace else "no reply yet"
 
 
 def _asks(number: int) -> str:

@@ -58,6 +58,16 @@ class Hosts:
         """Raises: AgentError: one cannot start."""
         return cls(specs, await start_hosts(specs), max_restarts, note)
 
+    @property
+    def models(self) -> dict[str, str]:
+        """Host -> its model, of the hosts that are not given up: those that are down, too."""
+        return {name: self._specs[name].model for name in self._handles}
+
+    @property
+    def restarts(self) -> dict[str, int]:
+        """Host -> how often it was started again."""
+        return {name: self._specs[name].incarnation for name in self._handles}
+
     def of(self, model: str) -> dict[str, Any]:
         """The model's hosts, by name."""
         return {name: handle for name, handle in self._handles.items() if self._specs[name].model == model}

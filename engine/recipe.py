@@ -73,6 +73,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     sync: Literal["full", "normal"] = "full"  # the journal's: survive loss of power, or the death of processes
     max_journal_mb: int = 0  # an arena's journal refuses to grow beyond; 0: no limit
     runs_dir: str = "runs"
+    traces: bool = False  # OpenTelemetry spans, sent where the OTEL_* variables say
     budget: Budget = Budget()
 
     def __post_init__(self) -> None:

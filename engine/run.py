@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from actors.logs import log_to_file
 from actors.prices import NOTHING
 from engine.cluster import Cluster
 from engine.evaluate import FINAL_VOTE, SINGLE_AGENT, Evaluation, evaluate
@@ -141,6 +142,7 @@ def _do(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> 
     work = works[folder.manifest.kind]
     began = time.monotonic()
     progress.run = str(folder.path)
+    log_to_file(folder.path / "logs", "driver", run=folder.path.name)
     progress.note(f"run {folder.path}")
     try:
         for note in collect_media([*tasks.train, *tasks.test], folder.path):

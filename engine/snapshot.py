@@ -197,7 +197,7 @@ def _models(now: Reading, earlier: Reading, passed_s: float) -> Iterable[ModelLo
             restarts=sum(now.restarts.get(host, 0) for host in names),
             queued=sum(stats.queued for stats in up.values()),
             running=sum(stats.running for stats in up.values()),
-            limit=sum(stats.limit for stats in up.values()),
+            limit=sum(stats.concurrency for stats in up.values()),
             replies_per_s=sum(_rise(stats.replies, old.replies if old else 0) for stats, old in pairs) / passed_s,
             retries=int(sum(_rise(stats.retries, old.retries if old else 0) for stats, old in pairs)),
             failures=dict(failures),

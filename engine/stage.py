@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -15,11 +16,14 @@ from engine.folder import RunFolder
 from engine.journal import read_journal
 from engine.progress import Progress
 from engine.shard import Shard, Take
+from engine.watch import Watch
 from protocols.errors import MootError, PausedError
 from protocols.graph import Debate, decode_debate
 from protocols.machine import derive_seed
 from protocols.message import Usage
 from protocols.task import Task
+
+log = logging.getLogger("moot.stage")
 
 SHOWN_REASONS = 5  # why debates were set aside, at most; the report has all
 
@@ -119,18 +123,32 @@ async def run_stage(
     if on_closed is not None and done:
         await on_closed(list(done.values()))
     stats: dict[str, ArenaStats] = {}
+    num_aside = sum(bool(closed.set_aside) for closed in done.values())
+    watch = Watch(
+        cluster.hosts,
+        stage,
+        total=len(ids),
+        closed=num_recorded,
+        set_aside=num_aside,
+        max_open=cluster.recipe.run.max_open * folder.manifest.num_arenas,
+        tell=(progress.show, cluster.metrics.set),
+    )
     if num_recorded < len(ids):
         waiting = assignments(stage, [task for key, task in ids.items() if key not in done], cluster.recipe.seed)
 
         async def take(arena: str, finished: list[Finished], latest: ArenaStats) -> None:
+            nonlocal num_aside
             stats[arena] = latest
             closed = [_closed_of(item.graph, item.closed_at) for item in finished]
             done.update({item.debate.id: item for item in closed})
-            progress.update(closed=len(done), stats=stats.values())
+            for item in filter(lambda item: item.set_aside, closed):
+                num_aside += 1
+                log.info("set aside: %s", item.set_aside, extra={"stage": stage, "debate": item.debate.id})
+            watch.took(arena, latest, closed=len(done), set_aside=num_aside)
             if on_closed is not None and closed:
                 await on_closed(closed)
 
-        await _drive(cluster, folder, stage, waiting, take, progress.note)
+        await _drive(cluster, folder, stage, waiting, take, watch, progress.note)
     return StageResult(
         name=stage,
         closed=[done[key] for key in ids],
@@ -142,7 +160,13 @@ async def run_stage(
 
 
 async def _drive(
-    cluster: Cluster, folder: RunFolder, stage: str, waiting: deque[Assignment], take: Take, note: Callable[[str], None]
+    cluster: Cluster,
+    folder: RunFolder,
+    stage: str,
+    waiting: deque[Assignment],
+    take: Take,
+    watch: Watch,
+    note: Callable[[str], None],
 ) -> None:
     """Start the stage's arenas, keep them filled until nothing is left, stop them."""
     paths = folder.journals(stage)
@@ -154,9 +178,11 @@ async def _drive(
             if (given := waiting.popleft()).debate_id not in opened:
                 waiting.append(given)
         async with asyncio.TaskGroup() as group:
-            watching = group.create_task(cluster.hosts.watch())
+            watching = [group.create_task(cluster.hosts.watch()), group.create_task(watch.run())]
             await asyncio.wait([group.create_task(shard.feed()) for shard in shards])
-            watching.cancel()
+            for task in watching:
+                task.cancel()
+        await watch.look()  # how it ended
     except BaseExceptionGroup as errors:
         ours = errors.subgroup(MootError)
         if ours is None:

@@ -271,7 +271,7 @@ async def test_no_more_asks_are_in_the_model_than_may_be(limit: int, expected: i
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     stats = host.stats()
-    assert (stats.running, stats.queued, stats.limit) == (expected, 40 - expected, expected)
+    assert (stats.running, stats.queued, stats.concurrency) == (expected, 40 - expected, expected)
     assert (stats.agents["ada"].running, stats.agents["ada"].queued) == (expected, 40 - expected)
     await arena.wait(40)
     assert backend.most == expected

@@ -17,7 +17,7 @@ START = Reading(at_s=100.0, stage="debate", total=100, closed=10, max_open=50)
 
 def host(name: str, **told: object) -> HostStats:
     base = HostStats(
-        host=name, queued=0, running=0, replies=0, failures={}, retries=0, usage=Usage(), backend={}, limit=8
+        host=name, queued=0, running=0, replies=0, failures={}, retries=0, usage=Usage(), backend={}, concurrency=8
     )
     return msgspec.structs.replace(base, **told)
 

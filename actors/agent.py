@@ -310,7 +310,7 @@ class AgentHost:
 
     async def _serve(self, arena: str, ask: Ask) -> None:
         outcome: Outcome | None = None
-        ABOUT.set({"debate": ask.debate_id, "agent": ask.agent})
+        ABOUT.set(ask)
         began_ns = time.time_ns()
         try:
             outcome = await self._answer(ask)
@@ -342,8 +342,9 @@ class AgentHost:
         return await (self._cache.answer(ask, self._adapters.get(ask.agent), tries) if self._cache else tries())
 
     def _count(self, ask: Ask, outcome: Outcome) -> None:
-        self._agents[ask.agent].count(outcome)
-        self._cost_usd += spent_on(outcome).usd
+        cost_usd = spent_on(outcome).usd
+        self._cost_usd += cost_usd
+        self._agents[ask.agent].count(outcome, cost_usd)
         if isinstance(outcome, Reply):
             self._replies += 1
             self._usage += Usage() if outcome.cached else outcome.usage

@@ -16,10 +16,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from actors.api_key import redact_known
+from protocols.message import Ask
 
 IDS = ("stage", "debate", "agent")
-ABOUT: ContextVar[dict[str, str]] = ContextVar("about", default={})  # noqa: B039  # never changed in place
-"""Ids of what a task is doing; set where it begins. ``extra={"debate": ...}`` of a single call does the same."""
+ABOUT: ContextVar[Ask | None] = ContextVar("about", default=None)
+"""What a task is doing; set where it begins. Elsewhere ``extra={"debate": ...}`` of a call says what it is about."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -31,8 +32,10 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
-        told: dict[str, object] = {"time": at, "level": record.levelname.lower(), "logger": record.name}
-        told |= self._ids | ABOUT.get() | {name: getattr(record, name) for name in IDS if hasattr(record, name)}
+        told: dict[str, object] = {"time": at, "level": record.levelname.lower(), "logger": record.name} | self._ids
+        if (ask := ABOUT.get()) is not None:
+            told |= {"debate": ask.debate_id, "agent": ask.agent}
+        told |= {name: getattr(record, name) for name in IDS if hasattr(record, name)}
         told["message"] = redact_known(record.getMessage())
         if record.exc_info:
             told["error"] = redact_known(self.formatException(record.exc_info))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 
 from actors.histogram import Histogram
-from actors.tries import spent
 from protocols.message import Outcome, Reply
 
 
@@ -41,8 +40,8 @@ class AgentTally:
         self._replies = self._failures = self._prompt = self._completion = self._cached = 0
         self._cost_usd, self._latency = 0.0, Histogram()
 
-    def count(self, outcome: Outcome) -> None:
-        self._cost_usd += spent(outcome).usd
+    def count(self, outcome: Outcome, cost_usd: float) -> None:
+        self._cost_usd += cost_usd
         if not isinstance(outcome, Reply):
             self._failures += 1
             return

@@ -52,8 +52,10 @@ class Progress:
         if self._at_terminal:
             from rich.console import Console
             from rich.live import Live
+            from rich.spinner import Spinner
 
-            self._live = Live("starting", console=Console(stderr=True), refresh_per_second=4, transient=True)
+            starting = Spinner("dots", "starting")
+            self._live = Live(starting, console=Console(stderr=True), refresh_per_second=4, transient=True)
             self._live.start()
         return self
 
@@ -98,9 +100,12 @@ class Progress:
         if self._hushed:
             return
         if self._live is not None:
+            from rich.spinner import Spinner
             from rich.text import Text
 
-            self._live.update(Text("\n".join(panel(shown)), no_wrap=True, overflow="ellipsis"))
+            over = not (shown.open or shown.left)  # what comes next may take long, and shows no figures
+            drawn = Text("\n".join(panel(shown)), no_wrap=True, overflow="ellipsis")
+            self._live.update(Spinner("dots", f"{shown.stage}: all closed") if over else drawn)
         elif time.monotonic() - self._printed >= INTERVAL_S:
             self._printed = time.monotonic()
             if self._as_json:

@@ -13,6 +13,7 @@ import pytest
 
 from actors.api_key import read_key
 from actors.logs import ABOUT, log_to_file, log_to_stderr
+from protocols.message import Ask, Sampling
 
 log = logging.getLogger("moot.test")
 
@@ -54,7 +55,7 @@ def test_tasks_side_by_side_each_log_what_they_are_about(tmp_path: Path) -> None
     log_to_file(tmp_path, "p")
 
     async def serve(number: int) -> None:
-        ABOUT.set({"debate": f"d{number}", "agent": "ada"})
+        ABOUT.set(Ask(id="", debate_id=f"d{number}", agent="ada", role="generator", messages=(), sampling=Sampling()))
         await asyncio.sleep(0)
         log.warning("slow")
 

@@ -9,6 +9,8 @@ import pty
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from threading import Thread
 from typing import Any
 
 import msgspec
@@ -107,8 +109,18 @@ def test_for_machines_every_line_is_json(monkeypatch: pytest.MonkeyPatch, capsys
     assert msgspec.convert(told[1]["progress"], Snapshot) == BUSY
 
 
+def drained(reader: int, into: list[bytes]) -> None:
+    """All that is written at a terminal, until it is closed."""
+    with suppress(OSError):
+        while data := os.read(reader, 65536):
+            into.append(data)
+
+
 def test_at_a_terminal_the_panel_is_drawn_over_itself_and_is_gone_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = pty.openpty()
+    seen: list[bytes] = []
+    reading = Thread(target=drained, args=(reader, seen))
+    reading.start()
     with os.fdopen(writer, "w") as terminal:
         monkeypatch.setattr("sys.stderr", terminal)
         monkeypatch.setenv("TERM", "xterm")
@@ -117,9 +129,9 @@ def test_at_a_terminal_the_panel_is_drawn_over_itself_and_is_gone_in_the_end(mon
             shown.show(NOTHING, BUSY)
             shown.note("a [bold]note[/bold]")
             shown.show(NOTHING, BUSY)
-        terminal.flush()
-        drawn = os.read(reader, 1 << 20).decode()
+    reading.join()
     os.close(reader)
+    drawn = b"".join(seen).decode()
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn)
     assert "a [bold]note[/bold]" in plain, "what is noted stays, and is no markup"
     assert "  > gpt: all its 20 places are taken, 312 asks queued" in plain

@@ -252,11 +252,6 @@ class AgentHost:
             await self._take_out(previous)
         return adapter.name
 
-    async def retire(self, agent: str) -> None:
-        """Back to the base model for this agent."""
-        if (previous := self._adapters.pop(agent, None)) is not None:
-            await self._take_out(previous)
-
     async def _take_out(self, adapter: AdapterRef) -> None:
         """Unload a version that was replaced, once the last ask that it is answering is over."""
         if self._speaking[adapter.name]:

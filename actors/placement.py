@@ -123,9 +123,6 @@ class AgentActor:
     async def publish(self, adapter: AdapterRef) -> str:
         return await self._host.publish(adapter)
 
-    async def retire(self, agent: str) -> None:
-        await self._host.retire(agent)
-
     async def stats(self) -> HostStats:
         if self._line is not None:
             await self._line.refresh()

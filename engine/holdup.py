@@ -8,34 +8,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.units import duration
+from engine.units import counted, duration
 
 if TYPE_CHECKING:
     from engine.snapshot import ModelLoad, Snapshot
 
 SLOW_COMMIT_S, BUSY = 0.1, 0.5  # a commit that is felt, in a journal that does little else
-SLOW_ENGINE_S = 0.25  # for what a reply enables to be sent
+SLOW_ENGINE_S, FELT = 0.1, 0.1  # until what a reply enables is sent; and the share of a reply's time that is felt
 FULL = 0.9  # share of an engine's cache in use, as in ``actors.engine_room``
 
 
 def holdup(now: Snapshot) -> str:
     """One sentence without a full stop; "" where nothing is open."""
     if not now.open:
-        return "waiting for tasks" if now.left else ""
+        return "no debate is open yet" if now.left else ""
     if down := [model for model in now.models if not model.up]:
         return f"{down[0].name}: down, being started again"
     if now.journal.commit_s >= SLOW_COMMIT_S and now.journal.busy >= BUSY:
         return f"journal: commits take {duration(now.journal.commit_s)}, {now.journal.busy:.0%} of the time"
-    if (now.delay_p99_s or 0.0) >= SLOW_ENGINE_S:
-        return f"arenas: a reply waits up to {duration(now.delay_p99_s or 0.0)} until it is acted on"
+    delay_s = now.delay_p50_s or 0.0
+    if delay_s >= SLOW_ENGINE_S and delay_s >= FELT * (now.slowest.median_s or 0.0 if now.slowest else 0.0):
+        return f"arenas: half of the replies wait more than {duration(delay_s)} until they are acted on"
     queueing = max(now.models, key=lambda model: model.queued, default=None)
     if queueing is not None and queueing.queued:
-        return f"{queueing.name}: {_why_queued(queueing)}, {_asks(queueing.queued)} queued"
+        return f"{queueing.name}: {_why_queued(queueing)}, {counted(queueing.queued, 'ask')} queued"
     if now.left and now.open >= now.max_open:
         return f"every debate waits for replies and no more may be open (run.max_open), {_slowest(now)}"
     if not now.left:
-        return f"no tasks left, {now.open} slow debate{'s' * (now.open != 1)}, {_slowest(now)}"
-    return f"the models are answering {_asks(now.running)}, {_slowest(now)}"
+        return f"no tasks left, {counted(now.open, 'slow debate')}, {_slowest(now)}"
+    return f"the models are answering {counted(now.running, 'ask')}, {_slowest(now)}"
 
 
 def _why_queued(model: ModelLoad) -> str:
@@ -76,7 +77,3 @@ def _fullness(model: ModelLoad) -> str:
 def _slowest(now: Snapshot) -> str:
     pace = now.slowest
     return f"slowest agent {pace.name} (median {duration(pace.median_s or 0.0)})" if pace else "no reply yet"
-
-
-def _asks(number: int) -> str:
-    return f"{number} ask{'s' * (number != 1)}"

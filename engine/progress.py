@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from actors.logs import log_to_stderr
-from engine.units import duration, money
+from engine.units import about, counted, duration, money
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -118,24 +118,24 @@ def line(now: Snapshot) -> str:
     """All in one line, for a log."""
     parts = [*_debates(now), *_pace(now)]
     if now.queued:
-        parts.append(f"{now.queued} asks queued")
+        parts.append(f"{counted(now.queued, 'ask')} queued")
     if now.failures:
-        parts.append(f"{now.failures} failed asks")
+        parts.append(counted(now.failures, "failed ask"))
     if now.eta_s is not None:
-        parts.append(f"about {duration(now.eta_s)} left")
+        parts.append(f"about {about(now.eta_s)} left")
     return f"{now.stage}: " + ", ".join(parts) + (f"; {now.holdup}" if now.holdup else "")
 
 
 def panel(now: Snapshot) -> list[str]:
     """A few lines: the stage, its pace, each model, and what holds it up."""
     done = now.closed / now.total if now.total else 1.0
-    eta = f"  about {duration(now.eta_s)} left" if now.eta_s is not None else ""
+    eta = f"  about {about(now.eta_s)} left" if now.eta_s is not None else ""
     busiest = sorted(now.models, key=lambda model: -(model.queued + model.running))[:MAX_MODELS]
     width = max((len(model.name) for model in busiest), default=0)
     return [
-        f"{now.stage}  {_bar(done)} {done:.0%}{eta}",
+        f"{now.stage}  {_bar(done)} {int(100 * done)}%{eta}",
         "  " + ", ".join(_debates(now)),
-        "  " + ", ".join(_pace(now) + ([f"{now.failures} failed asks"] if now.failures else [])),
+        "  " + ", ".join(_pace(now) + ([counted(now.failures, "failed ask")] if now.failures else [])),
         *(f"  {model.name:{width}}  {_load(model, now)}" for model in busiest),
         *([f"  > {now.holdup}"] if now.holdup else []),
     ]
@@ -165,5 +165,5 @@ def _load(model: ModelLoad, now: Snapshot) -> str:
 
 
 def _bar(share: float, width: int = 30) -> str:
-    full = round(min(1.0, share) * width)
+    full = int(min(1.0, share) * width)
     return "█" * full + "░" * (width - full)

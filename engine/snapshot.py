@@ -19,7 +19,7 @@ from engine.arena import ArenaStats
 from engine.holdup import holdup
 from protocols.message import Usage
 
-FEW = 5  # closed debates of a window from which on it alone says how fast they close
+FEW = 5  # closed debates from which on they say how fast the others will
 SHARED_GATES = ("budget", "admission")  # every host of an account tells the same figures of them
 
 
@@ -179,7 +179,7 @@ def _eta_s(now: Reading, earlier: Reading, began: Reading) -> float | None:
     left = now.total - now.closed
     base = earlier if now.closed - earlier.closed >= FEW else began
     closed, passed_s = now.closed - base.closed, now.at_s - base.at_s
-    return passed_s * left / closed if left and closed else None
+    return passed_s * left / closed if left and closed >= FEW else None
 
 
 def _models(now: Reading, earlier: Reading, passed_s: float) -> Iterable[ModelLoad]:

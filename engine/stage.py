@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -25,6 +27,7 @@ from protocols.task import Task
 
 log = logging.getLogger("moot.stage")
 
+MIN_SHARE = 16  # debates for which one more arena is started
 SHOWN_REASONS = 5  # why debates were set aside, at most; the report has all
 
 OnClosed = Callable[[list["Closed"]], Awaitable[None]]
@@ -169,7 +172,7 @@ async def _drive(
     note: Callable[[str], None],
 ) -> None:
     """Start the stage's arenas, keep them filled until nothing is left, stop them."""
-    paths = folder.journals(stage)
+    paths = needed(folder.journals(stage), len(waiting))
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     shards = [Shard(cluster, f"{stage}/{path.stem}", path, waiting, len(paths), take, note) for path in paths]
     try:
@@ -194,6 +197,12 @@ async def _drive(
     finally:
         for shard in shards:
             await shard.stop()
+
+
+def needed(paths: Sequence[Path], num_waiting: int) -> list[Path]:
+    """The journals that get an arena: those that hold something, and as many more as the tasks are worth a process."""
+    worth = max(1, math.ceil(num_waiting / MIN_SHARE))
+    return [path for number, path in enumerate(paths) if number < worth or path.exists()]
 
 
 async def _bring_in(cluster: Cluster, shards: Sequence[Shard], reason: str) -> None:

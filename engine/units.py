@@ -8,6 +8,16 @@ def money(usd: float) -> str:
     return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 ask``, ``2 asks``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def about(seconds: float) -> str:
+    """A time that is guessed: in whole seconds."""
+    return f"{max(1, round(seconds))} s" if seconds < 120 else duration(seconds)
+
+
 def duration(seconds: float) -> str:
     """In the unit that suits it: 180 ms, 2.4 s, 14 s, 3 min, 2 h 05 min."""
     if seconds < 1:

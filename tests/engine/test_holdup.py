@@ -34,13 +34,17 @@ def queued(**told: Any) -> Snapshot:
     ("now", "sentence"),
     [
         (run(open=0, left=0), ""),
-        (run(open=0), "waiting for tasks"),
+        (run(open=0), "no debate is open yet"),
         (run(models=(model(up=0),)), "gpt: down, being started again"),
         (
             run(journal=JournalPace(commit_s=0.18, busy=0.9)),
             "journal: commits take 180 ms, 90% of the time",
         ),
-        (run(delay_p99_s=0.34), "arenas: a reply waits up to 340 ms until it is acted on"),
+        (
+            run(delay_p50_s=0.34, slowest=msgspec.structs.replace(BO, median_s=2.0)),
+            "arenas: half of the replies wait more than 340 ms until they are acted on",
+        ),
+        (run(delay_p50_s=0.34), "the models are answering 60 asks, slowest agent bo (median 14 s)"),
         (queued(running=500), "gpt: all its 500 places are taken, 312 asks queued"),
         (
             queued(running=500, engine={"kv_usage": 0.98}),

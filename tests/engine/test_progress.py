@@ -19,7 +19,7 @@ import pytest
 from engine import progress as module
 from engine.progress import Progress, line, panel
 from engine.snapshot import AgentPace, ModelLoad, Reading, Snapshot, snapshot
-from engine.units import duration, money
+from engine.units import about, counted, duration, money
 
 NOTHING = Reading(at_s=0.0, stage="debate")
 SLOW = AgentPace(name="bo", model="gpt", replies=3, median_s=2.41)
@@ -58,7 +58,7 @@ def test_a_line_says_all_that_matters() -> None:
 def test_the_panel_has_the_busiest_models_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_MODELS", 2)
     assert panel(BUSY) == [
-        "debate  ████████░░░░░░░░░░░░░░░░░░░░░░ 25%  about 61 s left",
+        "debate  ███████░░░░░░░░░░░░░░░░░░░░░░░ 25%  about 61 s left",
         "  50/200 closed, 40 open, 2 set aside",
         "  12.3 replies/s, 568 tokens/s, $1.23, 3 failed asks",
         "  gpt   20 running, 312 queued, 2.5 replies/s, bo 2.4 s",
@@ -145,6 +145,14 @@ def test_at_a_terminal_the_panel_is_drawn_over_itself_and_is_gone_in_the_end(mon
 )
 def test_durations(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
+
+
+def test_what_is_guessed_is_told_in_whole_seconds() -> None:
+    assert [about(seconds) for seconds in (0.1, 3.4, 61.0, 200.0)] == ["1 s", "3 s", "61 s", "3 min"]
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(number, "ask") for number in (0, 1, 2)] == ["0 asks", "1 ask", "2 asks"]
 
 
 def test_money() -> None:

@@ -54,7 +54,7 @@ def test_time_left_goes_by_the_window_where_enough_closed_in_it() -> None:
     slow = reading(200.0, closed=20)
     assert snapshot(slow, reading(190.0, closed=18), START).eta_s == pytest.approx(80 / (10 / 100))
     assert snapshot(slow, reading(190.0, closed=10), START).eta_s == pytest.approx(80 / (10 / 10))
-    assert snapshot(reading(200.0), reading(190.0), START).eta_s is None, "nothing has closed yet"
+    assert snapshot(reading(200.0, closed=14), START, START).eta_s is None, "too few have closed to tell"
     assert snapshot(reading(200.0, closed=100), START, START).eta_s is None, "nothing is left"
 
 

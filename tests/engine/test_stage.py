@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from engine.evaluate import evaluate
-from engine.stage import Closed, StageResult
+from engine.stage import MIN_SHARE, Closed, StageResult, needed
 from protocols.graph import Debate, Verdict
 from protocols.message import Usage
 from protocols.statistics import statistics
@@ -34,3 +36,11 @@ def test_a_stage_that_came_to_nothing_has_no_figures() -> None:
     stage = result(closed("a", "x"))
     assert evaluate(stage.graded).figures == ()
     assert statistics(stage.graded).num_debates == 0
+
+
+def test_an_arena_is_started_for_what_it_is_worth(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.sqlite" for number in range(4)]
+    for number, arenas in ((0, 1), (1, 1), (MIN_SHARE, 1), (MIN_SHARE + 1, 2), (1000, 4)):
+        assert needed(paths, number) == paths[:arenas]
+    paths[2].touch()  # an earlier try got so far
+    assert needed(paths, 1) == [paths[0], paths[2]]

@@ -131,12 +131,13 @@ def panel(now: Snapshot) -> list[str]:
     done = now.closed / now.total if now.total else 1.0
     eta = f"  about {about(now.eta_s)} left" if now.eta_s is not None else ""
     busiest = sorted(now.models, key=lambda model: -(model.queued + model.running))[:MAX_MODELS]
-    width = max((len(model.name) for model in busiest), default=0)
+    models = [model for model in now.models if model in busiest]  # in their own order: lines that move are hard to read
+    width = max((len(model.name) for model in models), default=0)
     return [
         f"{now.stage}  {_bar(done)} {int(100 * done)}%{eta}",
         "  " + ", ".join(_debates(now)),
         "  " + ", ".join(_pace(now) + ([counted(now.failures, "failed ask")] if now.failures else [])),
-        *(f"  {model.name:{width}}  {_load(model, now)}" for model in busiest),
+        *(f"  {model.name:{width}}  {_load(model, now)}" for model in models),
         *([f"  > {now.holdup}"] if now.holdup else []),
     ]
 

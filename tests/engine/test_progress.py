@@ -37,9 +37,9 @@ BUSY: Snapshot = msgspec.structs.replace(
     eta_s=61.0,
     agents=(SLOW,),
     models=(
+        ModelLoad(name="idle", up=1, replicas=1),
         ModelLoad(name="smol", up=1, replicas=2, running=4, engine={"kv_usage": 0.97}),
         ModelLoad(name="gpt", up=1, replicas=1, queued=312, running=20, replies_per_s=2.5),
-        ModelLoad(name="idle", up=1, replicas=1),
     ),
     holdup="gpt: all its 20 places are taken, 312 asks queued",
 )
@@ -55,14 +55,14 @@ def test_a_line_says_all_that_matters() -> None:
     )
 
 
-def test_the_panel_has_the_busiest_models_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_panel_has_the_busiest_models_in_the_order_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_MODELS", 2)
     assert panel(BUSY) == [
         "debate  ███████░░░░░░░░░░░░░░░░░░░░░░░ 25%  about 61 s left",
         "  50/200 closed, 40 open, 2 set aside",
         "  12.3 replies/s, 568 tokens/s, $1.23, 3 failed asks",
-        "  gpt   20 running, 312 queued, 2.5 replies/s, bo 2.4 s",
         "  smol  4 running, 0 queued, 0.0 replies/s, KV 97%, 1 of 2 up",
+        "  gpt   20 running, 312 queued, 2.5 replies/s, bo 2.4 s",
         "  > gpt: all its 20 places are taken, 312 asks queued",
     ]
 

@@ -68,8 +68,8 @@ class Traces:
         self._provider_of_spans = _make_provider(run, self._ids, exporter)
         self._tracer = self._provider_of_spans.get_tracer("moot")
 
-    def debate(self, debate: Debate, began_s: float, ended_s: float) -> None:
-        """A debate is over; times are seconds since 1970."""
+    def debate(self, debate: Debate, began_s: float, ended_s: float, set_aside: str = "") -> None:
+        """A debate is over; times are seconds since 1970. ``set_aside``: why it came to nothing."""
         from opentelemetry.context import Context
         from opentelemetry.trace import Status, StatusCode
 
@@ -89,8 +89,8 @@ class Traces:
         span = self._tracer.start_span(
             f"invoke_workflow {debate.protocol}", Context(), start_time=int(began_s * NS), attributes=told
         )
-        if verdict is None:
-            span.set_status(Status(StatusCode.ERROR, "set aside"))
+        if set_aside:
+            span.set_status(Status(StatusCode.ERROR, set_aside))
         span.end(int(ended_s * NS))
 
     def ask(self, ask: Ask, outcome: Outcome, began_ns: int, ended_ns: int) -> None:

@@ -141,6 +141,7 @@ class Arena:
         self._open: dict[str, _Open] = {}
         self._early: list[bytes] = []  # outcomes that came before the debates were read
         self._inbound: list[tuple[str, Event, float]] = []  # arrived when (perf_counter), not yet committed
+        self._ended: dict[str, tuple[Debate, float]] = {}  # closed, their spans not yet made; and since when they ran
         self._writes: list[Entry] = []  # goes with the next commit
         self._leaving: list[Finished] = []  # closed, and written with the next commit
         self._unreported = 0  # closed, their graphs not yet on record
@@ -443,11 +444,14 @@ class Arena:
         done = _finished(held.debate, now)
         self._writes.append(CloseEntry(held.debate.id, now, done.graph))
         if self._traces is not None:
-            self._traces.debate(held.debate, held.began, now)
+            self._ended[done.debate_id] = held.debate, held.began
         self._leaving.append(done)
         self._unreported += 1
 
     def _finish(self, leaving: list[Finished]) -> None:
+        if self._traces is not None:
+            for done in leaving:
+                self._traces.debate(*self._ended.pop(done.debate_id), done.closed_at, done.set_aside)
         if leaving:
             self._finished += leaving
             self._unreported -= len(leaving)

@@ -55,7 +55,7 @@ def debate(*, closed: bool = True) -> Debate:
     return held
 
 
-def spans(*, run: str = "r1", outcome: Any = REPLY, closed: bool = True) -> list[ReadableSpan]:
+def spans(*, run: str = "r1", outcome: Any = REPLY, set_aside: str = "") -> list[ReadableSpan]:
     """Those of one ask at a host and of its debate at an arena, each in a process of its own."""
     told = InMemorySpanExporter()
     host = Traces(run, provider="openai", model="gpt-x", exporter=told)
@@ -64,7 +64,7 @@ def spans(*, run: str = "r1", outcome: Any = REPLY, closed: bool = True) -> list
     of_host = told.get_finished_spans()
     told = InMemorySpanExporter()
     arena = Traces(run, exporter=told)
-    arena.debate(debate(closed=closed), 1.0, 3.0)
+    arena.debate(debate(closed=not set_aside), 1.0, 3.0, set_aside)
     arena.close()
     return [*of_host, *told.get_finished_spans()]
 
@@ -122,10 +122,12 @@ def test_spans_are_named_as_the_genai_conventions_say() -> None:
 
 
 def test_what_failed_is_an_error() -> None:
-    ask, whole = spans(outcome=Failure(ask_id=ASK.id, kind="timeout", reason="no reply within 3 s"), closed=False)
+    ask, whole = spans(
+        outcome=Failure(ask_id=ASK.id, kind="timeout", reason="no reply within 3 s"), set_aside="no agent replied"
+    )
     assert (ask.status.status_code, ask.status.description) == (StatusCode.ERROR, "no reply within 3 s")
     assert (ask.attributes or {})["error.type"] == "timeout"
-    assert (whole.status.status_code, whole.status.description) == (StatusCode.ERROR, "set aside")
+    assert (whole.status.status_code, whole.status.description) == (StatusCode.ERROR, "no agent replied")
 
 
 def test_what_was_said_is_told_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

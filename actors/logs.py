@@ -32,7 +32,8 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
-        told: dict[str, object] = {"time": at, "level": record.levelname.lower(), "logger": record.name} | self._ids
+        told: dict[str, object] = {"time": at, "level": record.levelname.lower(), "logger": record.name}
+        told |= self._ids
         if (ask := ABOUT.get()) is not None:
             told |= {"debate": ask.debate_id, "agent": ask.agent}
         told |= {name: getattr(record, name) for name in IDS if hasattr(record, name)}
@@ -45,10 +46,9 @@ class JsonFormatter(logging.Formatter):
 
 def log_to_file(folder: Path, process: str, **ids: str) -> None:
     """From now on this process keeps what moot logs in ``<folder>/<process>.jsonl``. Warnings are shown on stderr as
-    before. Calling it for another run lets go of the one before."""
-    folder.mkdir(parents=True, exist_ok=True)
+    before. Calling it for another run lets go of the one before. A disk that takes no log does not stop a run."""
     name = quote(process, safe="").replace(".", "%2E")
-    handler = logging.FileHandler(folder / f"{name}.jsonl", encoding="utf-8", delay=True)
+    handler = _File(folder / f"{name}.jsonl", encoding="utf-8", delay=True)
     handler.setFormatter(JsonFormatter(ids))
     ours = logging.getLogger("moot")
     for before in [item for item in ours.handlers if isinstance(item, logging.FileHandler)]:
@@ -69,6 +69,25 @@ def log_to_stderr(**ids: str) -> None:
         ours.removeHandler(before)
     ours.addHandler(shown)
     ours.setLevel(logging.INFO)
+
+
+class _File(logging.FileHandler):
+    """Says once that it cannot be written."""
+
+    _said = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if self.stream is None:
+                Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+            super().emit(record)
+        except OSError:  # it cannot be opened; what cannot be written comes here by itself
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name is Python's
+        if not self._said:
+            self._said = True
+            sys.stderr.write(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}; the run goes on\n")
 
 
 class _Shown(logging.StreamHandler):  # type: ignore[type-arg]

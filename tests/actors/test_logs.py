@@ -79,6 +79,15 @@ def test_warnings_stay_plain_on_stderr(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "p.jsonl").exists() and len(lines(tmp_path, "q")) == 1
 
 
+def test_a_disk_that_takes_no_log_is_told_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "logs").write_text("in the way")
+    log_to_file(tmp_path / "logs", "p")
+    log.info("one")
+    log.info("two")
+    told = capsys.readouterr().err
+    assert told.count("cannot be written") == 1 and told.count("\n") == 1 and "Traceback" not in told
+
+
 def test_stderr_is_json_where_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log_to_stderr()
     log_to_file(tmp_path, "p", run="r1")

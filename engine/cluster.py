@@ -149,7 +149,7 @@ class Cluster:
     ) -> None:
         self.recipe = recipe
         self.hosts = hosts
-        self.metrics = Metrics(folder.name if folder else recipe.name)
+        self.metrics = Metrics(run_name(recipe, folder))
         self._folder = folder
         self.keeper = keeper  # of the limits that hosts share; it lives as long as this does
         self._ours = ours  # the Ray that was started here is stopped here
@@ -258,9 +258,14 @@ class Cluster:
             ray.shutdown()
 
 
+def run_name(recipe: Recipe, folder: Path | None) -> str:
+    """What a run is called wherever it is watched: as its folder."""
+    return folder.absolute().name if folder else recipe.name
+
+
 def traced(recipe: Recipe, folder: Path | None) -> str:
     """By which name spans tell of this run; "": it makes none."""
-    return (folder.name if folder else recipe.name) if recipe.run.traces else ""
+    return run_name(recipe, folder) if recipe.run.traces else ""
 
 
 def models_in_use(recipe: Recipe) -> set[str]:

@@ -142,7 +142,7 @@ def _do(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> 
     work = works[folder.manifest.kind]
     began = time.monotonic()
     progress.run = str(folder.path)
-    log_to_file(folder.path / "logs", "driver", run=folder.path.name)
+    log_to_file(folder.path / "logs", "driver", run=folder.path.absolute().name)
     progress.note(f"run {folder.path}")
     try:
         for note in collect_media([*tasks.train, *tasks.test], folder.path):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 
@@ -18,11 +19,14 @@ import msgspec
 
 from actors.backend import AdapterRef, Backend, BackendInfo, KeepsAsks
 from actors.gate import Gate, Hint, TellsLoad, TellsRates, Ticket
+from actors.logs import ABOUT
 from actors.mailbox import Outbox
 from actors.policy import why_stopped
 from actors.prices import Meter
 from actors.response_cache import ResponseCache
 from actors.slots import Slots
+from actors.tally import AgentStats, AgentTally
+from actors.traces import Traces
 from actors.tries import Limits, Start, Tries, WithheldError, sendable
 from actors.tries import spent as spent_on
 from protocols.errors import AgentError, EngineDownError, HostLostError, ReplyError
@@ -61,6 +65,7 @@ class HostStats(msgspec.Struct, frozen=True, kw_only=True):
     gates: dict[str, dict[str, float]] = {}  # gate -> its figures
     adapters: dict[str, str] = {}  # agent -> the version that answers for it
     cache: dict[str, float] = {}
+    agents: dict[str, AgentStats] = {}  # those that were asked
 
 
 class AgentHost:
@@ -70,6 +75,7 @@ class AgentHost:
         gates: by name; entered in this order for every try, behind the host's own limit on concurrency.
         meter: what tries cost.
         cache: of replies; what it holds passes no limit and no gate.
+        traces: takes a span for each ask; None: nobody wants any.
     """
 
     def __init__(
@@ -80,11 +86,12 @@ class AgentHost:
         gates: Mapping[str, Gate] | Sequence[Gate] = (),
         meter: Meter | None = None,
         cache: ResponseCache | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._name, self._backend, self._limits = name, backend, limits
         named = gates if isinstance(gates, Mapping) else {type(gate).__name__: gate for gate in gates}
         self._gates = dict(named)
-        self._meter, self._cache = meter or Meter(), cache
+        self._meter, self._cache, self._traces = meter or Meter(), cache, traces
         self._tries = Tries(limits, self._meter, self._send)
         self._info: BackendInfo | None = None
         self._slots = Slots(1)
@@ -100,6 +107,7 @@ class AgentHost:
         self._running = self._replies = 0
         self._failures: Counter[str] = Counter()
         self._usage, self._cost_usd = Usage(), 0.0
+        self._agents: defaultdict[str, AgentTally] = defaultdict(AgentTally)
         self._stopped, self._drained = "", asyncio.Event()
         self._down, self._over = "", asyncio.Event()
 
@@ -275,7 +283,7 @@ class AgentHost:
     def stats(self) -> HostStats:
         return HostStats(
             host=self._name,
-            queued=sum(not self._sent[ask.id] for ask in self._tasks.values()),
+            queued=sum(ask.id not in self._sent for ask in self._tasks.values()),
             running=self._running,
             replies=self._replies,
             failures=dict(self._failures),
@@ -290,7 +298,15 @@ class AgentHost:
             gates={name: gate.figures() for name, gate in self._gates.items()},
             adapters={agent: adapter.name for agent, adapter in self._adapters.items()},
             cache=self._cache.figures() if self._cache else {},
+            agents=self._by_agent(),
         )
+
+    def _by_agent(self) -> dict[str, AgentStats]:
+        held = Counter((ask.agent, ask.id in self._sent) for ask in self._tasks.values())
+        return {
+            agent: self._agents[agent].stats(queued=held[agent, False], running=held[agent, True])
+            for agent in {*self._agents, *(agent for agent, _ in held)}
+        }
 
     async def close(self) -> None:
         """Drop every ask under way and stop the model."""
@@ -303,9 +319,13 @@ class AgentHost:
         if self._cache is not None:
             await self._cache.close()
         await self._backend.close()
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
 
     async def _serve(self, arena: str, ask: Ask) -> None:
         outcome: Outcome | None = None
+        ABOUT.set(ask)
+        began_ns = time.time_ns()
         try:
             outcome = await self._answer(ask)
         except WithheldError:
@@ -319,7 +339,9 @@ class AgentHost:
         finally:
             if outcome is None or arena not in self._arenas:
                 self._under_way.pop(ask.id, None)
-        self._count(outcome)
+        self._count(ask, outcome)
+        if self._traces is not None:
+            self._traces.ask(ask, outcome, began_ns, time.time_ns())
         if arena in self._arenas:
             self._arenas[arena].put([outcome])
 
@@ -335,13 +357,16 @@ class AgentHost:
 
         return await (self._cache.answer(ask, self._adapters.get(ask.agent), tries) if self._cache else tries())
 
-    def _count(self, outcome: Outcome) -> None:
-        self._cost_usd += spent_on(outcome).usd
+    def _count(self, ask: Ask, outcome: Outcome) -> None:
+        cost_usd = spent_on(outcome).usd
+        self._cost_usd += cost_usd
+        self._agents[ask.agent].count(outcome, cost_usd)
         if isinstance(outcome, Reply):
             self._replies += 1
             self._usage += Usage() if outcome.cached else outcome.usage
         else:
             self._failures[outcome.kind] += 1
+            log.info("%s failed after %d tries (%s): %s", ask.id, outcome.tries, outcome.kind, outcome.reason)
 
     async def _send(self, ask: Ask, start: Start) -> Reply:
         """One try: through the limit and the gates, to the model, and out again."""

@@ -54,6 +54,14 @@ class ApiKey:
 
 
 NO_KEY = ApiKey("", "nowhere")
+_READ: list[ApiKey] = []  # by this process
+
+
+def redact_known(text: str) -> str:
+    """``text`` without any key that this process has read, and without what looks like one."""
+    for key in _READ or [NO_KEY]:
+        text = key.redact(text)
+    return text
 
 
 def read_key(env: str, file: str) -> ApiKey:
@@ -77,7 +85,9 @@ def read_key(env: str, file: str) -> ApiKey:
         return NO_KEY
     if not value or not value.isascii() or not value.isprintable() or " " in value:
         raise ConfigError(f"{place} must hold one key, without spaces or line breaks")
-    return ApiKey(value, place)
+    key = ApiKey(value, place)
+    _READ.append(key)
+    return key
 
 
 def check_place(env: str | None, file: str) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
@@ -18,11 +18,13 @@ from actors.collector import calm_collector
 from actors.engine_room import EngineRoom
 from actors.gate import Gate, LoadHint, TellsLoad, TellsRates
 from actors.images import ImageFolder, ReadsImages
+from actors.logs import log_to_file
 from actors.prices import Meter, Price
 from actors.queue_gate import local_gate
 from actors.remote import of_actor, reason
 from actors.response_cache import CacheSettings, ResponseCache
 from actors.shared_gate import PURSE, Line
+from actors.traces import Traces, provider_name
 from protocols.errors import AgentError, ConfigError
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     num_gpus: float = 0.0
     resources: dict[str, float] = {}  # others that the host takes, such as those of nodes set apart for it
     folder: str = ""
+    traced: str = ""  # the run's name, where spans are wanted
     media: tuple[str, ...] = ()
     price: Price | None = None
     cache: CacheSettings | None = None
@@ -69,6 +72,8 @@ class AgentActor:
     """``AgentHost`` as a Ray actor: the same methods, with handles where it takes functions."""
 
     def __init__(self, spec: HostSpec) -> None:
+        if spec.folder:
+            log_to_file(Path(spec.folder) / "logs", f"host {spec.name}", run=Path(spec.folder).name, host=spec.name)
         backend = BACKENDS[spec.backend].build(spec.settings)
         if isinstance(backend, ReadsImages):
             backend.read_image = ImageFolder([Path(folder) for folder in spec.media]).read
@@ -95,7 +100,7 @@ class AgentActor:
         if isinstance(backend, TellsLoad):
             gates["engine"] = local_gate(f"{spec.name} engine", self._room, meter, LoadHint)
         cache = ResponseCache(spec.cache, spec.backend, spec.settings) if spec.cache else None
-        self._host = AgentHost(spec.name, backend, spec.limits, gates, meter, cache)
+        self._host = AgentHost(spec.name, backend, spec.limits, gates, meter, cache, traces_of(spec))
         self._host.hold(spec.held)
 
     def _stop(self, reason: str) -> None:
@@ -184,6 +189,14 @@ def rates_of(limits: Limits) -> Rates:
 def files_of(spec: HostSpec) -> Path:
     """Where a model keeps its files in the run's folder; whatever its name is, the path stays inside."""
     return Path(spec.folder) / "models" / quote(spec.name, safe="").replace(".", "%2E")
+
+
+def traces_of(spec: HostSpec) -> Traces | None:
+    if not spec.traced:
+        return None
+    address = urlsplit(str(getattr(spec.settings, "url", ""))).netloc
+    model = str(getattr(spec.settings, "model", ""))
+    return Traces(spec.traced, provider=provider_name(spec.backend, address), model=model)
 
 
 def account_of(spec: HostSpec) -> str:

@@ -2,9 +2,10 @@
 
     python benchmarks/local_engine.py [--debates 32] [--rounds 3] [--adapters 0 1 2 6] [--json FILE] [--limit 0.95]
 
-For each number of adapters, round by round: debates of six agents (three open, three revise twice) run as a recipe runs them,
-through the arena, its journal on disk, Ray and the agent host. Their prompts, and the number of tokens of each reply,
-are then given to raw vLLM in a fresh process, all at once, with the same settings and adapters; it may not stop early.
+For each number of adapters, round by round: debates of six agents (three open, three revise twice) run as a recipe runs
+them, through the arena, its journal on disk, Ray and the agent host. Their prompts, and the number of tokens of each
+reply, are then given to raw vLLM in a fresh process, all at once, with the same settings and adapters; it may not stop
+early.
 Both generate the same number of tokens from the same prompts, after the same warm-up, in processes of their own. Told
 are the seconds from the first debate's opening to the last event on record, and those of ``LLM.generate``.
 

@@ -9,17 +9,16 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from benchmarks.peers_work import AGENTS, MAX_TOKENS, MODEL, PROMPT_SET, Clock, Debates, Setup
-from engine.arena import ArenaStats
 from engine.cluster import Cluster
 from engine.folder import Manifest, RunFolder
 from engine.progress import Progress
 from engine.recipe import Recipe, build_recipe
-from engine.stage import run_stage
+from engine.stage import Closed, run_stage
 from protocols.task import Task
 
 MAX_OPEN = 5_000  # debates in flight in the one arena
@@ -42,22 +41,11 @@ def recipe(setup: Setup) -> Recipe:
     return build_recipe(data, where="benchmark")
 
 
-class Watched(Progress):
-    """A progress that says nothing and starts the clock when the stage's arena is up."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(live=False)
-        self._clock, self._started = clock, False
+class Silent(Progress):
+    """A progress that says nothing."""
 
     def note(self, text: str) -> None:
         return None
-
-    def update(self, *, closed: int, stats: Iterable[ArenaStats]) -> None:
-        if not self._started:
-            self._started = True
-            self._clock.start()
-        if closed == self._total:
-            self._clock.stop()
 
 
 @asynccontextmanager
@@ -70,11 +58,25 @@ async def debates(setup: Setup) -> AsyncIterator[Debates]:
     with tempfile.TemporaryDirectory(prefix="moot-bench-") as temporary:
         folder = RunFolder.create(Path(temporary) / "run", manifest)
         cluster = await Cluster.start(made, folder=folder.path)
-        stages = itertools.count()
+        stages, watch = itertools.count(), cluster.hosts.watch
 
         async def run(questions: Sequence[str], clock: Clock) -> list[str]:
             tasks = [Task(id=str(number), question=text, gold=("42",)) for number, text in enumerate(questions)]
-            stage = await run_stage(cluster, folder, f"s{next(stages)}", tasks, progress=Watched(clock))
+            left = len(tasks)
+
+            async def started() -> None:  # a stage watches its hosts as soon as its arenas are up
+                clock.start()
+                await watch()
+
+            async def on_closed(closed: list[Closed]) -> None:
+                nonlocal left
+                left -= len(closed)
+                if not left:
+                    clock.stop()
+
+            cluster.hosts.watch = started  # type: ignore[method-assign]
+            name, silent = f"s{next(stages)}", Silent(live=False)
+            stage = await run_stage(cluster, folder, name, tasks, on_closed=on_closed, progress=silent)
             return [debate.verdict.answer or "" for debate in stage.graded if debate.verdict is not None]
 
         try:

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from actors.router import Router, Tell
+from actors.traces import Traces
 from engine.journal import CloseEntry, Entry, EventEntry, Journal, NoteEntry, Sync, read_closed, read_journal
 from engine.mirror import Mirror
 from protocols.errors import GraphError, IllegalEventError, JournalError
@@ -76,6 +77,10 @@ class ArenaStats(msgspec.Struct, frozen=True, kw_only=True):
     late: int = 0
     usage: Usage = Usage()
     delays: tuple[int, ...] = ()  # from a reply's arrival until what it enables leaves: see actors.histogram
+    commits: int = 0  # to the journal; together they took ``commit_s`` and held ``entries``
+    commit_s: float = 0.0
+    entries: int = 0
+    journal_bytes: int = 0
     uncopied: int = 0  # events that are not in the mirror yet
     copy_age_s: float = 0.0  # all that is older is in it
     copy_error: str = ""  # why nothing is copied at present
@@ -92,6 +97,7 @@ class _Open(msgspec.Struct):
     decided: set[str] = msgspec.field(default_factory=set)  # asks answered in this batch, not yet applied
     timer: asyncio.TimerHandle | None = None
     timed_phase: int = -1
+    began: float = 0.0  # seconds since 1970
 
 
 class Arena:
@@ -107,6 +113,7 @@ class Arena:
         models: agent -> the model it speaks through.
         hosts: model -> its hosts, and how to tell each: see ``Router``.
         mirror: URL of a folder that the journal is copied to; see ``engine.mirror``.
+        traces: takes a span for each debate; None: nobody wants any.
         canonise: for replies to tasks with the format "math"; without it they are compared by notation.
     """
 
@@ -128,6 +135,7 @@ class Arena:
         mirror: str = "",
         mirror_every_s: float = 5.0,
         canonise: Canonise | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self.name = name
         self._open_journal = partial(
@@ -138,11 +146,12 @@ class Arena:
         self._mirror: Mirror | None = None
         self._build, self._protocol, self._cast, self._deadline_s = build, protocol, dict(cast), deadline_s
         self._router = Router(models, hosts, self._waits_for, self._untold)
-        self._canonise = canonise
+        self._canonise, self._traces = canonise, traces
         self._settling: set[asyncio.Task[None]] = set()  # replies whose answers are being spelled
         self._open: dict[str, _Open] = {}
         self._early: list[bytes] = []  # outcomes that came before the debates were read
         self._inbound: list[tuple[str, Event, float]] = []  # arrived when (perf_counter), not yet committed
+        self._ended: dict[str, tuple[Debate, float]] = {}  # closed, their spans not yet made; and since when they ran
         self._writes: list[Entry] = []  # goes with the next commit
         self._leaving: list[Finished] = []  # closed, and written with the next commit
         self._unreported = 0  # closed, their graphs not yet on record
@@ -151,6 +160,7 @@ class Arena:
         self._pump: asyncio.Task[None] | None = None
         self._closed = self._replies = self._failures = self._late = 0
         self._usage = Usage()
+        self._commits, self._entries, self._commit_s = 0, 0, 0.0
         self._error = self._paused = ""
         self._busy = False  # a batch is being committed and applied
         self._held = False  # hosts send nothing for now, so no phase runs out of time
@@ -200,7 +210,7 @@ class Arena:
         closed = await asyncio.to_thread(lambda: [_on_record(item) for item in read_closed(self._journal.path, among)])
         for recorded in read_journal(self._journal.path, only_open=True):
             if recorded.events:
-                self._replay([event for _, event in recorded.events])
+                self._replay([event for _, event in recorded.events], recorded.events[0][0])
                 await asyncio.sleep(0)  # a long record must not keep the process from answering
         for held in self._open.values():
             self._router.put(held.machine.outstanding.values())
@@ -211,10 +221,11 @@ class Arena:
             self.deliver(packed)
         return closed, [*self._open, *(done.debate_id for done in self._leaving)]
 
-    def _replay(self, events: list[Event]) -> None:
+    def _replay(self, events: list[Event], began: float) -> None:
         opened = events[0]
         assert isinstance(opened, Opened)  # the first event of a debate is what puts it on record
         held = self._hold(opened)
+        held.began = began
         for event in events:
             held.seq += 1
             self._obey(opened.debate_id, self._step(held, event), ask=False)
@@ -266,7 +277,7 @@ class Arena:
         try:
             canonical = await self._canonise(answer)
         except Exception as err:
-            log.error("debate %s", debate_id, exc_info=err)
+            log.error("debate %s", debate_id, exc_info=err, extra={"debate": debate_id})
             self._fail(f"the answers of {debate_id} cannot be compared: {err}")
             return
         self._inbound.append((debate_id, Replied(reply, canonical), time.perf_counter()))
@@ -289,6 +300,10 @@ class Arena:
             late=self._late,
             usage=self._usage,
             delays=tuple(self._router.delays.counts),
+            commits=self._commits,
+            commit_s=self._commit_s,
+            entries=self._entries,
+            journal_bytes=self._journal.size_bytes,
             uncopied=self._journal.num_events - self._mirror.num_events if self._mirror else 0,
             copy_age_s=self._mirror.age_s if self._mirror else 0.0,
             copy_error=self._mirror.error if self._mirror else "",
@@ -331,7 +346,10 @@ class Arena:
                 accepted, entries = self._admit()
                 leaving, self._leaving = self._leaving, []
                 if entries:
+                    began = time.perf_counter()
                     await asyncio.to_thread(self._journal.commit, entries)
+                    self._commits, self._entries = self._commits + 1, self._entries + len(entries)
+                    self._commit_s += time.perf_counter() - began
                 self._finish(leaving)
                 for number, (debate_id, event, arrived) in enumerate(accepted, 1):
                     self._apply(debate_id, event, arrived)
@@ -360,7 +378,7 @@ class Arena:
             if isinstance(event, Opened):
                 if debate_id in self._open or self._journal.holds(debate_id):
                     continue  # handed out twice: the first counts
-                self._hold(event)
+                self._hold(event).began = now
             held = self._open.get(debate_id)
             if held is not None and (debate_id in sealed or (isinstance(event, DeadlinePassed) and held.decided)):
                 self._inbound.append((debate_id, event, arrived))
@@ -408,7 +426,7 @@ class Arena:
         return []
 
     def _protocol_failed(self, held: _Open, err: Exception) -> None:
-        log.error("debate %s", held.debate.id, exc_info=err)
+        log.error("debate %s", held.debate.id, exc_info=err, extra={"debate": held.debate.id})
         if held.debate.id in self._open:
             self._set_aside(held, f"the protocol failed: {type(err).__name__}: {err}")
 
@@ -465,10 +483,15 @@ class Arena:
         now = time.time()
         done = _finished(held.debate, now)
         self._writes.append(CloseEntry(held.debate.id, now, done.graph))
+        if self._traces is not None:
+            self._ended[done.debate_id] = held.debate, held.began
         self._leaving.append(done)
         self._unreported += 1
 
     def _finish(self, leaving: list[Finished]) -> None:
+        if self._traces is not None:
+            for done in leaving:
+                self._traces.debate(*self._ended.pop(done.debate_id), done.closed_at, done.set_aside)
         if leaving:
             self._finished += leaving
             self._unreported -= len(leaving)

@@ -13,6 +13,7 @@ from actors.agent import Limits
 from actors.catalogue import BACKENDS
 from actors.prices import Price
 from actors.response_cache import CacheSettings
+from actors.traces import check_traces
 from engine.cluster import models_in_use
 from engine.models import Model, Place
 from engine.named_protocol import find_protocol
@@ -40,6 +41,8 @@ def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dic
     _check_room(str(path), recipe)
     _check_images(str(path), recipe, tasks)
     check_people(recipe, str(path))
+    if recipe.run.traces:
+        check_traces()
     return {
         "recipe": str(path),
         "fingerprint": recipe.fingerprint,

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -46,7 +47,8 @@ run_argument = click.argument("run", type=click.Path(path_type=Path))
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="moot")
-def main() -> None:
+@click.option("--log", type=click.Choice(["text", "json"]), default="text", help="How stderr tells of the run.")
+def main(log: str) -> None:
     """Turns debates between language models into better models.
 
     A recipe is one YAML file; any of its keys can be set on the command line as KEY=VALUE, e.g. loop.iterations=2.
@@ -364,7 +366,7 @@ def _control(ask: Callable[[ModuleType], dict[str, Any]], as_json: bool) -> NoRe
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except MootError as err:
-        _fail(err)
+        _fail(err, partial(click.echo, err=True))
     _tell(outcome if as_json else ctl.told(outcome), as_json)
     sys.exit(0)
 
@@ -483,24 +485,24 @@ def _command(work: Callable[[Progress], dict[str, Any]], as_json: bool) -> NoRet
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    progress = Progress()
+    progress = Progress(as_json=click.get_current_context().find_root().params.get("log") == "json")
     try:
         with progress:
             outcome = work(progress)
     except KeyboardInterrupt:
         run = progress.run or "RUN"
-        click.echo(f"interrupted; what is on record stays: go on with `moot resume {run}`", err=True)
+        progress.last(f"interrupted; what is on record stays: go on with `moot resume {run}`")
         sys.exit(EXIT_INTERRUPTED)
     except MootError as err:
-        _fail(err)
+        _fail(err, progress.last)
     _tell(outcome, as_json)
     sys.exit(EXIT_SET_ASIDE if outcome.get("set_aside") or outcome.get("damage") else 0)
 
 
-def _fail(err: MootError) -> NoReturn:
+def _fail(err: MootError, say: Callable[[str], None]) -> NoReturn:
     from protocols.errors import PausedError, TerminatedError
 
-    click.echo("moot: " + " ".join(str(err).split("\n")), err=True)  # what is quoted may hold lines
+    say("moot: " + " ".join(str(err).split("\n")))  # what is quoted may hold lines
     if isinstance(err, TerminatedError):
         sys.exit(EXIT_INTERRUPTED)  # nothing has to be mended: whoever submits it again goes on
     sys.exit(EXIT_PAUSED if isinstance(err, PausedError) else EXIT_BAD_INPUT)

@@ -17,16 +17,19 @@ from typing import Any
 import msgspec
 
 from actors.collector import calm_collector
+from actors.logs import log_to_file
 from actors.placement import HostSpec, limits_rates
 from actors.prices import NOTHING, Amount
 from actors.remote import of_actor, reason
 from actors.router import Tell
 from actors.shared_gate import place_keeper
+from actors.traces import Traces, check_traces
 from engine.arena import Arena, ArenaStats, Assignment, Finished
 from engine.canonical import Canoniser
 from engine.control import Control
 from engine.folder import LOCK_WAIT_S
 from engine.hosts import Hosts
+from engine.metrics import Metrics
 from engine.mirror import place_of, restore_journal
 from engine.named_protocol import find_protocol
 from engine.recipe import Recipe
@@ -52,9 +55,11 @@ class ArenaPlan(msgspec.Struct, frozen=True, kw_only=True):
     max_journal_mb: int
     mirror: str = ""
     mirror_every_s: float = 5.0
+    folder: str = ""  # the run's own
+    traced: str = ""  # the run's name, where spans are wanted
 
     @classmethod
-    def of(cls, recipe: Recipe) -> ArenaPlan:
+    def of(cls, recipe: Recipe, folder: Path | None = None) -> ArenaPlan:
         return cls(
             fingerprint=recipe.fingerprint,
             protocol=recipe.protocol,
@@ -64,6 +69,8 @@ class ArenaPlan(msgspec.Struct, frozen=True, kw_only=True):
             max_journal_mb=recipe.run.max_journal_mb,
             mirror=recipe.run.mirror,
             mirror_every_s=recipe.run.mirror_every_s,
+            folder=str(folder.absolute()) if folder else "",
+            traced=traced(recipe, folder),
         )
 
 
@@ -80,6 +87,9 @@ class ArenaActor:
         hosts: Mapping[str, Mapping[str, Any]],
     ) -> None:
         self._name = name
+        if plan.folder:
+            log_to_file(Path(plan.folder) / "logs", f"arena {name}", run=Path(plan.folder).name, arena=name)
+        self._traces = Traces(plan.traced) if plan.traced else None
         self._canoniser = Canoniser()  # starts nothing before the first answer that needs it
         machine = find_protocol(plan.protocol)
         mirror = place_of(plan.mirror, Path(journal)) if plan.mirror else ""
@@ -101,6 +111,7 @@ class ArenaActor:
             mirror=mirror,
             mirror_every_s=plan.mirror_every_s,
             canonise=self._canoniser.canonise,
+            traces=self._traces,
         )
 
     def _tell(self, handle: Any) -> Tell:
@@ -140,6 +151,8 @@ class ArenaActor:
     async def close(self) -> None:
         await self._arena.close()
         await asyncio.to_thread(self._canoniser.close)
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
 
 
 def host_names(model: str, replicas: int) -> list[str]:
@@ -151,10 +164,19 @@ class Cluster:
     """A joined cluster with the recipe's models up. Use ``Cluster.start``, and ``stop`` in the end."""
 
     def __init__(
-        self, recipe: Recipe, hosts: Hosts, *, ours: bool, keeper: Any = None, arenas_take: Mapping[str, float] = {}
+        self,
+        recipe: Recipe,
+        hosts: Hosts,
+        *,
+        ours: bool,
+        keeper: Any = None,
+        folder: Path | None = None,
+        arenas_take: Mapping[str, float] = {},
     ) -> None:
         self.recipe = recipe
         self.hosts = hosts
+        self.metrics = Metrics(run_name(recipe, folder))
+        self._folder = folder
         self._arenas_take = dict(arenas_take)  # of nodes that are set apart for arenas
         self.keeper = keeper  # of the limits that hosts share; it lives as long as this does
         self.control = Control()
@@ -180,6 +202,8 @@ class Cluster:
 
         Raises: ConfigError: the cluster has not what the models need. AgentError: a model cannot start.
         """
+        if recipe.run.traces:
+            check_traces()
         ours = join_ray()
         used = {name: recipe.models[name] for name in sorted(models_in_use(recipe))}
         placed = {host: model for name, model in used.items() for host in host_names(name, model.place.replicas)}
@@ -203,6 +227,7 @@ class Cluster:
                 num_gpus=model.place.num_gpus,
                 resources=held[host],
                 folder=str(folder.absolute()) if folder else "",
+                traced=traced(recipe, folder),
                 media=tuple(str(path.absolute()) for path in media),
                 price=recipe.price_of(name),
                 cache=model.cache and model.cache.absolute(),
@@ -214,7 +239,8 @@ class Cluster:
         ]
         max_restarts = {name: model.place.max_restarts for name, model in used.items()}
         hosts = await Hosts.start(specs, max_restarts, note)
-        return cls(recipe, hosts, ours=ours, keeper=keeper, arenas_take=held_to("arenas", machines, 1.0))
+        arenas_take = held_to("arenas", machines, 1.0)
+        return cls(recipe, hosts, ours=ours, keeper=keeper, folder=folder, arenas_take=arenas_take)
 
     async def start_arena(self, name: str, journal: Path, *, instead_of: Any = None) -> Any:
         """An arena actor on a journal, connected both ways; ``recover`` is for the caller.
@@ -237,7 +263,7 @@ class Cluster:
             max_concurrency=MAX_CALLS,
             max_restarts=0,
         )
-        plan = ArenaPlan.of(self.recipe)
+        plan = ArenaPlan.of(self.recipe, self._folder)
         handle = actor.remote(name, str(journal.absolute()), plan, self.recipe.prompts, models, hosts)
         try:
             if held := await self.hosts.connect(name, handle):
@@ -264,6 +290,16 @@ class Cluster:
             ray.kill(self.keeper)
         if self._ours:
             ray.shutdown()
+
+
+def run_name(recipe: Recipe, folder: Path | None) -> str:
+    """What a run is called wherever it is watched: as its folder."""
+    return folder.absolute().name if folder else recipe.name
+
+
+def traced(recipe: Recipe, folder: Path | None) -> str:
+    """By which name spans tell of this run; "": it makes none."""
+    return run_name(recipe, folder) if recipe.run.traces else ""
 
 
 def models_in_use(recipe: Recipe) -> set[str]:

@@ -29,6 +29,7 @@ class Desk:
         self.waiting = deque(self._assignment(task) for task in self._tasks if task not in self._done)
         self.stats: dict[str, ArenaStats] = {}  # of each arena, the latest
         self.num_new = 0  # closed since
+        self.num_aside = len(self.set_aside)
 
     def _assignment(self, task: str) -> Assignment:
         name = self._attempts.id(self.stage, task)
@@ -56,6 +57,7 @@ class Desk:
             if task in self._tasks and self._attempts.id(self.stage, task) == item.debate.id:
                 self._done[task] = item
                 self.num_new += 1
+                self.num_aside += bool(item.set_aside)
 
     def again(self, wanted: Sequence[str]) -> list[str]:
         """Debate tasks again that were set aside: these, by their ids or their debates', or all of them.
@@ -66,6 +68,7 @@ class Desk:
         if wanted:
             aside = {task: aside[task] for task in (self._set_aside(name, aside) for name in wanted)}
         self._attempts.again(aside.values())
+        self.num_aside -= len(aside)
         for task in aside:
             del self._done[task]
             self.waiting.append(self._assignment(task))

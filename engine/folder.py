@@ -60,7 +60,8 @@ class RunFolder:
     """One run's folder, held by one driver at a time.
 
     ``run.json`` manifest · ``recipe.yaml`` as run · ``journal/<stage>/`` · ``train/<iteration>/`` · ``adapters/`` ·
-    ``models/<name>/`` · ``results.json`` · ``report.html`` · ``status.json`` · ``control/`` · ``retries.json``
+    ``models/<name>/`` · ``logs/`` · ``results.json`` · ``report.html`` · ``status.json`` · ``control/`` ·
+    ``retries.json``
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:

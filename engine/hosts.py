@@ -92,6 +92,16 @@ class Hosts:
     def model_of(self, host: str) -> str:
         return self._specs[host].model
 
+    @property
+    def models(self) -> dict[str, str]:
+        """Host -> its model, of the hosts that are not given up: those that are down, too."""
+        return {name: self._specs[name].model for name in self._handles}
+
+    @property
+    def restarts(self) -> dict[str, int]:
+        """Host -> how often it was started again."""
+        return {name: self._specs[name].incarnation for name in self._handles}
+
     def of(self, model: str) -> dict[str, Any]:
         """The model's hosts, by name."""
         return {name: handle for name, handle in self._handles.items() if self._specs[name].model == model}

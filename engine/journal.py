@@ -155,6 +155,12 @@ class Journal:
         """On record."""
         return self._next["events"] - 1
 
+    @property
+    def size_bytes(self) -> int:
+        """On disk, with what is not yet folded into the file."""
+        files = (self.path, self.path.with_name(self.path.name + "-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
     def holds(self, debate_id: str) -> bool:
         """Whether the debate was ever opened here."""
         return debate_id in self._nums

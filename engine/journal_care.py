@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from engine.attempts import split_id
 from engine.folder import Manifest, RunFolder
 from engine.journal import read_closed
 from engine.journal_check import check_journal
@@ -18,10 +19,10 @@ from engine.named_protocol import find_protocol
 from engine.progress import Progress
 from engine.recipe import Recipe, build_recipe
 from engine.run import limited
-from engine.stage import assignments
 from engine.tasks import load_split
 from protocols.errors import ConfigError
-from protocols.machine import Opened
+from protocols.machine import Opened, derive_seed
+from protocols.task import Task
 
 Outcome = dict[str, Any]
 
@@ -130,12 +131,17 @@ def _opening(recipe: Recipe | None, limit: int | None, stage: str) -> Opening:
         return lambda debate_id: None
 
     @cache
-    def openings() -> dict[str, Opened]:
-        tasks = limited(load_split(recipe.tasks), limit)
-        given = assignments(stage, [*tasks.train, *tasks.test], recipe.seed)
-        return {each.debate_id: Opened(debate_id=each.debate_id, task=each.task, seed=each.seed) for each in given}
+    def tasks() -> dict[str, Task]:
+        split = limited(load_split(recipe.tasks), limit)
+        return {task.id: task for task in (*split.train, *split.test)}
 
-    return lambda debate_id: openings().get(debate_id)
+    def opening(debate_id: str) -> Opened | None:
+        of, task_id, _ = split_id(debate_id)
+        if of != stage or (task := tasks().get(task_id)) is None:
+            return None
+        return Opened(debate_id=debate_id, task=task, seed=derive_seed(recipe.seed, debate_id))
+
+    return opening
 
 
 def _reopen(folder: RunFolder) -> list[str]:

@@ -75,6 +75,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     mirror: str = ""  # URL of a folder on an object store that the run is copied to; "": nowhere
     mirror_every_s: float = 5.0  # how long what is on record may be in no copy, with the time of an upload
     runs_dir: str = "runs"
+    traces: bool = False  # OpenTelemetry spans, sent where the OTEL_* variables say
     budget: Budget = Budget()
     drain_s: float = 15.0  # on SIGTERM, that what is in the models may take to come in
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from actors.logs import log_to_file
 from actors.prices import NOTHING
 from engine.attendant import Attendant
 from engine.changes import check_same, check_unchanged, differences, keep_changes, taken_up
@@ -192,6 +193,7 @@ def carry_out(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progres
     work = works[folder.manifest.kind]
     began = time.monotonic()
     progress.run = str(folder.path)
+    log_to_file(folder.path / "logs", "driver", run=folder.path.absolute().name)
     progress.note(f"run {folder.path}")
     if in_copy_of_a_job(folder.path):
         progress.note("no other node sees this folder, and it goes with the job's copy of its files: name a --run-dir")

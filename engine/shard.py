@@ -188,4 +188,7 @@ def _sum(before: ArenaStats, latest: ArenaStats) -> ArenaStats:
         late=before.late + latest.late,
         delays=tuple((Histogram(before.delays) + Histogram(latest.delays)).counts),
         usage=before.usage + latest.usage,
+        commits=before.commits + latest.commits,
+        commit_s=before.commit_s + latest.commit_s,
+        entries=before.entries + latest.entries,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import Counter
@@ -20,10 +21,13 @@ from engine.folder import RunFolder
 from engine.journal import read_closed
 from engine.progress import Progress
 from engine.shard import Shard, Take
+from engine.watch import Watch
 from protocols.errors import MootError, PausedError, TerminatedError
 from protocols.graph import Debate, decode_debate
 from protocols.message import Usage
 from protocols.task import Task
+
+log = logging.getLogger("moot.stage")
 
 MIN_SHARE = 16  # debates for which one more arena is started
 SHOWN_REASONS = 5  # why debates were set aside, at most; the report has all
@@ -114,6 +118,15 @@ async def run_stage(
     if on_closed is not None and desk.done:
         await on_closed(desk.done)
     if desk.waiting:
+        watch = Watch(
+            cluster.hosts,
+            stage,
+            total=len(desk),
+            closed=desk.num_done,
+            set_aside=desk.num_aside,
+            max_open=cluster.recipe.run.max_open * folder.manifest.num_arenas,
+            tell=(progress.show, cluster.metrics.set),
+        )
 
         async def take(arena: str, finished: list[Finished], latest: ArenaStats) -> None:
             before = desk.stats.get(arena)
@@ -122,12 +135,14 @@ async def run_stage(
             desk.stats[arena] = latest
             closed = [_closed_of(item.graph, item.closed_at) for item in finished]
             desk.take(closed)
-            progress.update(closed=desk.num_done, stats=desk.stats.values())
+            for item in filter(lambda item: item.set_aside, closed):
+                log.info("set aside: %s", item.set_aside, extra={"stage": stage, "debate": item.debate.id})
+            watch.took(arena, latest, closed=desk.num_done, set_aside=desk.num_aside)
             if on_closed is not None and closed:
                 await on_closed(closed)
 
         with cluster.control.at(desk):
-            await _drive(cluster, folder, desk, take, progress.note)
+            await _drive(cluster, folder, desk, take, watch, progress.note)
     return StageResult(
         name=stage,
         closed=desk.done,
@@ -138,7 +153,9 @@ async def run_stage(
     )
 
 
-async def _drive(cluster: Cluster, folder: RunFolder, desk: Desk, take: Take, note: Callable[[str], None]) -> None:
+async def _drive(
+    cluster: Cluster, folder: RunFolder, desk: Desk, take: Take, watch: Watch, note: Callable[[str], None]
+) -> None:
     """Start the stage's arenas, keep them filled until nothing is left, stop them."""
     waiting = desk.waiting
     paths = needed(folder.journals(desk.stage), len(waiting))
@@ -150,9 +167,11 @@ async def _drive(cluster: Cluster, folder: RunFolder, desk: Desk, take: Take, no
             if (given := waiting.popleft()).debate_id not in on_record:
                 waiting.append(given)
         async with asyncio.TaskGroup() as group:
-            watching = group.create_task(cluster.hosts.watch())
+            watching = [group.create_task(cluster.hosts.watch()), group.create_task(watch.run())]
             await asyncio.wait([group.create_task(shard.feed()) for shard in shards])
-            watching.cancel()
+            for task in watching:
+                task.cancel()
+        await watch.look()  # how it ended
     except BaseExceptionGroup as errors:
         ours = errors.subgroup(MootError)
         if ours is None:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from protocols.errors import ConfigError, MootError, TrainerError
+from trainers import gauges
 from trainers.feed import FeedPage, decode_page
 from trainers.sft import RESULT_NAME, SFTResult, SFTSettings, load_base, train_adapter
 
@@ -202,6 +203,7 @@ def _train_job(order: _Order, model: Any, tokenizer: Any, feed: Any, checkpoint_
 
     def on_checkpoint(folder: Path, figures: dict[str, float]) -> None:
         (folder / ORDER_NAME).write_bytes(msgspec.json.encode(order))
+        gauges.tell(job.name, figures)
         ray.train.report(figures | {"agent": job.agent}, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
 
     def train(resume_from: Path | None) -> None:
@@ -218,6 +220,7 @@ def _train_job(order: _Order, model: Any, tokenizer: Any, feed: Any, checkpoint_
             on_checkpoint=on_checkpoint,
         )
         figures = {"step": result.steps, "progress": 1.0, "rows_seen": result.rows_seen, "loss": result.losses[-1]}
+        gauges.tell(job.name, figures)
         ray.train.report(figures | {"agent": job.agent})
 
     checkpoint = ray.train.get_checkpoint()

@@ -160,6 +160,9 @@ async def test_every_ask_brings_one_outcome() -> None:
     assert (stats.replies, stats.queued, stats.running, sum(stats.failures.values())) == (20, 0, 0, 80)
     assert stats.usage == Usage(60, 40, 20)
     assert stats.backend == {"figure": 1.0}
+    told = stats.agents["ada"]
+    assert (told.replies, told.failures, told.queued, told.running) == (20, 80, 0, 0)
+    assert (told.prompt_tokens, told.completion_tokens, sum(told.latency)) == (60, 40, 20)
     await host.close()
 
 
@@ -267,7 +270,9 @@ async def test_no_more_asks_are_in_the_model_than_may_be(limit: int, expected: i
     tell(host, *(make_ask(number) for number in range(40)))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert (host.stats().running, host.stats().queued) == (expected, 40 - expected)
+    stats = host.stats()
+    assert (stats.running, stats.queued, stats.concurrency) == (expected, 40 - expected, expected)
+    assert (stats.agents["ada"].running, stats.agents["ada"].queued) == (expected, 40 - expected)
     await arena.wait(40)
     assert backend.most == expected
     await host.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -39,6 +40,17 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump(GOOD), encoding="utf-8")
     return path
+
+
+def test_where_logs_are_json_an_error_is_too() -> None:
+    ours = logging.getLogger("moot")
+    try:
+        done = moot("--log", "json", "check", "nowhere.yaml")
+    finally:
+        ours.handlers.clear()
+        ours.setLevel(logging.NOTSET)
+    told = json.loads(done.stderr)
+    assert done.exit_code == 2 and told["level"] == "error" and "nowhere.yaml" in told["message"]
 
 
 def test_every_kind_of_outcome_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:

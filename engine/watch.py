@@ -1,0 +1,102 @@
+"""A stage as it goes: the totals of its arenas and hosts, read once a second and told to whoever watches.
+
+Nothing on the way of a message knows of it: whoever is asked for totals has them at hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from actors.agent import HostStats
+from engine.arena import ArenaStats
+from engine.snapshot import Reading, Snapshot, snapshot
+
+log = logging.getLogger("moot.watch")
+
+INTERVAL_S = 1.0
+WINDOW_S = 10.0  # over which rates and medians are taken
+STATS_S = 2.0  # that hosts are waited for; what they said last is told again
+
+Tell = Callable[[Reading, Snapshot], None]
+
+
+class Watched(Protocol):
+    """What is asked of ``engine.hosts.Hosts``."""
+
+    @property
+    def models(self) -> dict[str, str]: ...
+
+    @property
+    def restarts(self) -> dict[str, int]: ...
+
+    async def stats(self) -> dict[str, HostStats]: ...
+
+
+class Watch:
+    """See the module. ``took`` brings what arenas say, ``run`` asks hosts and tells.
+
+    Args:
+        total, closed, set_aside: debates of the stage, and those on record already.
+        max_open: that all arenas together may hold.
+        tell: each is told of every reading. One that fails is logged and does not harm the run.
+    """
+
+    def __init__(
+        self,
+        hosts: Watched,
+        stage: str,
+        *,
+        total: int,
+        closed: int = 0,
+        set_aside: int = 0,
+        max_open: int = 0,
+        tell: Sequence[Tell] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._hosts, self._tell, self._clock = hosts, tuple(tell), clock
+        self._now = Reading(
+            at_s=clock(), stage=stage, total=total, closed=closed, set_aside=set_aside, max_open=max_open
+        )
+        self._began: Reading | None = None
+        self._seen: deque[Reading] = deque()  # those of the window, and the one before
+
+    def took(self, arena: str, stats: ArenaStats, *, closed: int, set_aside: int) -> None:
+        """What an arena said, and how many debates of the stage are over by now, on record or of late."""
+        arenas = self._now.arenas | {arena: stats}
+        self._now = msgspec.structs.replace(self._now, arenas=arenas, closed=closed, set_aside=set_aside)
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(INTERVAL_S)
+
+    async def look(self) -> Snapshot:
+        """Read the hosts, and tell."""
+        hosts = self._now.hosts
+        try:
+            async with asyncio.timeout(STATS_S):
+                hosts = await self._hosts.stats()
+        except TimeoutError:
+            log.info("the hosts have not said how they stand within %g s", STATS_S)
+        now = self._now = msgspec.structs.replace(
+            self._now, at_s=self._clock(), hosts=hosts, models=self._hosts.models, restarts=self._hosts.restarts
+        )
+        self._began = self._began or now
+        self._seen.append(now)
+        while len(self._seen) > 2 and now.at_s - self._seen[1].at_s >= WINDOW_S:
+            self._seen.popleft()
+        shown = snapshot(now, self._seen[0], self._began)
+        for tell in self._tell:
+            try:
+                tell(now, shown)
+            except Exception:
+                log.exception("what watches the run failed; the run goes on")
+        return shown

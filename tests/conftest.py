@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import secrets
 import shutil
@@ -49,6 +50,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: what is broken shows in seconds. Modules that share one Ray last: it burdens no other."""
     with_ray = {item.path for item in items if "local_ray" in getattr(item, "fixturenames", ())}
     items.sort(key=lambda item: (item.get_closest_marker("slow") is not None, item.path in with_ray))
+
+
+@pytest.fixture(autouse=True)
+def _logs_end() -> Iterator[None]:
+    """A run in this process logs to its folder for as long as the process lives: here, for as long as its test."""
+    ours = logging.getLogger("moot")
+    level, handlers = ours.level, list(ours.handlers)
+    yield
+    for handler in set(ours.handlers) - set(handlers):
+        ours.removeHandler(handler)
+        handler.close()
+    ours.setLevel(level)
 
 
 @pytest.fixture(scope="session")

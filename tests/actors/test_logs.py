@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,6 @@ from actors.logs import ABOUT, log_to_file, log_to_stderr
 from protocols.message import Ask, Sampling
 
 log = logging.getLogger("moot.test")
-
-
-@pytest.fixture(autouse=True)
-def _quiet_again() -> Iterator[None]:
-    ours = logging.getLogger("moot")
-    level, handlers = ours.level, list(ours.handlers)
-    yield
-    for handler in set(ours.handlers) - set(handlers):
-        ours.removeHandler(handler)
-        handler.close()
-    ours.setLevel(level)
 
 
 def lines(folder: Path, process: str) -> list[dict[str, Any]]:

@@ -47,6 +47,7 @@ def test_a_driver_that_has_just_died_is_waited_for(tmp_path: Path, monkeypatch: 
     first = RunFolder.create(tmp_path, manifest())
     second, told = RunFolder.open(tmp_path), list[str]()
     monkeypatch.setattr("engine.folder.LOCK_POLL_S", 0.001)
+    monkeypatch.setattr("engine.folder.GLANCE_S", 0.0)
     with pytest.raises(JournalError, match="is in use by another moot"):
         second.lock(wait_s=0.01, note=told.append)
     monkeypatch.setattr("time.sleep", lambda _: first.release())

@@ -69,7 +69,7 @@ def test_a_run_that_is_not_done_goes_on_as_the_command_says_now(
     folder.manifest.finished_at = None
     folder.save()
     going_on: list[RunFolder] = []
-    monkeypatch.setattr("engine.run._do", lambda folder, *_: going_on.append(folder))
+    monkeypatch.setattr("engine.run.carry_out", lambda folder, *_: going_on.append(folder))
     elsewhere = Path(shutil.copytree(recipe.parent, tmp_path / "second")) / recipe.name
     again(elsewhere, run, "run.budget.tokens=7")
     known = RunFolder.open(run).manifest
@@ -83,7 +83,7 @@ def test_a_run_that_is_not_done_goes_on_as_the_command_says_now(
     [
         ((), {"kind": "eval"}, "holds another run: there the command is run, here eval"),
         ((), {"limit": 2}, "holds another run: there --limit is not set, here 2"),
-        (("seed=99",), {}, "holds another run: there the recipe's fingerprint is "),
+        (("seed=99",), {}, "holds another run: its recipe differs (seed: 1 -> 99)"),
         ((), {"or_resume": False}, "holds a run already; go on with `moot resume"),
     ],
 )

@@ -153,6 +153,8 @@ def _long(recipe: Recipe, key: str) -> str:
     if name in recipe.models and limit in LIMITS:
         return f"models.{name}.limits.{limit}"
     if name in recipe.models:
-        raise ConfigError(f"{WHERE} {key}: a model's {limit!r} cannot be set while it runs; {suggest(limit, LIMITS)}")
+        raise ConfigError(
+            f"{WHERE} {key}: a model's {limit!r} cannot be set while it runs; {suggest(limit, [*SHORT, *LIMITS])}"
+        )
     limits = (f"{model}.{word}" for model in recipe.models for word in (*SHORT, *LIMITS))
     raise ConfigError(f"{WHERE} {key}: cannot be set while a run goes on; {suggest(key, [*SETTABLE, *limits])}")

@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
+from engine.arena import failure_summary
 from engine.journal import read_journal
+from protocols.graph import decode_debate
 from protocols.machine import Opened
 from tests.integration.command import Moot, Process, RunOnDisk, check_clean, moot_in, waited
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 # one ask in three is refused; where both are, nobody has said anything, and the debate is set aside
-TASKS = 200
+TASKS = 300
 RECIPE = f"""
 name: society
 seed: 5
@@ -34,7 +36,7 @@ agents:
   bo: {{model: simulated}}
 protocol: {{name: society, rounds: 1, deadline_s: 5}}
 cast: {{generator: [ada, bo]}}
-run: {{max_open: 8, drain_s: 10}}
+run: {{max_open: 4, drain_s: 10}}
 """
 
 
@@ -83,13 +85,14 @@ def test_a_run_is_controlled_from_another_process(moot: Moot) -> None:
 
     assert driven.ctl("pause")["state"] == "paused"
     assert waited(lambda: driven.status["models"]["simulated"]["running"] == 0, 20)
+    time.sleep(1)  # until what came last is on record
     on_record, open_debates = driven.outcomes(), driven.run.num_open("debate")
     time.sleep(5.5)  # longer than a phase may take: no deadline passes while nothing is sent
     assert driven.outcomes() == on_record and driven.run.num_open("debate") == open_debates > 0
     assert process.running and driven.status["state"] == "paused"
 
     told = driven.ctl("set", "simulated.concurrency=32", "run.max_open=16")
-    assert told["changed"] == ["models.simulated.limits.max_concurrency: 4 -> 32", "run.max_open: 8 -> 16"]
+    assert told["changed"] == ["models.simulated.limits.max_concurrency: 4 -> 32", "run.max_open: 4 -> 16"]
     assert "did you mean 'concurrency'" in driven.ctl("set", "simulated.concurency=3", code=2)
     assert "max_concurrency not below" in driven.ctl("set", "simulated.concurrency=-1", code=2)
     assert "without a budget" in driven.ctl("set", "run.budget.usd=3", code=2)
@@ -136,8 +139,8 @@ def check_attempts(driven: Driven, retried: str) -> None:
 
 
 def test_sigterm_brings_in_what_is_in_the_models_and_seals_the_journals(moot: Moot) -> None:
-    driven = Driven(moot, "t")
-    process = started(moot, driven, "run", "society.yaml", "models.simulated.latency_s=2", "--run-dir", "t")
+    driven, slow = Driven(moot, "t"), ("models.simulated.latency_s=2", "protocol.deadline_s=60")
+    process = started(moot, driven, "run", "society.yaml", *slow, "--run-dir", "t")
     assert waited(lambda: driven.status["models"]["simulated"]["running"] == 4, 20)
     before = driven.outcomes()
     process.signal(signal.SIGTERM)
@@ -168,5 +171,9 @@ def test_sigterm_brings_in_what_is_in_the_models_and_seals_the_journals(moot: Mo
 
 
 def events(run: Path) -> dict[str, list[str]]:
-    found = read_journal(run / "journal" / "debate" / "arena-000.sqlite")
-    return {item.debate_id: [repr(event) for _, event in item.events] for item in found}
+    """Of the debates that go on, or have ended well."""
+    return {
+        item.debate_id: [repr(event) for _, event in item.events]
+        for item in read_journal(run / "journal" / "debate" / "arena-000.sqlite")
+        if item.graph is None or not failure_summary(decode_debate(item.graph))
+    }

@@ -204,7 +204,7 @@ class OnCluster(Struck):
     def _victims(self) -> list[Process]:
         """Workers on which something of the run lives, if there are any."""
         joined = self._cluster.joined()
-        return [node for node in joined if any(sessions([node.pid], title) for title in TITLES.values())] or joined
+        return list(filter(_actors_on, joined)) or joined
 
     def kill(self, point: Point) -> None:
         cluster = self._cluster
@@ -213,7 +213,7 @@ class OnCluster(Struck):
             if point.kind == "node":
                 cluster.lose(worker)
             else:
-                actors = sessions([worker.pid], "ray::")
+                actors = _actors_on(worker)
                 kill_all(sessions([worker.pid], RAYLET))
                 assert waited(lambda: not any(map(alive, actors)), GONE_S), "actors outlived their raylet"
                 worker.wait()
@@ -228,6 +228,10 @@ class OnCluster(Struck):
             for worker in self._cluster.workers:
                 self._cluster.lose(worker)
             self._cluster.start()
+
+
+def _actors_on(node: Process) -> list[int]:
+    return [pid for title in TITLES.values() for pid in sessions([node.pid], title)]
 
 
 def one_of(found: Sequence[T], point: Point) -> T:

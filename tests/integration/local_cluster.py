@@ -65,7 +65,7 @@ class LocalCluster:
         self._moot.env["RAY_ADDRESS"] = f"127.0.0.1:{port}"
         self.workers = []
         self.head = self._node("head")
-        assert self.head.running_when(lambda: self.head.stdout == UP, START_S), self.head.stderr
+        assert self.head.running_when(lambda: UP in self.head.stdout, START_S), self.head.stderr
         self.fill()
         assert waited(lambda: len(self.joined()) == self._num_workers, START_S), [node.stderr for node in self.workers]
 
@@ -77,7 +77,7 @@ class LocalCluster:
     def joined(self) -> list[Process]:
         """The workers that are up. Ray gives one half a minute to come up, which a busy machine may miss."""
         self.fill()
-        return [worker for worker in self.workers if worker.stdout == UP]
+        return [worker for worker in self.workers if UP in worker.stdout]
 
     def _node(self, role: str) -> Process:
         port = self._moot.env["RAY_ADDRESS"].rpartition(":")[2]
@@ -129,6 +129,7 @@ def be_node(role: str, port: int, folder: str) -> None:
         min_worker_port=0,
         max_worker_port=0,
         include_log_monitor=False,
+        dashboard_agent_listen_port=0,
         **place,
     )
     node = Node(params, head=role == "head", shutdown_at_exit=True, spawn_reaper=True)

@@ -17,6 +17,7 @@ from contextlib import suppress
 import msgspec
 
 from actors.backend import AdapterRef, Backend, BackendInfo, KeepsAsks
+from actors.deadlines import Deadlines
 from actors.gate import Gate, Hint, TellsLoad, TellsRates, Ticket
 from actors.mailbox import Outbox
 from actors.policy import why_stopped
@@ -84,7 +85,7 @@ class AgentHost:
         self._meter, self._cache = meter or Meter(), cache
         self._tries = Tries(limits, self._meter, self._send)
         self._info: BackendInfo | None = None
-        self._slots = asyncio.Semaphore(1)
+        self._slots, self._deadlines = asyncio.Semaphore(1), Deadlines(limits.timeout_s)
         self._arenas: dict[str, Outbox[Outcome | Stopped]] = {}
         self._adapters: dict[str, AdapterRef] = {}  # agent -> the version that answers now
         self._speaking: Counter[str] = Counter()  # adapter version -> asks that it is answering
@@ -275,6 +276,7 @@ class AgentHost:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*list(self._tasks), return_exceptions=True)  # the model is stopped once nobody is in it
+        self._deadlines.close()
         for outbox in self._arenas.values():
             await outbox.close()
         if self._cache is not None:
@@ -343,7 +345,7 @@ class AgentHost:
         """Whatever goes wrong in a backend is a ``ReplyError`` from here on."""
         self._sent[ask.id] += 1
         try:
-            async with asyncio.timeout(self._limits.timeout_s):
+            with self._deadlines.one():
                 return await self._generate(ask)
         except TimeoutError as err:
             raise ReplyError(f"no reply within {self._limits.timeout_s:g} s", "timeout") from err

@@ -18,6 +18,7 @@ from contextlib import suppress
 import msgspec
 
 from actors.backend import AdapterRef, Backend, BackendInfo, KeepsAsks
+from actors.deadlines import Deadlines
 from actors.gate import Gate, Hint, TellsLoad, TellsRates, Ticket
 from actors.logs import ABOUT
 from actors.mailbox import Outbox
@@ -94,7 +95,7 @@ class AgentHost:
         self._meter, self._cache, self._traces = meter or Meter(), cache, traces
         self._tries = Tries(limits, self._meter, self._send)
         self._info: BackendInfo | None = None
-        self._slots = Slots(1)
+        self._slots, self._deadlines = Slots(1), Deadlines(limits.timeout_s)
         self._free = asyncio.Event()  # clear: nothing is sent for now
         self._free.set()
         self._arenas: dict[str, Outbox[Outcome | Stopped]] = {}
@@ -133,6 +134,8 @@ class AgentHost:
 
     def retune(self, limits: Limits) -> None:
         """Other limits from now on; a try that is under way ends under those it began with."""
+        if limits.timeout_s != self._limits.timeout_s:
+            self._deadlines = Deadlines(limits.timeout_s)
         self._limits = self._tries.limits = limits
         if self._info is not None:
             self._slots.resize(limits.max_concurrency or self._info.max_concurrency)
@@ -314,6 +317,7 @@ class AgentHost:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*list(self._tasks), return_exceptions=True)  # the model is stopped once nobody is in it
+        self._deadlines.close()
         for outbox in self._arenas.values():
             await outbox.close()
         if self._cache is not None:
@@ -402,7 +406,7 @@ class AgentHost:
         """Whatever goes wrong in a backend is a ``ReplyError`` from here on."""
         self._sent[ask.id] += 1
         try:
-            async with asyncio.timeout(self._limits.timeout_s):
+            with self._deadlines.one():
                 return await self._generate(ask)
         except TimeoutError as err:
             raise ReplyError(f"no reply within {self._limits.timeout_s:g} s", "timeout") from err

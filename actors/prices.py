@@ -118,8 +118,10 @@ class Meter:
 
 def most_prompt_tokens(ask: Ask, image_tokens: int = IMAGE_TOKENS) -> int:
     """An upper bound on the tokens of an ask's prompt."""
-    images = sum(len(message.images) for message in ask.messages)
-    return prompt_bytes(ask) + TOKENS_A_MESSAGE * len(ask.messages) + TOKENS_A_PROMPT + image_tokens * images
+    tokens = TOKENS_A_PROMPT
+    for message in ask.messages:
+        tokens += _size_bytes(message.text) + TOKENS_A_MESSAGE + image_tokens * len(message.images)
+    return tokens
 
 
 def prompt_bytes(ask: Ask) -> int:

@@ -186,8 +186,9 @@ def spent(outcome: Outcome) -> Amount:
     """What an outcome cost, its failed tries with it: what a budget was charged. Nothing where no model was asked."""
     if isinstance(outcome, Reply) and outcome.cached:
         return NOTHING
-    usd = sum(item.cost_usd for item in outcome.attempts)
-    tokens = sum(item.tokens for item in outcome.attempts)
+    usd, tokens = 0.0, 0
+    for item in outcome.attempts:  # of nearly every outcome there are none
+        usd, tokens = usd + item.cost_usd, tokens + item.tokens
     if isinstance(outcome, Reply):
         return Amount(usd + outcome.cost_usd, tokens + outcome.usage.total_tokens)
     return Amount(usd, tokens)

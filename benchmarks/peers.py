@@ -13,8 +13,8 @@ asks in flight, and has uvloop, on which Ray's actors run too. Rounds of all cli
 environment of their own with pinned versions (benchmarks/peers.txt), which the first run makes in the cache folder
 unless --peers names one.
 
-Exit status 1: a peer makes more debates a second than moot, moot less than --limit of the floor, or, without HTTP, less
-than --times as many as autogen-core.
+Exit status 1: a peer makes more debates a second than moot (the faster of its two rows), moot less than --limit of the
+floor, or, without HTTP, less than --times as many as autogen-core.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from benchmarks.peers_work import ASKS, Client, Clock, Setup, questions  # noqa:
 
 CLIENTS = {
     "moot": "peers_moot:debates",
+    "moot, two hosts": "peers_moot:two_hosts",
     "aiohttp (floor)": "peers_asyncio:floor",
     "autogen-core": "peers_autogen:debates",
     "langgraph": "peers_langgraph:debates",
@@ -49,8 +50,9 @@ CLIENTS = {
     "a Ray call an ask": "peers_asyncio:ray_calls",
 }
 FLOOR, RAY_CALLS, SEQUENTIAL = "aiohttp (floor)", "a Ray call an ask", "sequential"
-OURS = {"moot", FLOOR, RAY_CALLS}  # run in moot's own environment
-WITHOUT_HTTP = ("moot", "autogen-core", "langgraph", RAY_CALLS)
+MOOT = ("moot", "moot, two hosts")  # one process that speaks HTTP, or two
+OURS = {*MOOT, FLOOR, RAY_CALLS}  # run in moot's own environment
+WITHOUT_HTTP = (*MOOT, "autogen-core", "langgraph", RAY_CALLS)
 IN_FLIGHT = {0.0: 256}  # latency -> asks at once; else all that the debates have open, as far as files go
 MOST_IN_FLIGHT = 6_000
 Rows = dict[tuple[str, float | None, int], dict[str, list[float]]]  # client, latency (None: no HTTP), debates
@@ -134,10 +136,10 @@ def spread(values: list[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def of_moot(rows: Rows, key: tuple[str, float | None, int], name: str) -> list[float]:
+def of_moot(rows: Rows, key: tuple[str, float | None, int], name: str, ours: str = "moot") -> list[float]:
     """A client's figure over moot's, round by round."""
-    ours = rows.get(("moot", *key[1:]))
-    return [value / mine for value, mine in zip(rows[key][name], ours[name], strict=True)] if ours else []
+    mine = rows.get((ours, *key[1:]))
+    return [value / our for value, our in zip(rows[key][name], mine[name], strict=True)] if mine else []
 
 
 def table(rows: Rows, *, http: bool) -> Iterator[str]:
@@ -155,11 +157,13 @@ def table(rows: Rows, *, http: bool) -> Iterator[str]:
 
 
 def failings(rows: Rows, options: argparse.Namespace) -> Iterator[str]:
+    """Where the faster of moot's two ways is not fast enough."""
     for key in rows:
         client, latency_s, number = key
-        if client == "moot" or not (ratios := of_moot(rows, key, "debates_per_s")):
+        found = [ratios for ours in MOOT if (ratios := of_moot(rows, key, "debates_per_s", ours))]
+        if client in MOOT or not found:
             continue
-        ratio = statistics.median(ratios)
+        ratio = min(map(statistics.median, found))
         most = 1 / options.limit if client == FLOOR else 1.0
         if latency_s is None and client == "autogen-core":
             most = 1 / options.times

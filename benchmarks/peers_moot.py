@@ -10,7 +10,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from benchmarks.peers_work import AGENTS, MAX_TOKENS, MODEL, PROMPT_SET, Clock, Debates, Setup
@@ -24,15 +24,15 @@ from protocols.task import Task
 MAX_OPEN = 5_000  # debates in flight in the one arena
 
 
-def recipe(setup: Setup) -> Recipe:
+def recipe(setup: Setup, replicas: int) -> Recipe:
     served = {
-        "backend": "openai", "model": MODEL, "base_url": setup.url, "max_concurrency": setup.in_flight,
-        "limits": {"max_concurrency": setup.in_flight},
+        "backend": "openai", "model": MODEL, "base_url": setup.url, "max_concurrency": setup.in_flight // replicas,
+        "limits": {"max_concurrency": setup.in_flight // replicas}, "replicas": replicas,
     }  # fmt: skip
     data = {
         "name": "peers",
         "tasks": {"source": "arithmetic", "train": 1, "test": 0},
-        "models": {"m": served if setup.url else {"backend": "scripted"}},
+        "models": {"m": served if setup.url else {"backend": "scripted", "replicas": replicas}},
         "agents": {name: {"model": "m", "max_tokens": MAX_TOKENS} for name in AGENTS},
         "protocol": {"name": "society", "rounds": 2, "prompts": PROMPT_SET},
         "cast": {"generator": list(AGENTS)},
@@ -49,8 +49,8 @@ class Silent(Progress):
 
 
 @asynccontextmanager
-async def debates(setup: Setup) -> AsyncIterator[Debates]:
-    made = recipe(setup)
+async def debates(setup: Setup, replicas: int = 1) -> AsyncIterator[Debates]:
+    made = recipe(setup, replicas)
     manifest = Manifest(
         id="r", kind="run", name=made.name, fingerprint=made.fingerprint, num_arenas=1, recipe=made.source,
         recipe_path="", limit=None, started_at=time.time(), machine="", versions={},
@@ -84,3 +84,8 @@ async def debates(setup: Setup) -> AsyncIterator[Debates]:
         finally:
             await cluster.stop()
             folder.release()
+
+
+def two_hosts(setup: Setup) -> AbstractAsyncContextManager[Debates]:
+    """The same with two agent hosts, each in a process of its own, between which debates are spread."""
+    return debates(setup, replicas=2)

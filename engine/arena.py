@@ -231,6 +231,7 @@ class Arena:
             self._obey(opened.debate_id, self._step(held, event), ask=False)
             if opened.debate_id not in self._open:
                 return  # over; what is left was committed together with the event that ended it
+        self._set_timer(opened.debate_id, held)
 
     def open(self, assignments: Iterable[Assignment]) -> None:
         """Take debates on; each is asked about as soon as its opening is on record."""
@@ -451,8 +452,8 @@ class Arena:
             return
         if ask:
             self._router.put(asks, since)
-        if debate_id in self._open:
-            self._set_timer(debate_id, held)
+            if debate_id in self._open:
+                self._set_timer(debate_id, held)
 
     def _set_timer(self, debate_id: str, held: _Open) -> None:
         index = held.machine.phase_index

@@ -145,6 +145,8 @@ class Journal:
             ) from err
         self._nums |= batch.nums
         self._seqs |= batch.seqs
+        for num in batch.closed:  # nothing follows: it need not be remembered
+            self._seqs.pop(num, None)
         for table, rows in batch.rows.items():
             self._next[table] += len(rows)
         if self._rows is not None:
@@ -191,6 +193,7 @@ class _Batch:
     def __init__(self, nums: dict[str, int], seqs: dict[int, int], following: dict[str, int]) -> None:
         self.nums: dict[str, int] = {}
         self.seqs: dict[int, int] = {}
+        self.closed: list[int] = []
         self.rows: dict[str, list[Row]] = {table: [] for table in TABLES}
         self._known_nums, self._known_seqs, self._following = nums, seqs, following
 
@@ -205,6 +208,7 @@ class _Batch:
         elif isinstance(entry, CloseEntry):
             if (held := self._num(entry.debate_id)) is None:
                 raise sqlite3.IntegrityError(f"{entry.debate_id!r} is to be closed and was never opened")
+            self.closed.append(held)
             self._row("graphs", held, entry.at, entry.graph)
         else:
             self._row("notes", entry.debate_id, entry.kind, entry.at, entry.text)

@@ -135,7 +135,7 @@ def test_the_logs_name_the_run_the_process_the_debate_and_the_agent(seen: dict[s
     files = {path.name: path for path in (seen["folder"] / "logs").iterdir()}
     assert {"driver.jsonl", "host%20flaky.jsonl"} <= files.keys()
     told = [json.loads(line) for line in files["host%20flaky.jsonl"].read_text().splitlines()]
-    failed = [line for line in told if "failed after" in line["message"]]
+    failed = [line for line in told if " failed (" in line["message"]]
     assert len(failed) == sum(seen["outcome"]["hosts"]["flaky"]["failures"].values())
     assert Counter((line["run"], line["host"], line["agent"]) for line in failed) == {
         ("r1", "flaky", "bo"): len(failed)

@@ -370,7 +370,7 @@ class AgentHost:
             self._usage += Usage() if outcome.cached else outcome.usage
         else:
             self._failures[outcome.kind] += 1
-            log.info("%s failed after %d tries (%s): %s", ask.id, outcome.tries, outcome.kind, outcome.reason)
+            log.info("%s failed (%s; tries: %d): %s", ask.id, outcome.kind, outcome.tries, outcome.reason)
 
     async def _send(self, ask: Ask, start: Start) -> Reply:
         """One try: through the limit and the gates, to the model, and out again."""

@@ -86,7 +86,7 @@ def test_a_backend_that_sends_images_reads_them_from_the_runs_folders(tmp_path: 
 @pytest.mark.parametrize(
     ("name", "folder"), [("gpt", "gpt"), ("gpt-4.1", "gpt-4%2E1"), ("../../x", "%2E%2E%2F%2E%2E%2Fx"), ("..", "%2E%2E")]
 )
-def test_a_backend_that_keeps_files_has_a_folder_of_its_own_in_the_runs(name: str, folder: str) -> None:
-    backend = AgentActor(spec(name=name, backend="openai", settings=BATCHED, folder="/r"))._host._backend
-    assert isinstance(backend, BatchedBackend) and backend.folder == Path("/r/models") / folder
+def test_a_backend_that_keeps_files_has_a_folder_of_its_own_in_the_runs(tmp_path: Path, name: str, folder: str) -> None:
+    backend = AgentActor(spec(name=name, backend="openai", settings=BATCHED, folder=str(tmp_path)))._host._backend
+    assert isinstance(backend, BatchedBackend) and backend.folder == tmp_path / "models" / folder
     assert isinstance(backend, ReadsImages) and backend.read_image is not None

@@ -43,7 +43,10 @@ def spec(**fields: Any) -> HostSpec:
         ),  # in this order
     ],
 )
-async def test_gates_stand_where_there_is_a_limit(fields: dict[str, Any], gates: list[str]) -> None:
+async def test_gates_stand_where_there_is_a_limit(
+    fields: dict[str, Any], gates: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     actor = AgentActor(spec(keeper=Remote(Keeper(Budget())), **fields))
     assert list((await actor.stats()).gates) == gates
     alone = AgentActor(spec(**fields))

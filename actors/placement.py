@@ -72,8 +72,7 @@ class AgentActor:
     """``AgentHost`` as a Ray actor: the same methods, with handles where it takes functions."""
 
     def __init__(self, spec: HostSpec) -> None:
-        if spec.folder:
-            log_to_file(Path(spec.folder) / "logs", f"host {spec.name}", run=Path(spec.folder).name, host=spec.name)
+        self._spec = spec
         backend = BACKENDS[spec.backend].build(spec.settings)
         if isinstance(backend, ReadsImages):
             backend.read_image = ImageFolder([Path(folder) for folder in spec.media]).read
@@ -107,6 +106,8 @@ class AgentActor:
         self._host.stop(reason)
 
     async def start(self) -> BackendInfo:
+        if folder := self._spec.folder:
+            log_to_file(Path(folder) / "logs", f"host {self._spec.name}", run=Path(folder).name, host=self._spec.name)
         if self._line is not None and self._account is not None:
             await self._line.open(*self._account)
         info = await self._host.start()

@@ -24,6 +24,7 @@ from protocols.errors import AgentError, EngineDownError, ReplyError
 from protocols.message import Ask, Sampling, user
 
 ROOT = Path(__file__).parents[2]
+LIVE = ("tests/actors/vllm_live_images.py", "tests/actors/vllm_live.py")  # the last of them breaks its engine
 
 
 @pytest.mark.parametrize(
@@ -187,10 +188,9 @@ def test_an_engine_that_hangs_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("file", ["vllm_live.py", "vllm_live_images.py"])
-def test_real_engine(file: str) -> None:
-    """``vllm_live.py`` and its like, each started with the environment an engine needs."""
+def test_real_engines() -> None:
+    """``vllm_live_images.py``, then ``vllm_live.py``, in a process started with the environment an engine needs."""
     env = os.environ | required_env(VLLMSettings()) | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/actors/{file}"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *LIVE]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

@@ -22,11 +22,12 @@ from tests.integration.command import Moot, Process, waited
 START_S = 120.0
 UP = "up\n"
 SOON = {
-    # A node whose raylet is gone counts as dead after two looks; its processes end soon after their head.
+    # A node whose raylet is gone counts as dead after six looks, as a busy machine misses some; processes end soon
+    # after their head.
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
-    "RAY_health_check_failure_threshold": "2",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "3",
+    "RAY_health_check_failure_threshold": "6",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "12",
 }
 
 

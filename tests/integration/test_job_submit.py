@@ -11,7 +11,6 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -135,10 +134,7 @@ def submit(moot: Moot, nodes: Nodes, source: Path, run: RunOnDisk) -> Process:
 
 def driver_of(run: RunOnDisk) -> int:
     """The process that drives a run, wherever the cluster has put it."""
-    listed = subprocess.run(["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True, timeout=60)
-    rows = [line.split() for line in listed.stdout.splitlines()]
-    (pid,) = [int(row[0]) for row in rows if row[2:5] == ["-m", "engine", "run"] and str(run.path) in row]
-    return pid
+    return int(run.json("status.json")["pid"])
 
 
 def outcome_of(job: Process) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What rounds in lock-step cost: the same debates with a barrier after each round, and as moot runs them.
 
-    python benchmarks/barrier.py [--debates 200] [--rounds 4] [--seeds 0 1 2] [--median-s 0.2] [--json FILE]
+    python benchmarks/barrier.py [--debates 200] [--rounds 4] [--seeds 0 1 2] [--median-s 0.1] [--json FILE]
 
 Every ask has its latency from a trace that the seed gives, once lognormal and once Pareto, the median the same, so that
 both ways wait for the very same replies. Each of three agents has a host of its own that takes --concurrency asks at
@@ -234,7 +234,7 @@ def main() -> int:
     parser.add_argument("--debates", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=4, help="of a debate, the opening included")
     parser.add_argument("--concurrency", type=int, default=32, help="asks that an agent's provider takes at once")
-    parser.add_argument("--median-s", type=float, default=0.2, help="of the latency")
+    parser.add_argument("--median-s", type=float, default=0.1, help="of the latency")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a trace of each distribution for each")
     parser.add_argument("--limit", type=float, default=1.5, help="times shorter")
     parser.add_argument("--traces", type=Path, help="a folder to write the traces to: ask id -> seconds")

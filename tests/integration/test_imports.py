@@ -13,7 +13,11 @@ from tests.integration.command import RunOnDisk, command_here
 from trainers.feed import Feed
 from trainers.sft import RESULT_NAME
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("default"),  # Ray and transformers deprecate parts of their own
+]
 
 RIGHT, WRONG, NONE = 0, 1, 2
 OPENINGS_AND_LASTS = {  # numbers of the problems -> what agents 0, 1, 2 say at first, and in the end

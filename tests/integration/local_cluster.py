@@ -114,17 +114,18 @@ def local_cluster(moot: Moot, *, num_workers: int = 2) -> Iterator[LocalCluster]
 
 def be_node(role: str, port: int, folder: str) -> None:
     """Start a node's processes and stay with them: they end with this one."""
-    from ray._private import utils
+    from ray._private import services, utils
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
     # As where Ray is installed without its dashboard: the agent on every node is a small one then.
     utils.get_dashboard_dependency_error = lambda: ImportError("not wanted here")
-    place: dict[str, Any] = {"gcs_address": f"127.0.0.1:{port}"}
+    address = services.get_node_ip_address()  # a driver takes a loopback address for this one, too
+    place: dict[str, Any] = {"gcs_address": f"{address}:{port}"}
     if role == "head":
         place = {"gcs_server_port": port, "temp_dir": folder, "include_dashboard": False, "no_monitor": True}
     params = RayParams(
-        node_ip_address="127.0.0.1",
+        node_ip_address=address,
         num_cpus=0,  # none of ours takes any; Ray would have a process ready for each
         object_store_memory=80_000_000,
         min_worker_port=0,

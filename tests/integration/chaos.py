@@ -214,6 +214,8 @@ class OnCluster(Struck):
                 cluster.lose(worker)
             else:
                 actors = _actors_on(worker)
+                # what ps shows of a busy process can be empty for a moment
+                assert waited(lambda: bool(sessions([worker.pid], RAYLET)), GONE_S), "it has no raylet"
                 kill_all(sessions([worker.pid], RAYLET))
                 assert waited(lambda: not any(map(alive, actors)), GONE_S), "actors outlived their raylet"
                 worker.wait()

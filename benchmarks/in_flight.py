@@ -63,7 +63,9 @@ def resident_bytes() -> int:
 
 def children(pid: int) -> dict[int, str]:
     """All processes below one, with their command lines."""
-    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["ps", "-e", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    ).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()]
     found, frontier = dict[int, str](), {pid}
     while frontier:

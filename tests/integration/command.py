@@ -74,7 +74,7 @@ class Process:
     def members(self, title: str = "") -> list[int]:
         """The live processes of this session whose command line contains ``title``."""
         listed = subprocess.run(
-            ["ps", "-e", "-o", "pid=,sess=,stat=,args="], capture_output=True, text=True, check=True, timeout=60
+            ["ps", "-e", "-ww", "-o", "pid=,sess=,stat=,args="], capture_output=True, text=True, check=True, timeout=60
         )
         rows = [line.split(None, 3) for line in listed.stdout.splitlines()]
         return [

@@ -39,7 +39,7 @@ def free_ports(number: int) -> list[int]:
 
 def sessions(pids: Sequence[int], title: str = "") -> list[int]:
     """The live processes of several sessions whose command line contains ``title``."""
-    command = ["ps", "-s", ",".join(map(str, pids)), "-o", "pid=,stat=,args="]
+    command = ["ps", "-ww", "-s", ",".join(map(str, pids)), "-o", "pid=,stat=,args="]
     listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # 1: there are none
     rows = [line.split(None, 2) for line in listed.stdout.splitlines()]
     return [int(row[0]) for row in rows if len(row) == 3 and row[1][0] != "Z" and title in row[2]]

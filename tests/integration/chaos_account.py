@@ -86,7 +86,7 @@ def plan_loop(seed: int) -> list[Point]:
 def tally(
     run: str, tries: Mapping[str, Sequence[float]], recorded: dict[str, float], strikes: Sequence[Strike]
 ) -> Account:
-    """Attribute every further try of an ask to the last kill before it, which must have had the ask in flight.
+    """Attribute every further try of an ask to a kill that had it in flight: each of them allows one, the first first.
 
     Args:
         tries: ask -> when each was begun, in order.
@@ -98,12 +98,18 @@ def tally(
     recorded = dict.fromkeys(tries, math.inf) | recorded
     for ask, begun in tries.items():
         for before, at in pairwise(begun):
-            number = sum(strike.since <= at for strike in strikes) - 1
-            if number < 0 or before > strikes[number].over or recorded[ask] <= strikes[number].since:
-                faults.append(f"{run}: {ask} was asked again at {at:.3f}, and no kill had it in flight")
-            elif ask in again[number]:
+            allow = [
+                number
+                for number, strike in enumerate(strikes)
+                if before <= strike.over and strike.since <= at and strike.since < recorded[ask]
+            ]
+            left = [number for number in allow if ask not in again[number]]
+            if left:
+                again[left[0]].append(ask)
+            elif allow:
                 faults.append(f"{run}: {ask} was asked again twice after one kill, the second time at {at:.3f}")
-            again[number].append(ask)
+            else:
+                faults.append(f"{run}: {ask} was asked again at {at:.3f}, and no kill had it in flight")
     figures = []
     for number, strike in enumerate(strikes):
         in_flight = [ask for ask, begun in tries.items() if begun[0] <= strike.over and recorded[ask] > strike.since]

@@ -26,9 +26,7 @@ async def of_actor(call: Awaitable[Any]) -> Any:
             raise cause from err
         raise
     except ray.exceptions.ActorUnavailableError as err:
-        raise UnreachableError(
-            f"a process of the run cannot be reached: {reason(err)}; go on with `moot resume`"
-        ) from err
+        raise UnreachableError("a process of the run cannot be reached; go on with `moot resume`") from err
     except ray.exceptions.RayError as err:  # it died, of a lack of memory perhaps, or never came to live
         raise HostLostError(f"a process of the run died: {reason(err)}; go on with `moot resume`") from err
 

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 ADDRESS = "127.0.0.2"  # nobody else reaches it; 127.0.0.1 would be replaced by the machine's own in workers' commands
+ANY_PORT = ("--min-worker-port=0", "--max-worker-port=0")  # nodes of one machine have no range each
 DEBATES, ASKS = 40, 240  # three agents in two rounds
 AT_ONCE = 8
 OVERRIDES = (
@@ -98,7 +99,7 @@ def nodes(moot: Moot) -> Iterator[Nodes]:
         agent = {"dashboard-agent-grpc-port": ports.pop(), "dashboard-agent-listen-port": ports.pop()}
         return moot.start_command(
             *(RAY, "start", "--block", f"--node-ip-address={ADDRESS}", "--object-store-memory=80000000"),
-            *("--disable-usage-stats", *options, *(f"--{name}={port}" for name, port in agent.items())),
+            *("--disable-usage-stats", *ANY_PORT, *options, *(f"--{name}={port}" for name, port in agent.items())),
         )
 
     def listens() -> bool:
@@ -113,9 +114,10 @@ def nodes(moot: Moot) -> Iterator[Nodes]:
     for worker in workers:
         assert worker.running_when(partial(joined, worker), 120.0), worker.stdout + worker.stderr
     yield Nodes(head, workers, f"http://127.0.0.1:{jobs}")
-    for node in (*workers, head):
-        node.end()
-        assert node.all_gone()
+    for pid in [pid for node in (*workers, head) for pid in node.members()]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert all(node.all_gone() for node in (*workers, head))
 
 
 def submit(moot: Moot, nodes: Nodes, source: Path, run: RunOnDisk) -> Process:
@@ -160,12 +162,13 @@ def test_a_killed_job_goes_on_when_it_is_submitted_again_and_disturbs_no_other(
     killed, other = RunOnDisk(moot.folder / "ada" / "run"), RunOnDisk(moot.folder / "bo" / "run")
 
     job = submit(moot, nodes, source, killed)
-    assert job.running_when(lambda: len(killed.replies("debate")) >= ASKS // 4), job.stdout + job.stderr
+    assert job.running_when(lambda: len(killed.replies("debate")) > 0), job.stdout + job.stderr
     assert nodes.where("ray::ArenaActor") == [0, 1, 1]  # spread over the nodes that are set apart for them
     assert nodes.where("ray::AgentActor")[0] == 0
     assert sum(nodes.where("ray::Keeper")) == 1
     assert state_of(moot, killed) == "run  resumable after its start"
     assert f"run {killed.path}" in job.stdout and "debate: " in job.stdout
+    assert job.running_when(lambda: len(killed.replies("debate")) >= ASKS // 4), job.stdout + job.stderr
     os.kill(driver_of(killed), signal.SIGKILL)
     assert job.wait() != 0 and "failed" in job.stdout + job.stderr
     assert waited(lambda: nodes.empty, 60.0), "actors outlived their driver"

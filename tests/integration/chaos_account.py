@@ -19,7 +19,7 @@ WEIGHTS: Mapping[Kind, int] = {
     "arena": 5, "agent host": 5, "keeper": 1, "driver": 2, "raylet": 3, "node": 3, "head": 1,
 }  # fmt: skip
 LOOP_KINDS: Sequence[Kind] = ("trainer", "trainer", "feed")
-POINTS_A_RUN = 10
+POINTS_A_RUN = 5  # more, and a run may be over before the last
 APART = (40, 120)  # events between two kills, at least and at most
 APART_IN_LOOP = (10, 40)
 

@@ -55,6 +55,7 @@ def test_whatever_else_is_asked_again_is_a_fault() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_whatever_is_killed_runs_end_like_an_untouched_one(tmp_path: Path) -> None:
     figures: list[Figures] = []

@@ -34,6 +34,16 @@ class Control:
         return "paused" if self.paused else "draining" if self.draining else "running"
 
     @property
+    def wish(self) -> str:
+        """What holds the run up because somebody wanted it so; "" for nothing."""
+        words = {
+            "paused": "paused by `moot ctl pause`; `moot ctl resume` goes on",
+            "draining": "draining: no more debates are opened",
+            "stopping": "stopping: what is in the models may still come in",
+        }
+        return words.get(self.state, "")
+
+    @property
     def hands_out(self) -> bool:
         """Whether tasks that wait may be opened."""
         return not (self.paused or self.draining or self.stopping)

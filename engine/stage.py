@@ -125,6 +125,7 @@ async def run_stage(
             closed=desk.num_done,
             set_aside=desk.num_aside,
             max_open=cluster.recipe.run.max_open * folder.manifest.num_arenas,
+            wish=lambda: cluster.control.wish,
             tell=(progress.show, cluster.metrics.set),
         )
 

@@ -45,6 +45,7 @@ class Watch:
     Args:
         total, closed, set_aside: debates of the stage, and those on record already.
         max_open: that all arenas together may hold.
+        wish: what somebody has asked of the run that holds it up, in a sentence; "" for nothing.
         tell: each is told of every reading. One that fails is logged and does not harm the run.
     """
 
@@ -57,10 +58,11 @@ class Watch:
         closed: int = 0,
         set_aside: int = 0,
         max_open: int = 0,
+        wish: Callable[[], str] = str,
         tell: Sequence[Tell] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._hosts, self._tell, self._clock = hosts, tuple(tell), clock
+        self._hosts, self._wish, self._tell, self._clock = hosts, wish, tuple(tell), clock
         self._now = Reading(
             at_s=clock(), stage=stage, total=total, closed=closed, set_aside=set_aside, max_open=max_open
         )
@@ -94,6 +96,8 @@ class Watch:
         while len(self._seen) > 2 and now.at_s - self._seen[1].at_s >= WINDOW_S:
             self._seen.popleft()
         shown = snapshot(now, self._seen[0], self._began)
+        if wish := self._wish():
+            shown = msgspec.structs.replace(shown, holdup=wish)
         for tell in self._tell:
             try:
                 tell(now, shown)

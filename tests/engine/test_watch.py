@@ -11,6 +11,7 @@ import pytest
 from actors.agent import HostStats
 from engine import watch as module
 from engine.arena import ArenaStats
+from engine.control import Control
 from engine.snapshot import Reading, Snapshot
 from engine.watch import Watch
 from protocols.message import Usage
@@ -53,6 +54,16 @@ async def test_hosts_that_do_not_answer_in_time_are_told_as_they_were(monkeypatc
     assert (await watch.look()).queued == 3
     hosts.wait_s = 60.0
     assert (await watch.look()).queued == 3
+
+
+async def test_what_somebody_wanted_is_what_holds_it_up() -> None:
+    control = Control()
+    watch = Watch(Hosts(), "debate", total=1, wish=lambda: control.wish)
+    assert "paused" not in (await watch.look()).holdup
+    control.paused = True
+    assert (await watch.look()).holdup.startswith("paused by `moot ctl pause`")
+    control.paused, control.draining = False, True
+    assert (await watch.look()).holdup.startswith("draining")
 
 
 async def test_one_who_watches_and_fails_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:

@@ -93,7 +93,7 @@ def source(moot: Moot) -> Path:
 
 @pytest.fixture(scope="module")
 def nodes(moot: Moot) -> Iterator[Nodes]:
-    gcs, jobs, *ports = free_ports(8)
+    gcs, jobs, *ports = free_ports(16)
 
     def start(*options: str) -> Process:
         agent = {"dashboard-agent-grpc-port": ports.pop(), "dashboard-agent-listen-port": ports.pop()}
@@ -110,9 +110,17 @@ def nodes(moot: Moot) -> Iterator[Nodes]:
     head = start("--head", "--num-cpus=0", *ours)
     assert head.running_when(listens, 120.0), head.stdout + head.stderr
     room = ("--num-cpus=1", '--resources={"moot_arenas": 5}')
-    workers = [start(f"--address={ADDRESS}:{gcs}", *room) for _ in range(2)]
-    for worker in workers:
-        assert worker.running_when(partial(joined, worker), 120.0), worker.stdout + worker.stderr
+
+    def worker() -> Process:
+        """Started again where it has not come up: Ray gives a node 30 s, which a busy machine can miss."""
+        for _ in range(3):
+            node = start(f"--address={ADDRESS}:{gcs}", *room)
+            if node.running_when(partial(joined, node), 120.0):
+                return node
+            node.end()
+        raise AssertionError(node.stdout + node.stderr)
+
+    workers = [worker() for _ in range(2)]
     yield Nodes(head, workers, f"http://127.0.0.1:{jobs}")
     for pid in [pid for node in (*workers, head) for pid in node.members()]:
         with suppress(ProcessLookupError):

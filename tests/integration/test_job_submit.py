@@ -12,6 +12,8 @@ import shutil
 import signal
 import socket
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -24,7 +26,7 @@ import pytest
 from tests.integration.command import ROOT, Moot, Process, RunOnDisk, moot_in, timeless, waited
 from tests.test_repository import tracked_files
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 ADDRESS = "127.0.0.2"  # nobody else reaches it; 127.0.0.1 would be replaced by the machine's own in workers' commands
@@ -60,6 +62,17 @@ def joined(node: Process) -> bool:
     return "Ray runtime started" in node.stdout + node.stderr
 
 
+def answers(url: str) -> bool:
+    """Whether a server is up, whatever it says."""
+    try:
+        urllib.request.urlopen(url, timeout=5.0).close()
+    except urllib.error.HTTPError as err:
+        err.close()
+    except OSError:
+        return False
+    return True
+
+
 def taken(job: Process) -> bool:
     return "submitted successfully" in job.stdout + job.stderr
 
@@ -93,7 +106,7 @@ def source(moot: Moot) -> Path:
 
 @pytest.fixture(scope="module")
 def nodes(moot: Moot) -> Iterator[Nodes]:
-    gcs, jobs, *ports = free_ports(16)
+    gcs, jobs, *ports = free_ports(28)
 
     def start(*options: str) -> Process:
         agent = {"dashboard-agent-grpc-port": ports.pop(), "dashboard-agent-listen-port": ports.pop()}
@@ -109,11 +122,12 @@ def nodes(moot: Moot) -> Iterator[Nodes]:
     ours = (f"--temp-dir={moot.temp}", f"--dashboard-port={jobs}", f"--port={gcs}")
     head = start("--head", "--num-cpus=0", *ours)
     assert head.running_when(listens, 120.0), head.stdout + head.stderr
+    assert waited(partial(answers, f"http://127.0.0.1:{jobs}/api/version"), 120.0), head.stdout + head.stderr
     room = ("--num-cpus=1", '--resources={"moot_arenas": 5}')
 
     def worker() -> Process:
         """Started again where it has not come up: Ray gives a node 30 s, which a busy machine can miss."""
-        for _ in range(3):
+        for _ in range(6):
             node = start(f"--address={ADDRESS}:{gcs}", *room)
             if node.running_when(partial(joined, node), 120.0):
                 return node

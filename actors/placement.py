@@ -95,7 +95,7 @@ class AgentActor:
             else:
                 self._account = (account, rates)
                 gates["admission"] = self._line.gate(account, meter)
-        self._spec, self._room = spec, EngineRoom(_room_for(spec, spec.limits))
+        self._room = EngineRoom(_room_for(spec, spec.limits))
         if isinstance(backend, TellsLoad):
             gates["engine"] = local_gate(f"{spec.name} engine", self._room, meter, LoadHint)
         cache = ResponseCache(spec.cache, spec.backend, spec.settings) if spec.cache else None

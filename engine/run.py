@@ -83,7 +83,7 @@ def _again(
     """
     folder = RunFolder.open(path)
     folder.lock(wait_s=LOCK_WAIT_S, note=progress.note)
-    manifest = folder.manifest = RunFolder.open(path).manifest  # as whoever held it has left it
+    manifest = folder.manifest  # as whoever held it has left it
     try:
         for what, was, now in (("the command", manifest.kind, kind), ("--limit", manifest.limit, limit)):
             if was != now:

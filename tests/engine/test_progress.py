@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import pty
 import re
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from threading import Thread
 from typing import Any
@@ -83,15 +81,6 @@ def test_elsewhere_a_line_comes_every_few_seconds(
     assert capsys.readouterr().err.splitlines() == ["debate: 200 debates, 10 on record already", *[line(BUSY)] * 2]
 
 
-@pytest.fixture
-def _quiet_again() -> Iterator[None]:
-    ours = logging.getLogger("moot")
-    yield
-    ours.handlers.clear()
-    ours.setLevel(logging.NOTSET)
-
-
-@pytest.mark.usefixtures("_quiet_again")
 def test_for_machines_every_line_is_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now_s = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now_s)

@@ -15,7 +15,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import msgspec
 import pytest
 
 from tests.integration.command import ROOT, Moot, Process, RunOnDisk, moot_in, timeless, waited
+from tests.integration.local_cluster import free_ports
 from tests.test_repository import tracked_files
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -75,12 +76,6 @@ def answers(url: str) -> bool:
 
 def taken(job: Process) -> bool:
     return "submitted successfully" in job.stdout + job.stderr
-
-
-def free_ports(number: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [listener.getsockname()[1] for listener in sockets]
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,6 +24,8 @@ from actors.gate import LoadHint, RateHint
 from actors.mailbox import Outbox
 from actors.prices import Amount, Meter
 from actors.queue_gate import Decision, Desk, Done, QueueGate, Told, Want
+from actors.remote import of_reachable
+from protocols.errors import HostLostError, PausedError
 from protocols.message import Ask
 
 log = logging.getLogger("moot.gate")
@@ -31,6 +34,7 @@ LEASE_S = 60.0  # of a host's standing call lasts ``WAIT_S``: many must be misse
 WAIT_S = 5.0
 MAX_CALLS = 10_000  # far above two a host
 PURSE = "purse"
+LOST = "the process that keeps the run's limits died; go on with `moot resume RUN`"
 
 
 class Keeper:
@@ -150,6 +154,14 @@ def place_keeper(budget: Budget, spent: Amount) -> Any:
     return ray.remote(Keeper).options(**options, scheduling_strategy=here).remote(budget, spent)
 
 
+async def of_keeper(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Await a call to the keeper that does no harm twice. Raises: PausedError: it died, and the run ends with it."""
+    try:
+        return await of_reachable(call)
+    except HostLostError as err:
+        raise PausedError(LOST) from err
+
+
 class Line:
     """A host's line to the keeper: gates made here share it.
 
@@ -174,14 +186,14 @@ class Line:
 
     async def open(self, account: str, rates: Rates) -> None:
         """Before anything passes a gate of this account."""
-        await self._keeper.open_account.remote(account, rates)
+        await of_keeper(partial(self._keeper.open_account.remote, account, rates))
 
     async def retune(self, account: str, rates: Rates) -> None:
-        await self._keeper.retune.remote(account, rates)
+        await of_keeper(partial(self._keeper.retune.remote, account, rates))
 
     async def refresh(self) -> None:
         """Fetch the desks' figures, which the gates then tell."""
-        self._figures = await self._keeper.figures.remote()
+        self._figures = await of_keeper(self._keeper.figures.remote)
 
     def _put(self, desk: str, told: Told) -> None:
         if isinstance(told, Want):
@@ -210,7 +222,7 @@ class Line:
 
     def _lost(self, err: Exception) -> None:
         log.warning("%s: the keeper of the limits is gone: %r", self._host, err)
-        self._on_lost("the process that keeps the run's limits died; go on with `moot resume RUN`")
+        self._on_lost(LOST)
 
     async def close(self) -> None:
         await self._outbox.drain()  # what was paid for is told

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from actors.agent import HostStats
-from actors.remote import of_actor
+from actors.shared_gate import of_keeper
 from engine.attempts import split_id
 from engine.changes import changed, keep_changes
 from engine.cluster import Cluster, models_in_use
@@ -199,7 +199,7 @@ class Attendant:
             )
         await _retune(cluster, old, new)
         if new.run.budget != old.run.budget:
-            await of_actor(cluster.keeper.set_budget.remote(new.run.budget))
+            await of_keeper(partial(cluster.keeper.set_budget.remote, new.run.budget))
         cluster.recipe = new
         keep_changes(self._folder, new, found)
         return [str(item) for item in found]

@@ -19,7 +19,8 @@ from actors.agent import DRAIN_S, HostStats, Limits
 from actors.backend import AdapterRef
 from actors.placement import HostSpec, place, start_hosts, stop_hosts
 from actors.remote import of_actor, of_reachable, what_happened
-from protocols.errors import AgentError, ConfigError, EngineDownError, HostLostError
+from actors.shared_gate import of_keeper
+from protocols.errors import AgentError, ConfigError, EngineDownError, HostLostError, PausedError
 
 log = logging.getLogger("moot.hosts")
 
@@ -203,7 +204,10 @@ class Hosts:
         return host in self._down and bool(self.of(self._specs[host].model).keys() - self._down)
 
     async def _revive(self, host: str, dead: Any, why: str) -> None:
-        """Start a host again, unless somebody else has. Raises: AgentError: it was the model's last."""
+        """Start a host again, unless somebody else has.
+
+        Raises: AgentError: it was the model's last. PausedError: the keeper of the limits has died, too.
+        """
         async with self._reviving[host]:
             if self._handles.get(host) is not dead:
                 return
@@ -220,6 +224,8 @@ class Hosts:
                 try:
                     await asyncio.sleep(min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (spec.incarnation - 1)))
                     await self._start_again(spec)
+                except PausedError:  # the run has ended, not this host
+                    raise
                 except AgentError as err:
                     why = what_happened(err)
                 except asyncio.CancelledError:  # nobody watches any more: this one has not been tried
@@ -235,7 +241,7 @@ class Hosts:
 
         ray.kill(dead)
         if spec.keeper is not None:
-            await of_actor(spec.keeper.forget.remote(spec.line))
+            await of_keeper(partial(spec.keeper.forget.remote, spec.line))
 
     async def _start_again(self, spec: HostSpec) -> None:
         """Raises: AgentError: it does not start, or cannot take what the others were told."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from actors.budget import Budget, Purse
 from actors.prices import NOTHING, Amount, Meter, Price, find_price, known_prices, prices_date
 from actors.queue_gate import Decision, Done, Ending, QueueGate, Want, local_gate
 from actors.shared_gate import PURSE, Keeper, Line
-from protocols.errors import ReplyError
+from protocols.errors import PausedError, ReplyError
 from protocols.message import Ask, ImagePart, Message, Reply, Sampling, TextPart, Usage, user
 from tests.actors.remote import Remote
 
@@ -212,12 +213,15 @@ async def test_a_keeper_that_dies_is_told_to_the_host() -> None:
         def __getattr__(self, name: str) -> Any:
             class Call:
                 async def remote(self, *args: Any) -> None:
-                    raise ConnectionError("gone")
+                    raise ray.exceptions.ActorDiedError()
 
             return Call()
 
     said: list[str] = []
     line = Line("h", Dead(), said.append)
+    for call in (line.open("a", Rates()), line.retune("a", Rates()), line.refresh()):
+        with pytest.raises(PausedError, match="go on with `moot resume RUN`"):  # the run is over, not this host
+            await call
     waiting = asyncio.ensure_future(line.gate(PURSE, Meter()).enter(ask(0)))
     await asyncio.sleep(0.01)
     assert said and said[0].startswith("the process that keeps the run's limits died")

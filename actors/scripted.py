@@ -108,10 +108,8 @@ class ScriptedBackend:
         truth = _truth([message.text for message in reversed(ask.messages)])
         skill = self._settings.skill + (self._settings.skill_per_adapter if trained else 0.0)
         answer = truth if draw.random() < skill else truth + draw.choice((-10, -2, -1, 1, 2, 10))
-        shown = [parse_answer(line, "boxed").value for line in prompt.splitlines() if "\\boxed{" in line]
-        others = Counter(value for value in shown if value is not None)
         follows = draw.random() < self._settings.conformity
-        said = others.most_common(1)[0][0] if others and follows else str(answer)
+        said = (_majority(prompt) if follows else "") or str(answer)
         if draw.random() < self._settings.unparsed:
             return "I would rather not say."
         return f"Worked out step by step, this comes to \\boxed{{{said}}}."
@@ -133,6 +131,13 @@ class ScriptedBackend:
 
     async def close(self) -> None:
         return None
+
+
+def _majority(prompt: str) -> str:
+    """The answer that most of those shown give; "" where none is shown."""
+    shown = [parse_answer(line, "boxed").value for line in prompt.splitlines() if "\\boxed{" in line]
+    others = Counter(value for value in shown if value is not None)
+    return others.most_common(1)[0][0] if others else ""
 
 
 def _truth(chat: list[str]) -> int:

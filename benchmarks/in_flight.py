@@ -7,8 +7,9 @@ host with a scripted model whose latency is lognormal (sigma 0.5). Three asks of
 a median of 10 s some 3,000 replies come in a second. After a warm-up the figures are of a window of ``--seconds``:
 
 - delay: from a reply's arrival in the arena until the asks that it enables are handed to Ray, its commit included;
-- CPU of a durable turn: user and system time of the arena's and the host's process over the window, by replies;
-  the driver and Ray's own processes are told beside it.
+- CPU of a durable turn: user and system time of the arena's and the host's process over the window, by replies, less
+  what the simulated model takes to think of a reply, which is measured by itself and told; the driver and Ray's own
+  processes are told beside it.
 
 Memory is measured in a process of its own: an arena that holds as many debates half-way (round 0 recorded, three asks
 open each), its resident memory over that of the empty arena, less the text of questions, prompts and replies, UTF-8.
@@ -35,6 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 MAX_DELAY_S, MAX_TURN_US, MAX_DEBATE_BYTES = 0.1, 150.0, 20_000
 AGENTS = ("ada", "bo", "cy")
+WEIGHED = 500  # debates whose replies the model is timed on
 ROUNDS, TURNS = 2, 6
 TICK_HZ = os.sysconf("SC_CLK_TCK")
 
@@ -156,16 +158,16 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
         "delay_p50_s": delays.quantile(0.5),
         "delay_p99_s": delays.quantile(0.99),
         "delay_p999_s": delays.quantile(0.999),
-        "turn_us": us["arena"] + us["host"],
         **{f"{name}_us": value for name, value in us.items()},
         "journal_bytes_per_reply": size / last.stats.replies,
     }
 
 
 async def memory(debates: int) -> dict[str, Any]:
-    """Hold debates half-way in this very process, and weigh them."""
+    """Hold debates half-way in this very process, and weigh them; then time the model on what some more ask."""
     import msgspec
 
+    from actors.scripted import ScriptedBackend, ScriptedSettings
     from engine.arena import Arena
     from engine.attempts import Attempts
     from engine.cluster import ArenaPlan
@@ -175,17 +177,20 @@ async def memory(debates: int) -> dict[str, Any]:
     from engine.tasks import load_split
     from protocols.message import Ask, Reply, Usage
 
-    recipe = build_recipe(recipe_data(debates, debates, 0.0), where="benchmark")
+    recipe = build_recipe(recipe_data(debates, debates + WEIGHED, 0.0), where="benchmark")
     plan = ArenaPlan.of(recipe)
     machine = find_protocol(plan.protocol)
     waiting = Desk("debate", load_split(recipe.tasks).train, recipe.seed, Attempts(Path("nowhere")), ()).waiting
     decoder, encoder = msgspec.msgpack.Decoder(list[Ask]), msgspec.msgpack.Encoder()
     text, told = 0, 0
+    timed: list[Ask] | None = None
 
     async def tell(packed: bytes) -> None:
         nonlocal text, told
         asks = decoder.decode(packed)
         told += len(asks)
+        if timed is not None:
+            timed.extend(asks)
         text += sum(len(message.text.encode()) for ask in asks for message in ask.messages[-1:])  # new in this ask
         opening = [ask for ask in asks if "#0." in ask.id]
         said = f"Step by step: {'first this, then that, ' * 12}so it comes to \\boxed{{7}}."
@@ -206,16 +211,32 @@ async def memory(debates: int) -> dict[str, Any]:
         await arena.recover()
         gc.collect()
         empty = resident_bytes()
-        while waiting:
-            arena.open([waiting.popleft() for _ in range(min(100, len(waiting)))])
-            await asyncio.sleep(0.01)
-        while told < debates * TURNS:
-            await asyncio.sleep(0.05)
-        await arena.settle()
+
+        async def hold(until: int) -> None:
+            while len(waiting) > debates + WEIGHED - until:
+                arena.open([waiting.popleft() for _ in range(100)])
+                await asyncio.sleep(0.01)
+            while told < until * TURNS:
+                await asyncio.sleep(0.05)
+            await arena.settle()
+
+        await hold(debates)
         gc.collect()
-        held = resident_bytes() - empty
+        held, read = resident_bytes() - empty, text
+        timed = []
+        await hold(debates + WEIGHED)
+        model = ScriptedBackend(ScriptedSettings())
+        began = time.process_time()
+        for ask in timed:
+            await model.generate(ask, None)
+        model_us = (time.process_time() - began) / len(timed) * 1e6
         await arena.close()
-    return {"debate_bytes": held / debates, "text_bytes": text / debates, "beyond_text_bytes": (held - text) / debates}
+    return {
+        "debate_bytes": held / debates,
+        "text_bytes": read / debates,
+        "beyond_text_bytes": (held - read) / debates,
+        "model_us": model_us,
+    }
 
 
 def main() -> int:
@@ -235,11 +256,13 @@ def main() -> int:
     command = [sys.executable, __file__, "--memory", "--debates", str(options.debates)]
     found: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     found |= asyncio.run(in_flight(options))
+    found["turn_us"] = found["arena_us"] + found["host_us"] - found["model_us"]
     shown = {
         "open": f"{found['open']}", "replies/s": f"{found['replies_per_s']:.0f}",
         "delay p50, ms": f"{1000 * found['delay_p50_s']:.0f}", "p99, ms": f"{1000 * found['delay_p99_s']:.0f}",
         "CPU a turn, us": f"{found['turn_us']:.0f}", "arena": f"{found['arena_us']:.0f}",
-        "host": f"{found['host_us']:.0f}", "driver": f"{found['driver_us']:.0f}", "Ray": f"{found['ray_us']:.0f}",
+        "host": f"{found['host_us']:.0f}", "model": f"{found['model_us']:.0f}",
+        "driver": f"{found['driver_us']:.0f}", "Ray": f"{found['ray_us']:.0f}",
         "KB a debate beyond its text": f"{found['beyond_text_bytes'] / 1000:.1f}",
     }  # fmt: skip
     print("\n".join(f"| {' | '.join(row)} |" for row in (shown, ["---"] * len(shown), shown.values())))

@@ -206,16 +206,16 @@ class Attendant:
 
     async def _tell(self) -> None:
         while True:
-            await self._refresh()
+            await self._refresh(TELL_S / 2)  # somebody else may have asked the hosts just now
             await asyncio.to_thread(self._try, partial(write_status, self._folder.path, self._status()))
             await asyncio.sleep(TELL_S)
 
-    async def _refresh(self) -> None:
+    async def _refresh(self, max_age_s: float = 0.0) -> None:
         if self._cluster is None:
             return
         try:
             async with asyncio.timeout(STATS_S):
-                self._hosts = await self._cluster.hosts.stats()
+                self._hosts = await self._cluster.hosts.stats(max_age_s)
         except TimeoutError:
             log.info("the hosts have not said how they stand within %g s", STATS_S)
 
@@ -274,8 +274,9 @@ async def _retune(cluster: Cluster, old: Recipe, new: Recipe) -> None:
 
 def _by_model(cluster: Cluster, hosts: dict[str, HostStats]) -> dict[str, ModelStatus]:
     of: dict[str, list[HostStats]] = defaultdict(list)
+    models = cluster.hosts.models
     for name, stats in hosts.items():
-        of[cluster.hosts.model_of(name)].append(stats)
+        of[models.get(name, name)].append(stats)
     return {
         model: ModelStatus(
             hosts=len(found),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -51,6 +53,7 @@ class Hosts:
         self._adapters: dict[str, dict[str, AdapterRef]] = defaultdict(dict)  # model -> agent -> version
         self._down: set[str] = set()  # hosts that are known to have died, and are not back
         self._reviving: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._stats, self._told_at_s = dict[str, HostStats](), -math.inf  # what they said last, and when
 
     @classmethod
     async def start(
@@ -89,9 +92,6 @@ class Hosts:
 
     def _limit(self, limits: Mapping[str, Limits]) -> None:
         self._specs |= {name: msgspec.structs.replace(self._specs[name], limits=of) for name, of in limits.items()}
-
-    def model_of(self, host: str) -> str:
-        return self._specs[host].model
 
     @property
     def models(self) -> dict[str, str]:
@@ -164,13 +164,21 @@ class Hosts:
         calls = [partial(handle.halt.remote, reason, within_s) for handle in self._handles.values()]
         await asyncio.gather(*(self._informed(of_reachable(call)) for call in calls))
 
-    async def stats(self) -> dict[str, HostStats]:
-        """Of the hosts that can be reached, since they were last started."""
+    async def stats(self, max_age_s: float = 0.0) -> dict[str, HostStats]:
+        """Of the hosts that can be reached, since they were last started.
+
+        Args: max_age_s: what they said within it is as good: who looks once a second need not ask each on its own.
+        """
+        if time.monotonic() - self._told_at_s <= max_age_s:
+            return self._stats
         names = list(self._handles)
         found = await asyncio.gather(
             *(of_actor(self._handles[name].stats.remote()) for name in names), return_exceptions=True
         )
-        return {name: stats for name, stats in zip(names, found, strict=True) if isinstance(stats, HostStats)}
+        pairs = zip(names, found, strict=True)
+        self._stats = {name: stats for name, stats in pairs if isinstance(stats, HostStats)}
+        self._told_at_s = time.monotonic()
+        return self._stats
 
     async def figures(self) -> dict[str, Any]:
         """What ``stats`` says, as a run reports it: of each host what it did, its engine's figures and its gates'."""

@@ -124,7 +124,7 @@ async def run_stage(
             total=len(desk),
             closed=desk.num_done,
             set_aside=desk.num_aside,
-            max_open=cluster.recipe.run.max_open * folder.manifest.num_arenas,
+            max_open=lambda: cluster.recipe.run.max_open * folder.manifest.num_arenas,
             wish=lambda: cluster.control.wish,
             tell=(progress.show, cluster.metrics.set),
         )

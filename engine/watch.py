@@ -36,7 +36,7 @@ class Watched(Protocol):
     @property
     def restarts(self) -> dict[str, int]: ...
 
-    async def stats(self) -> dict[str, HostStats]: ...
+    async def stats(self, max_age_s: float = 0.0) -> dict[str, HostStats]: ...
 
 
 class Watch:
@@ -44,7 +44,7 @@ class Watch:
 
     Args:
         total, closed, set_aside: debates of the stage, and those on record already.
-        max_open: that all arenas together may hold.
+        max_open: debates that all arenas together may hold for now.
         wish: what somebody has asked of the run that holds it up, in a sentence; "" for nothing.
         tell: each is told of every reading. One that fails is logged and does not harm the run.
     """
@@ -57,15 +57,14 @@ class Watch:
         total: int,
         closed: int = 0,
         set_aside: int = 0,
-        max_open: int = 0,
+        max_open: Callable[[], int] = int,
         wish: Callable[[], str] = str,
         tell: Sequence[Tell] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._hosts, self._wish, self._tell, self._clock = hosts, wish, tuple(tell), clock
-        self._now = Reading(
-            at_s=clock(), stage=stage, total=total, closed=closed, set_aside=set_aside, max_open=max_open
-        )
+        self._hosts, self._max_open, self._wish = hosts, max_open, wish
+        self._tell, self._clock = tuple(tell), clock
+        self._now = Reading(at_s=clock(), stage=stage, total=total, closed=closed, set_aside=set_aside)
         self._began: Reading | None = None
         self._seen: deque[Reading] = deque()  # those of the window, and the one before
 
@@ -77,19 +76,24 @@ class Watch:
     async def run(self) -> None:
         """Until it is cancelled."""
         while True:
-            await self.look()
+            await self.look(INTERVAL_S / 2)  # somebody else may have asked the hosts just now
             await asyncio.sleep(INTERVAL_S)
 
-    async def look(self) -> Snapshot:
+    async def look(self, max_age_s: float = 0.0) -> Snapshot:
         """Read the hosts, and tell."""
         hosts = self._now.hosts
         try:
             async with asyncio.timeout(STATS_S):
-                hosts = await self._hosts.stats()
+                hosts = await self._hosts.stats(max_age_s)
         except TimeoutError:
             log.info("the hosts have not said how they stand within %g s", STATS_S)
         now = self._now = msgspec.structs.replace(
-            self._now, at_s=self._clock(), hosts=hosts, models=self._hosts.models, restarts=self._hosts.restarts
+            self._now,
+            at_s=self._clock(),
+            hosts=hosts,
+            models=self._hosts.models,
+            restarts=self._hosts.restarts,
+            max_open=self._max_open(),
         )
         self._began = self._began or now
         self._seen.append(now)

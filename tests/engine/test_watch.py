@@ -26,7 +26,7 @@ class Hosts:
     restarts: ClassVar = {"a": 1, "b": 0}
     wait_s = 0.0
 
-    async def stats(self) -> dict[str, HostStats]:
+    async def stats(self, max_age_s: float = 0.0) -> dict[str, HostStats]:
         await asyncio.sleep(self.wait_s)
         return {
             "a": HostStats(host="a", queued=3, running=0, replies=0, failures={}, retries=0, usage=Usage(), backend={})
@@ -36,7 +36,9 @@ class Hosts:
 async def test_rates_are_taken_over_the_last_seconds() -> None:
     now_s, hosts = 0.0, Hosts()
     seen: list[tuple[Reading, Snapshot]] = []
-    watch = Watch(hosts, "debate", total=100, max_open=10, tell=[lambda *told: seen.append(told)], clock=lambda: now_s)
+    watch = Watch(
+        hosts, "debate", total=100, max_open=lambda: 10, tell=[lambda *told: seen.append(told)], clock=lambda: now_s
+    )
     for now_s in range(40):  # the clock reads it
         watch.took("x", ArenaStats(open=5, replies=10 * max(0, int(now_s) - 20)), closed=int(now_s), set_aside=1)
         await watch.look()

@@ -149,7 +149,7 @@ def _truth(chat: list[str]) -> int:
     return derive_seed(0, chat[0]) % 100
 
 
-@lru_cache(maxsize=4096)  # everybody in a debate works the same sum out
+@lru_cache(maxsize=1 << 16)  # everybody in a debate works the same sum out, and thousands debate at once
 def evaluate(expression: str) -> int:
     """The value of a sum of products of whole numbers, such as ``3 + 4*5 - 6``.
 

@@ -59,6 +59,14 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICK_HZ
 
 
+def reference_ms() -> float:
+    """How long this machine takes for a million additions of Python: what a time of another machine is to be read by."""
+    began, total = time.process_time(), 0
+    for number in range(1_000_000):
+        total += number
+    return (time.process_time() - began) * 1000
+
+
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -109,6 +117,7 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
     total = int(options.debates * (1 + sum(window) / length_s) * 1.3)
     recipe = build_recipe(recipe_data(options.debates, total, options.latency), where="benchmark")
     samples: list[Sample] = []
+    reference: list[float] = []
     began = time.monotonic()
 
     class OverError(Exception):
@@ -117,6 +126,7 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
     async def take(name: str, finished: list[Finished], stats: ArenaStats) -> None:
         if len(samples) == 0 and time.monotonic() - began > window[0]:
             samples.append(Sample(stats))
+            reference.append(reference_ms())  # while everything else is at work
         elif len(samples) == 1 and time.monotonic() - samples[0].at > window[1]:
             samples.append(Sample(stats))
             raise OverError
@@ -150,6 +160,7 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
     delays = Histogram(last.stats.delays) - Histogram(first.stats.delays)
     us = {name: (last.cpu[name] - first.cpu[name]) / replies * 1e6 for name in last.cpu}
     return {
+        "reference_ms": reference[0],
         "open": last.stats.open,
         "window_s": seconds,
         "replies": replies,
@@ -264,6 +275,7 @@ def main() -> int:
         "host": f"{found['host_us']:.0f}", "model": f"{found['model_us']:.0f}",
         "driver": f"{found['driver_us']:.0f}", "Ray": f"{found['ray_us']:.0f}",
         "KB a debate beyond its text": f"{found['beyond_text_bytes'] / 1000:.1f}",
+        "a million additions, ms": f"{found['reference_ms']:.0f}",
     }  # fmt: skip
     print("\n".join(f"| {' | '.join(row)} |" for row in (shown, ["---"] * len(shown), shown.values())))
     if options.json:

@@ -60,7 +60,7 @@ def cpu_s(pid: int) -> float:
 
 
 def reference_ms() -> float:
-    """How long this machine takes for a million additions of Python: what a time of another machine is to be read by."""
+    """How long this machine takes for a million additions in Python: a time of another machine is read by it."""
     began, total = time.process_time(), 0
     for number in range(1_000_000):
         total += number

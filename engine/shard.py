@@ -6,6 +6,7 @@ only asks whose outcome the dead one had not committed yet are asked again.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections import deque
@@ -25,6 +26,7 @@ log = logging.getLogger("moot.shard")
 
 COLLECT_S = 1.0  # how long an arena may hold a call that has nothing to tell
 MAX_GIVEN = 512  # tasks handed out in one call: the other arenas get theirs meanwhile
+REST_S = 0.02  # between two calls to an arena
 MAX_DEATHS = 5  # of an arena in a row, no debate closing in between: then something kills it each time
 
 Take = Callable[[str, list[Finished], ArenaStats], Awaitable[None]]
@@ -96,6 +98,7 @@ class Shard:
                 return
             more = len(given) == MAX_GIVEN
             wait_s = 0.0 if more else COLLECT_S
+            await asyncio.sleep(0.0 if more else REST_S)  # where debates close all the time, not a call for each
 
     async def settle(self) -> None:
         """Returns once all that came is on record. A dead arena has nothing more to put there."""

@@ -12,6 +12,11 @@ from protocols.errors import UnreachableError
 pytestmark = pytest.mark.asyncio
 
 
+@pytest.fixture(autouse=True)
+def without_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.mailbox.PACE_S", 0.0)
+
+
 class Receiver:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -154,3 +159,20 @@ async def test_a_batch_that_could_not_be_delivered_is_given_back() -> None:
     box.put([3])
     assert len(receiver.errors) == 1
     assert box.take_back() == [1, 2, 3]
+
+
+async def test_the_first_leaves_at_once_and_what_comes_thick_and_fast_at_a_pace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("actors.mailbox.PACE_S", 0.2)
+    receiver = Receiver()
+    box = receiver.box()
+    box.put([1])
+    await settle()
+    assert receiver.batches == [[1]]
+    for number in (2, 3):
+        box.put([number])
+        await settle()
+    assert receiver.batches == [[1]], "the pace is not kept"
+    await box.drain()
+    assert receiver.batches == [[1], [2, 3]]

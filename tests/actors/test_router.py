@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
@@ -23,6 +23,13 @@ def ask(debate: int, number: int = 0, agent: str = "ada") -> Ask:
         id=f"d{debate}#{number}.{agent}", debate_id=f"d{debate}", agent=agent, role="generator", messages=(user("?"),),
         sampling=Sampling(),
     )  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _without_pace() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("actors.mailbox.PACE_S", 0.0)
+        yield
 
 
 class Post:

@@ -23,8 +23,9 @@ install-gpu:
 demo: install
 	@$(BIN)/moot demo
 
+# Two at a time, as many of them wait for a cluster or a model more than they work; those of a module stay together.
 test: install
-	@$(PYTEST)
+	@$(PYTEST) -n 2 --dist loadgroup --no-loadscope-reorder
 
 check: install
 	@$(BIN)/ruff format --check .

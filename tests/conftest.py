@@ -47,9 +47,17 @@ settings.load_profile("ci" if os.environ.get("CI") else "moot")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: what is broken shows in seconds. Modules that share one Ray last: it burdens no other."""
+    """Fast tests first: what is broken shows in seconds. Modules that share one Ray last: it burdens no other. The
+    kills, which wait more than they work, begin before all that is slow.
+
+    Where several processes share the tests (``-n``), a module's stay together, as do all that share the one Ray.
+    """
     with_ray = {item.path for item in items if "local_ray" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: (item.get_closest_marker("slow") is not None, item.path in with_ray))
+    slow = {item: item.get_closest_marker("slow") is not None for item in items}
+    items.sort(key=lambda item: (slow[item], item.get_closest_marker("chaos") is None, item.path in with_ray))
+    for item in items:
+        group = "ray" if item.path in with_ray else str(item.path.relative_to(item.config.rootpath))
+        item.add_marker(pytest.mark.xdist_group(f"{group} slow" if slow[item] else group))
 
 
 @pytest.fixture(autouse=True)

@@ -46,6 +46,7 @@ settings.register_profile("thorough", parent=settings.get_profile("moot"), max_e
 settings.load_profile("ci" if os.environ.get("CI") else "moot")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: what is broken shows in seconds. Modules that share one Ray last: it burdens no other. The
     kills, which wait more than they work, begin before all that is slow.

@@ -25,7 +25,7 @@ demo: install
 
 # Two at a time, as many of them wait for a cluster or a model more than they work; those of a module stay together.
 test: install
-	@$(PYTEST) -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
 check: install
 	@$(BIN)/ruff format --check .

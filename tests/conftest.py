@@ -46,19 +46,18 @@ settings.register_profile("thorough", parent=settings.get_profile("moot"), max_e
 settings.load_profile("ci" if os.environ.get("CI") else "moot")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: what is broken shows in seconds. Modules that share one Ray last: it burdens no other. The
-    kills, which wait more than they work, begin before all that is slow.
+    """Fast tests first: what is broken shows in seconds. Modules that share one Ray last: it burdens no other.
 
-    Where several processes share the tests (``-n``), a module's stay together, as do all that share the one Ray.
+    The kills, which wait more than they work, begin before all that is slow. Where several processes share the tests
+    (``-n``), they take whole modules in this order.
     """
     with_ray = {item.path for item in items if "local_ray" in getattr(item, "fixturenames", ())}
-    slow = {item: item.get_closest_marker("slow") is not None for item in items}
-    items.sort(key=lambda item: (slow[item], item.get_closest_marker("chaos") is None, item.path in with_ray))
-    for item in items:
-        group = "ray" if item.path in with_ray else str(item.path.relative_to(item.config.rootpath))
-        item.add_marker(pytest.mark.xdist_group(f"{group} slow" if slow[item] else group))
+
+    def rank(item: pytest.Item) -> tuple[bool, ...]:
+        return item.get_closest_marker("slow") is not None, not item.get_closest_marker("chaos"), item.path in with_ray
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(autouse=True)

@@ -169,3 +169,14 @@ def test_seeds_are_stable_apart_and_small_enough_for_engines() -> None:
     assert len(seeds) == 200
     assert all(0 <= seed < 2**31 for seed in seeds)
     assert derive_seed(7, "peers", 1, 0) == 1200108658  # a journal of today must replay tomorrow
+
+
+def test_every_public_name_is_there_and_no_other_is_made_up() -> None:
+    import protocols
+
+    assert sorted(protocols._MODULES) == sorted(protocols.__all__)
+    assert all(getattr(protocols, name) is not None for name in protocols.__all__) and set(protocols.__all__) <= set(
+        dir(protocols)
+    )
+    with pytest.raises(AttributeError, match="no attribute 'Debat'"):
+        protocols.Debat  # noqa: B018

@@ -71,17 +71,16 @@ class Loop:
         """Debates stream their rows into the trainings, which start with the first of them."""
         training = self._training(iteration)
         training.workplace.mkdir(parents=True, exist_ok=True)
-        feed = make_feed_actor(training.workplace / "feed")
+        feed = make_feed_actor(training.workplace / "feed", mix=self._recipe.train.mix)
         fitting = _in_thread(lambda: training.fit(feed))
         num_closed = 0
 
         async def learn(closed: list[Closed]) -> None:
             nonlocal num_closed
-            rule, support = self._recipe.train.rule, self._recipe.train.min_support
             additions = []
             for item in closed:
                 num_closed += 1
-                chosen = {} if item.set_aside else select(rule, item.debate, min_support=support)
+                chosen = {} if item.set_aside else select(self._recipe.train, item.debate)
                 rows = {agent: examples for agent, examples in chosen.items() if agent in self._recipe.learners}
                 share = num_closed / len(self._tasks.train)
                 additions.append(Addition(debate_id=item.debate.id, examples=rows, progress=min(1.0, share)))
@@ -117,6 +116,7 @@ class Loop:
             base=self._base,
             workplace=self._folder.path / "train" / f"iteration-{iteration}",
             jobs=self._jobs(iteration),
+            rules={agent: self._recipe.train.rules_of(agent, self._recipe.cast) for agent in self._recipe.learners},
         )
 
     def _jobs(self, iteration: int) -> list[SFTJob]:

@@ -33,7 +33,7 @@ from protocols.formats.network import graphml, node_link
 from protocols.formats.rows import Label, messages_rows, preference_rows, right_turns, sft_row
 from protocols.graph import Debate, decode_debate
 from protocols.message import Sampling
-from trainers.select import RULES, select
+from trainers.select import RULES, WITHOUT_LABEL, Selection, select
 
 ALL_RIGHT = "right"  # beside the trainers' rules: every answer that the label calls right
 _MAX_NAME = 80  # letters of a file's name
@@ -234,15 +234,16 @@ def _file_name(name: str, suffix: str, taken: set[str]) -> str:
 
 
 def _sft(debates: Debates, options: Options) -> Iterator[str]:
-    if options.label == "gold" and options.rule != ALL_RIGHT:
-        raise ConfigError(f"--label gold: the rule {options.rule!r} learns from consensus; add --rule {ALL_RIGHT}")
+    if options.label == "gold" and options.rule in WITHOUT_LABEL:
+        raise ConfigError(f"--label gold has no part in the rule {options.rule!r}; leave it out, or use another rule")
     for debate in debates:
         if options.rule == ALL_RIGHT:
             nodes = right_turns(debate, label=options.label)
             yield from json_lines(sft_row(debate.conversation(node.id), node.reply.text) for node in nodes)
         else:
-            chosen = select(options.rule, debate)
-            yield from json_lines(sft_row(row.prompt, row.completion) for rows in chosen.values() for row in rows)
+            chosen = select(Selection(rule=options.rule, label=options.label), debate)
+            unique = {row.id: row for rows in chosen.values() for row in rows}  # a pooling rule gives one to several
+            yield from json_lines(sft_row(row.prompt, row.completion) for row in unique.values())
 
 
 def _preference(debates: Debates, options: Options) -> Iterator[str]:

@@ -77,7 +77,7 @@ class SFTResult(msgspec.Struct, frozen=True, kw_only=True):
     rows: int  # different rows trained on
     refused: int  # rows longer than max_length
     rows_seen: int  # rows handed to the model: ``rows`` times epochs
-    completion_tokens: int
+    completion_tokens: int  # that carried loss
     losses: tuple[float, ...]  # one a step, nats a completion token
     learning_rates: tuple[float, ...]  # one a step
     step_times: tuple[float, ...] = ()  # one a step, when it was logged
@@ -135,8 +135,9 @@ def train_adapter(
 ) -> SFTResult:
     """Train one adapter and write it to ``output`` in PEFT layout, whole or not at all.
 
-    The base is given back as it came: same weights, no trace of the adapter. Prompts carry no loss. The rate follows
-    how far the stream is, since nobody knows beforehand how many rows the debates will give.
+    The base is given back as it came: same weights, no trace of the adapter. Prompts carry no loss, but for earlier
+    replies that a row says are learned. The rate follows how far the stream is, since nobody knows
+    beforehand how many rows the debates will give.
 
     Args:
         model: a causal language model of transformers, in ``settings.precision``.

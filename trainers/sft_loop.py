@@ -125,7 +125,7 @@ class Training:
             self.saved,
             cursor=step.cursor,
             rows_seen=self.saved.rows_seen + len(step.rows),
-            completion_tokens=self.saved.completion_tokens + sum(len(row.completion_ids) for row in step.rows),
+            completion_tokens=self.saved.completion_tokens + sum(row.num_learned for row in step.rows),
         )
 
 

@@ -34,7 +34,7 @@ class Selection(RuleOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Who learns by which rule: all by ``rule``, or each by the rules of the roles that it plays."""
 
     rule: str = "generator"
-    rules: dict[str, str | tuple[str, ...]] = msgspec.field(default_factory=dict)  # role -> one or several
+    rules: Mapping[str, str | tuple[str, ...]] = msgspec.field(default_factory=dict)  # role -> one or several
 
     def __post_init__(self) -> None:
         super().__post_init__()

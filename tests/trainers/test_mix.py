@@ -104,7 +104,9 @@ def test_of_the_rows_that_wait_the_draw_decides_and_not_who_came_first() -> None
 
 
 def test_a_feed_that_is_opened_again_mixes_the_same(tmp_path: Path) -> None:
-    kinds: list[Pool] = ["maintained"] * 5 + ["corrected"] * 3 + ["maintained", "corrected"]
+    maintained: list[Pool] = ["maintained"]
+    corrected: list[Pool] = ["corrected"]
+    kinds = maintained * 5 + corrected * 3 + maintained + corrected
     feed = Feed(tmp_path, mix=Mix(seed=3))
     for number, pool in enumerate(kinds):
         feed.add(f"d{number}", {"c": [row(number, pool)]}, (number + 1) / len(kinds))

@@ -29,7 +29,7 @@ WORKED = (
 )
 
 
-def reflected(*rounds: str, persona: str = "", **settings: Any) -> Debate:
+def reflected(*rounds: str, persona: str = "", task: Task = TASK, **settings: Any) -> Debate:
     """Three teachers and a student; answers by round and seat, "-" fails. ``persona`` is the first teacher's."""
     table = [texts.split() for texts in rounds]
 
@@ -44,7 +44,7 @@ def reflected(*rounds: str, persona: str = "", **settings: Any) -> Debate:
     if persona:
         cast["teacher"] = (Player(name="t0", persona=persona), *cast["teacher"][1:])
     made = ReflectSettings(**({"rounds": len(rounds), "samples": 1} | settings))
-    played = play(build_machine("reflect", made, cast, load_protocol_prompts("reflect", made)), TASK, answer)
+    played = play(build_machine("reflect", made, cast, load_protocol_prompts("reflect", made)), task, answer)
     return msgspec.structs.replace(played.debate, cast=CAST)
 
 

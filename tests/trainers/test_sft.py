@@ -11,10 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from actors.transformers_batch import Row
+from actors.transformers_prompts import Prompts
 from protocols.errors import TrainerError
-from protocols.message import ImagePart, assistant, system, user
+from protocols.message import Ask, ImagePart, Sampling, assistant, system, user
 from trainers.example import EarlierReply, Example
-from trainers.feed import FeedPage, Row
+from trainers.feed import FeedPage
+from trainers.feed import Row as FeedRow
 from trainers.sft import SFTSettings, load_base, train_adapter
 from trainers.tokenise import RowTokeniser
 
@@ -34,7 +37,7 @@ class ListSource:
 
     def read(self, offset: int, limit: int) -> FeedPage:
         total = len(self._examples)
-        rows = [Row(self._examples[at], (at + 1) / total) for at in range(offset, min(total, offset + limit))]
+        rows = [FeedRow(self._examples[at], (at + 1) / total) for at in range(offset, min(total, offset + limit))]
         return FeedPage(rows=tuple(rows), done=True, progress=1.0)
 
 
@@ -104,6 +107,15 @@ def test_text_without_tokens_gets_the_end_of_turn_unless_it_was_cut(
 ) -> None:
     row = tokenise(make_example(1, completion="No.", finish_reason=reason))
     assert base[1].decode(row.completion_ids) == text
+
+
+@training
+def test_a_row_is_written_as_the_model_is_asked(tokenise: RowTokeniser, tiny_model: Path) -> None:
+    """D&R trains on bare text and serves through a chat template."""
+    served = Row([], Sampling())
+    asked = Ask(id="a", debate_id="d", agent="ada", role="critic", messages=CHAT, sampling=Sampling())
+    Prompts("tiny", str(tiny_model), False, None).fill(served, asked)
+    assert tokenise.render(CHAT) == served.prompt_ids
 
 
 CHAT = (user("1 + 1?"), assistant("2<|end|> is it"), user("Sure?"), assistant("3"), user("Sure?"))

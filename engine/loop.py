@@ -93,8 +93,12 @@ class Loop:
         keep_statistics(self._folder, stage, result.graded)
         self._folder.mark_done(stage, summary(result))
         await of_actor(feed.finish.remote())
-        counts = await of_actor(feed.counts.remote())
-        shown = ", ".join(f"{agent} {counts.get(agent, 0)}" for agent in self._recipe.learners)
+        counts, waiting = await of_actor(feed.counts.remote()), await of_actor(feed.waiting.remote())
+        shown = ", ".join(
+            f"{agent} {counts.get(agent, 0)}"
+            + (f" ({left} left over by the mix)" if (left := waiting.get(agent)) else "")
+            for agent in self._recipe.learners
+        )
         self._progress.note(f"train-{iteration}: rows {shown}; training until all are used")
         if warning := await fitting:
             self.warnings.append(warning)

@@ -154,6 +154,10 @@ class Feed:
         """Rows by agent, those that still wait to be mixed in left out."""
         return {agent: len(places) for agent, places in self._rows.items()}
 
+    def waiting(self) -> dict[str, int]:
+        """Rows by agent that wait to be mixed in, where any do."""
+        return {agent: mixer.num_waiting for agent, mixer in self._mixers.items() if mixer.num_waiting}
+
     def data_hash(self, agent: str) -> str:
         """``hash_rows`` over the agent's rows in feed order."""
         return hash_rows(self._example(place) for place, _ in self._rows.get(agent, []))
@@ -218,6 +222,9 @@ class FeedActor:
 
     async def counts(self) -> dict[str, int]:
         return self._feed.counts()
+
+    async def waiting(self) -> dict[str, int]:
+        return self._feed.waiting()
 
     async def data_hash(self, agent: str) -> str:
         return self._feed.data_hash(agent)

@@ -60,6 +60,10 @@ class Mixer(Generic[T]):
             self._taken[pool] += 1
         return found
 
+    @property
+    def num_waiting(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
     def _next(self) -> Pool | None:
         """The pool that may give a row."""
         if self._mix.how == "coin_flip":

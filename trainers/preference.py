@@ -24,6 +24,7 @@ from trainers.context_pack import Block, CountTokens, Limits, Note, pack_blocks
 from trainers.preference_row import Preference
 from trainers.retold import teacher_examples
 from trainers.rule import RuleOptions, right
+from trainers.select import Selection
 from trainers.wording import worded
 
 Pairing = Literal["same_round", "transition"]
@@ -124,6 +125,23 @@ def preference_rows(
             for pair in pairs
         ]
     return rows
+
+
+def select_preferences(
+    selection: Selection, debate: Debate, settings: TreeSettings, prompter: Prompter | None = None
+) -> dict[str, list[Preference]]:
+    """The preferences that a debate gives, by who learns from them; those without a row are left out.
+
+    Who: ``selection.agents``, else all in the cast who do not teach. The rest as in ``preference_rows``.
+    """
+    teaching = {name for role in selection.teachers for name in debate.cast.get(role, ())}
+    everyone = dict.fromkeys(name for names in debate.cast.values() for name in names)
+    agents = selection.agents or [name for name in everyone if name not in teaching]
+    chosen = {
+        agent: preference_rows(debate, agent, options=selection, settings=settings, prompter=prompter)
+        for agent in agents
+    }
+    return {agent: rows for agent, rows in chosen.items() if rows}
 
 
 class Amplification(msgspec.Struct, frozen=True, kw_only=True):

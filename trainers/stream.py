@@ -145,4 +145,7 @@ def check_trainable(stream: RowStream, *, agent: str, max_length: int) -> None:
             f"all {stream.num_read} rows of {agent!r} are longer than train.max_length={max_length} tokens; "
             "raise train.max_length or ask for shorter replies"
         )
-    raise TrainerError(f"no debate gave a row for {agent!r} by its rule in train; nothing to train on")
+    raise TrainerError(
+        f"no debate gave a row for {agent!r} to train on: none of its replies was right, or too few agreed; lower "
+        "train.min_support, debate more tasks, or leave it out of train.agents"
+    )

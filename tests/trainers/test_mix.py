@@ -111,7 +111,7 @@ def test_a_feed_that_is_opened_again_mixes_the_same(tmp_path: Path) -> None:
     for number, pool in enumerate(kinds):
         feed.add(f"d{number}", {"c": [row(number, pool)]}, (number + 1) / len(kinds))
     before = feed.read("c", 0, 100)
-    assert feed.counts() == {"c": 9}
+    assert feed.counts() == {"c": 9} and feed.waiting() == {"c": 1}
     assert pools([item.example for item in before.rows]) == {"corrected": 4, "maintained": 5}
     shares = [item.progress for item in before.rows]
     assert shares == sorted(shares)  # a row that waited comes at the time it is let go

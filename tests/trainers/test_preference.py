@@ -16,7 +16,14 @@ from protocols.society import SocietySettings
 from tests.trainers import test_maft
 from tests.trainers.test_retold import TASK, TEACHER, WORKED, reflected
 from trainers.context_pack import Limits
-from trainers.preference import Amplification, Prompter, TreeSettings, amplification_of, preference_rows
+from trainers.preference import (
+    Amplification,
+    Prompter,
+    TreeSettings,
+    amplification_of,
+    preference_rows,
+    select_preferences,
+)
 from trainers.preference_row import Preference
 from trainers.rule import RuleOptions
 from trainers.select import select
@@ -162,6 +169,16 @@ def test_any_society_has_trees_under_the_question_alone() -> None:
 @pytest.mark.parametrize("rounds", ["43 43 43 43", "44 44 44 45", "- - - -"])
 def test_a_round_without_both_kinds_gives_nothing(rounds: str) -> None:
     assert rows_of(reflected(rounds)) == []
+
+
+def test_the_students_learn_unless_others_are_named() -> None:
+    debate, settings = reflected(*WORKED), TreeSettings()
+    assert {agent: len(rows) for agent, rows in select_preferences(TEACHER, debate, settings, PROMPTER).items()} == {
+        "s": 11
+    }
+    named = select_preferences(msgspec.structs.replace(TEACHER, agents=("t0", "s")), debate, settings, PROMPTER)
+    assert [{row.agent for row in rows} for rows in named.values()] == [{"t0"}, {"s"}]
+    assert select_preferences(TEACHER, reflected("43 43 43 43"), settings) == {}
 
 
 def test_held_out_tasks_have_no_preferences() -> None:

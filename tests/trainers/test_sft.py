@@ -333,7 +333,7 @@ def test_a_failed_training_writes_nothing_and_gives_the_base_back(
     settings = SFTSettings(rank=4, max_length=64)
     arguments: dict[str, Any] = {"agent": "ada", "output": tmp_path / "out"}
     with pytest.raises(
-        TrainerError, match=r"^no debate gave a row for 'ada' by its rule in train; nothing to train on$"
+        TrainerError, match=r"^no debate gave a row for 'ada' to train on: none .*; lower train.min_support, "
     ):
         train_adapter(model, tokenizer, ListSource([]), settings, **arguments)
     long = [make_example(0, completion="x" * 64)]

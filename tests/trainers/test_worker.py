@@ -161,7 +161,7 @@ def test_a_killed_worker_and_a_lost_driver_change_nothing(
     feed = make_feed_actor(tmp_path / "feed")
     close_debates(0, NUM_ROWS)  # the driver says it all again; the feed keeps the first
     ray.get(feed.finish.remote())
-    with pytest.raises(TrainerError, match=r"^no debate gave a row for 'cy' by its rule in train; nothing"):
+    with pytest.raises(TrainerError, match=r"^no debate gave a row for 'cy' to train on: none"):
         fit(num_lanes=2).result()
     assert [is_trained(job) for job in jobs] == [True, False, True]
 

@@ -125,7 +125,7 @@ def test_without_a_chat_there_is_nothing_earlier_to_learn() -> None:
 
 
 def test_who_left_the_debate_or_never_revised_is_no_critic() -> None:
-    left = society("43 43 43 43", "43 43 43 -", "43 43 43 43")
+    left = society("43 43 43 43", "43 43 43 43", "43 43 43 -")
     assert sorted(select(Selection(rule="critic"), left)) == ["c0", "c1", "c2"]
     assert select(Selection(rule="critic"), society("43 43 43 43")) == {}
 

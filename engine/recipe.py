@@ -22,6 +22,7 @@ from protocols.errors import ConfigError
 from protocols.message import Sampling
 from protocols.prompt import PromptSet
 from trainers.mix import Mix
+from trainers.preference import TreeSettings
 from trainers.select import Selection
 from trainers.sft import SFTSettings
 
@@ -41,6 +42,7 @@ class TrainSettings(Selection, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     mix: Mix = Mix()  # of what critics corrected and maintained
+    tree: TreeSettings = TreeSettings()  # how rounds become preferences
     base_model: str = ""  # folder; default: the model they speak through
     num_lanes: int = 1  # trainings side by side
     cpus_per_lane: float = 1.0

@@ -58,7 +58,7 @@ class Prompter:
     """
 
     def __init__(self, prompts: PromptSet, count: CountTokens) -> None:
-        if not prompts.parts >= _SHOWING:
+        if not shows_blocks(prompts):
             raise ConfigError(
                 f"prompt set {prompts.name!r} shows no blocks of answers, so later rounds' prompts cannot be packed; "
                 "use one of the protocol reflect, or root: question"
@@ -88,6 +88,11 @@ class Prompter:
                 told += 1
                 texts.append(self._prompts.fill("shown_feedback", label=label, number=str(told), reply=note.text))
         return "\n".join(texts)
+
+
+def shows_blocks(prompts: PromptSet) -> bool:
+    """Whether the set shows a round's answers as blocks, so that a prompt can be written with some of them."""
+    return prompts.parts >= _SHOWING
 
 
 def preference_rows(

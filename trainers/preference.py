@@ -122,8 +122,9 @@ def preference_rows(
             for chosen, rejected in _pairs(debate, root, options, settings.pairing)
             if worded(chosen, options.form) != worded(rejected, options.form)
         ]
-        packed = prompter is not None and root.round > 0 and settings.root == "debate"
-        prompts = prompter(debate, root, settings) if pairs and packed and prompter else [root.prompt]
+        prompts = [root.prompt]
+        if pairs and prompter is not None and root.round > 0 and settings.root == "debate":
+            prompts = prompter(debate, root, settings)
         rows += [
             _row(debate, agent, pair, prompt, options, settings.pairing, f":{number}" if len(prompts) > 1 else "")
             for number, prompt in enumerate(prompts)

@@ -73,7 +73,7 @@ _DECODER = msgspec.msgpack.Decoder(_Frame)
 _PAGE_DECODER = msgspec.msgpack.Decoder(FeedPage)
 
 
-def hash_rows(examples: Iterable[Example]) -> str:
+def hash_rows(examples: Iterable[msgspec.Struct]) -> str:
     """SHA-256 of the examples in this order: what a training saw, and in which order it first saw it."""
     digest = hashlib.sha256()
     for example in examples:
@@ -81,7 +81,7 @@ def hash_rows(examples: Iterable[Example]) -> str:
     return digest.hexdigest()
 
 
-def update_hash(digest: Any, example: Example) -> None:
+def update_hash(digest: Any, example: msgspec.Struct) -> None:
     """One more example for a digest that ``hash_rows`` would give."""
     data = _ENCODER.encode(example)
     digest.update(len(data).to_bytes(8, "big"))

@@ -19,10 +19,10 @@ import msgspec
 
 from protocols.errors import TrainerError
 from protocols.message import FinishReason
+from trainers.example import Example
 from trainers.feed import update_hash
 from trainers.pack import Packing, TokenPair, pack_pairs
 from trainers.preference_row import Preference
-from trainers.select import Example
 from trainers.sft import CURSOR_NAME, OnCheckpoint, SavedCursor, Schedule, rate_at
 from trainers.stream import START, Cursor
 from trainers.tokenise import RowTokeniser

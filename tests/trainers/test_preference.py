@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from protocols.society import SocietySettings
 from tests.trainers import test_maft
 from tests.trainers.test_retold import TASK, TEACHER, WORKED, reflected
 from trainers.context_pack import Limits
+from trainers.pack import TokenPair, pack_pairs
 from trainers.preference import (
     Amplification,
     Prompter,
@@ -135,6 +137,19 @@ def test_neither_question_nor_instructions_are_ever_cut() -> None:
         assert TASK.question in text and text.endswith(debate.utterance("1.answer.0").prompt[-1].text[-80:])
         assert words(text) < 1000 + 100  # the question and its instructions are 80 words
         assert "Final answer: 4" in text  # how a cut answer ends is kept
+
+
+def test_a_debates_rows_are_whole_trees_to_those_who_pack_them() -> None:
+    def ids(text: str) -> array[int]:
+        return array("i", list(text.encode()))
+
+    rows = rows_of(reflected(*WORKED))
+    pairs = [TokenPair(row.debate_id, ids(row.prompt[-1].text), ids(row.chosen), ids(row.rejected)) for row in rows]
+    packing = pack_pairs(pairs, token_budget=100_000)
+    once = {(row.prompt, text) for row in rows for text in (row.chosen, row.rejected)}
+    most = sum(len(text) for _, text in once) + sum(len(row[-1].text) for row in {row.prompt for row in rows})
+    assert not packing.refused and sum(pack.num_tokens for pack in packing.packs) <= most
+    assert len(once) == 12 and sum(pair.num_tokens for pair in pairs) > 5 * most
 
 
 def test_supervised_rows_and_preferences_word_an_answer_alike() -> None:

@@ -227,8 +227,8 @@ def export_debates(
 ) -> None:
     """Write a run's debates in another system's format, or as rows for trainers.
 
-    FORMAT: mad, maft, mag, mag-batch, magdi, magdi-graph, m2d, llava, trl-sft, trl-preference, messages, parquet,
-    graphml, json.
+    FORMAT: mad, maft, mag, mag-batch, magdi, magdi-graph, m2d, llava, trl-sft, trl-preference, trl-tree, messages,
+    parquet, graphml, json.
     """
 
     def work(progress: Progress) -> dict[str, Any]:

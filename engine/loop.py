@@ -71,17 +71,16 @@ class Loop:
         """Debates stream their rows into the trainings, which start with the first of them."""
         training = self._training(iteration)
         training.workplace.mkdir(parents=True, exist_ok=True)
-        feed = make_feed_actor(training.workplace / "feed")
+        feed = make_feed_actor(training.workplace / "feed", mix=self._recipe.train.mix)
         fitting = _in_thread(lambda: training.fit(feed))
         num_closed = 0
 
         async def learn(closed: list[Closed]) -> None:
             nonlocal num_closed
-            rule, support = self._recipe.train.rule, self._recipe.train.min_support
             additions = []
             for item in closed:
                 num_closed += 1
-                chosen = {} if item.set_aside else select(rule, item.debate, min_support=support)
+                chosen = {} if item.set_aside else select(self._recipe.train, item.debate)
                 rows = {agent: examples for agent, examples in chosen.items() if agent in self._recipe.learners}
                 share = num_closed / len(self._tasks.train)
                 additions.append(Addition(debate_id=item.debate.id, examples=rows, progress=min(1.0, share)))
@@ -94,8 +93,12 @@ class Loop:
         keep_statistics(self._folder, stage, result.graded)
         self._folder.mark_done(stage, summary(result))
         await of_actor(feed.finish.remote())
-        counts = await of_actor(feed.counts.remote())
-        shown = ", ".join(f"{agent} {counts.get(agent, 0)}" for agent in self._recipe.learners)
+        counts, waiting = await of_actor(feed.counts.remote()), await of_actor(feed.waiting.remote())
+        shown = ", ".join(
+            f"{agent} {counts.get(agent, 0)}"
+            + (f" ({left} left over by the mix)" if (left := waiting.get(agent)) else "")
+            for agent in self._recipe.learners
+        )
         self._progress.note(f"train-{iteration}: rows {shown}; training until all are used")
         if warning := await fitting:
             self.warnings.append(warning)
@@ -117,6 +120,7 @@ class Loop:
             base=self._base,
             workplace=self._folder.path / "train" / f"iteration-{iteration}",
             jobs=self._jobs(iteration),
+            rules={agent: self._recipe.train.rules_of(agent, self._recipe.cast) for agent in self._recipe.learners},
         )
 
     def _jobs(self, iteration: int) -> list[SFTJob]:

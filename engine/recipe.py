@@ -21,7 +21,9 @@ from protocols.conversation import Player, ProtocolSettings
 from protocols.errors import ConfigError
 from protocols.message import Sampling
 from protocols.prompt import PromptSet
-from trainers.select import RULES
+from trainers.mix import Mix
+from trainers.preference import TreeSettings
+from trainers.select import Selection
 from trainers.sft import SFTSettings
 
 
@@ -33,13 +35,15 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
     persona: str = ""
 
 
-class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the loop learns, and who."""
+class TrainSettings(Selection, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the loop learns, and who: a selection, and how its trainings are spread.
 
-    agents: tuple[str, ...] = ()  # default: those who open
+    ``agents`` is by default those who play a role of ``rules``, else the protocol's learners.
+    """
+
+    mix: Mix = Mix()  # of what critics corrected and maintained
+    tree: TreeSettings = TreeSettings()  # how rounds become preferences
     base_model: str = ""  # folder; default: the model they speak through
-    rule: str = "generator"
-    min_support: int = 1  # votes the winning answer needs before anything is learned from a debate
     num_lanes: int = 1  # trainings side by side
     cpus_per_lane: float = 1.0
     gpus_per_lane: int = 0
@@ -47,10 +51,9 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     checkpoint_every: int = 20  # steps
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise ValueError(f"rule={self.rule!r} is not known; use one of: {', '.join(RULES)}")
-        if self.min_support < 1 or self.num_lanes < 1:
-            raise ValueError("min_support and num_lanes must be at least 1")
+        super().__post_init__()
+        if self.num_lanes < 1:
+            raise ValueError(f"num_lanes={self.num_lanes} must be at least 1")
 
 
 class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -150,7 +153,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def learners(self) -> tuple[str, ...]:
         """The agents that training tunes."""
-        roles = find_protocol(self.protocol).LEARNERS
+        roles = tuple(self.train.rules) or find_protocol(self.protocol).LEARNERS
         return self.train.agents or tuple(dict.fromkeys(name for role in roles for name in self.cast.get(role, ())))
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def check_recipe_parts(recipe: Recipe, where: str) -> None:
     """Raises: ConfigError: two parts contradict each other, or one names what is not there."""
-    for check in (_check_names, _check_budget, _check_structured, _check_batches):
+    for check in (_check_names, _check_rules, _check_budget, _check_structured, _check_batches):
         check(recipe, where)
 
 
@@ -40,6 +40,24 @@ def _check_names(recipe: Recipe, where: str) -> None:
     for name in recipe.train.agents:
         if name not in recipe.agents:
             raise ConfigError(f"{where}: train.agents names {name!r}: {suggest(name, recipe.agents)}")
+
+
+def _check_rules(recipe: Recipe, where: str) -> None:
+    """Rules are given to roles that there are, and to everybody who learns."""
+    roles = find_protocol(recipe.protocol).ROLES
+    for role in recipe.train.rules:
+        if role not in roles:
+            raise ConfigError(f"{where}: train.rules names the role {role!r}: {suggest(role, roles)}")
+    for name in recipe.train.agents:
+        if not recipe.train.rules_of(name, recipe.cast):
+            raise ConfigError(
+                f"{where}: train.agents names {name!r}, which plays no role of train.rules "
+                f"({', '.join(recipe.train.rules)}), so it would learn nothing; give its role a rule or leave it out"
+            )
+    try:
+        recipe.train.check_learners(recipe.learners)
+    except ConfigError as err:
+        raise ConfigError(f"{where}: {err}") from err
 
 
 def _check_budget(recipe: Recipe, where: str) -> None:

@@ -6,7 +6,7 @@ The loop feeds them while debates run; ``train_recorded`` feeds them what a run,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from engine.resources import held_to, machines_of_cluster
 from engine.sections import read_section
 from engine.stage import recorded
 from protocols.errors import ConfigError, TrainerError
+from trainers.example import Example
 from trainers.feed import Addition, make_feed_actor
 from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
-from trainers.select import Example, select
+from trainers.select import select
 from trainers.sft import SFTSettings
 from trainers.worker import SFTJob, TrainedAdapter, fit_lanes, is_trained, read_trained
 
@@ -36,6 +37,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     base: str  # a model folder
     workplace: Path
     jobs: list[SFTJob]
+    rules: Mapping[str, Sequence[str]]  # agent -> what it learns by
 
     def fit(self, feed: Any) -> str:
         """Train; blocks. An agent that cannot be trained keeps what it has, the others go on.
@@ -87,7 +89,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
                 base_model=base_name(item.agent),
                 base_hash=base_hash,
                 data_hash=item.result.data_hash,
-                rule=self.settings.rule,
+                rule=", ".join(self.rules[item.agent]),
                 rows=item.result.rows,
                 recipe_hash=recipe_hash,
                 created_at=time.time(),
@@ -137,6 +139,7 @@ def _train_recorded(folder: RunFolder, overrides: Sequence[str], progress: Progr
         base=_base(settings, progress),
         workplace=folder.path / "train" / f"recorded-{version}",
         jobs=jobs,
+        rules={_word(agent): _rules_in(found) for agent, found in rows.items()},
     )
     training.workplace.mkdir(parents=True, exist_ok=True)
     shown = ", ".join(f"{agent} {sum(map(len, found))}" for agent, found in rows.items())
@@ -160,7 +163,7 @@ def _fit_from(training: Training, rows: dict[str, list[list[Example]]]) -> str:
     import ray
 
     try:
-        feed = make_feed_actor(training.workplace / "feed")
+        feed = make_feed_actor(training.workplace / "feed", mix=training.settings.mix)
         debates: dict[str, dict[str, list[Example]]] = {}
         for agent, found in rows.items():
             for examples in found:
@@ -197,16 +200,25 @@ def _rows(folder: RunFolder, settings: TrainSettings) -> dict[str, list[list[Exa
     for stage in stages:
         for closed in recorded(folder, stage):
             num_debates += 1
-            for agent, rows in select(settings.rule, closed.debate, min_support=settings.min_support).items():
-                if not settings.agents or agent in settings.agents:
-                    found.setdefault(agent, []).append(rows)
+            for agent, rows in select(settings, closed.debate).items():
+                found.setdefault(agent, []).append(rows)
     if not found:
         raise ConfigError(
-            f"{folder.path}: the rule {settings.rule!r} finds nothing to learn from in its {num_debates} debates"
+            f"{folder.path}: {_told(settings)} nothing to learn from in its {num_debates} debates"
             + (f" for {', '.join(settings.agents)}" if settings.agents else "")
             + "; lower train.min_support, or choose another rule or other agents"
         )
+    settings.check_learners(list(found))
     return dict(sorted(found.items()))
+
+
+def _told(settings: TrainSettings) -> str:
+    names = [repr(name) for name in settings.names]
+    return f"the rule {names[0]} finds" if len(names) == 1 else f"the rules {', '.join(names)} find"
+
+
+def _rules_in(found: Sequence[Sequence[Example]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(example.rule for examples in found for example in examples))
 
 
 def _base(settings: TrainSettings, progress: Progress) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -30,11 +30,15 @@ from protocols.formats.mag import write_mag
 from protocols.formats.mag_batch import batch_lines
 from protocols.formats.magdi import Edges, write_magdi, write_magdi_graph
 from protocols.formats.network import graphml, node_link
-from protocols.formats.rows import Label, messages_rows, preference_rows, right_turns, sft_row
+from protocols.formats.rows import Label, messages_rows, preference_row, preference_rows, right_turns, sft_row
 from protocols.graph import Debate, decode_debate
 from protocols.message import Sampling
-from trainers.select import RULES, select
+from trainers.select import RULES, WITHOUT_LABEL, Selection, select
 
+if TYPE_CHECKING:
+    from engine.preferences import RecordedTrees
+
+TREES = "trl-tree"
 ALL_RIGHT = "right"  # beside the trainers' rules: every answer that the label calls right
 _MAX_NAME = 80  # letters of a file's name
 
@@ -74,7 +78,7 @@ def export_run(
     Raises: ConfigError: no such run, stage or format, nothing to write, or a target that is there already.
         GraphError: a debate that the format cannot express; nothing is written.
     """
-    if form not in (known := (*FILES, *FOLDERS, TABLE)):
+    if form not in (known := (*FILES, TREES, *FOLDERS, TABLE)):
         raise ConfigError(f"cannot export {form!r}; use one of: {', '.join(known)}")
     folder = RunFolder.open(run_dir)
     stage = _stage(folder, stage)
@@ -92,9 +96,12 @@ def export_run(
     single = len(first) == 1 and form in FOLDERS and form not in SHARED and output.suffix == FOLDERS[form][0]
     _check_target(output, force=force, many=form == TABLE or (form in FOLDERS and not single))
     debates = chain(first, debates)
+    trees = _recorded_trees(folder, options) if form == TREES else None
     try:
         if form == TABLE:
             rows = _write_table(output, debates)
+        elif trees is not None:
+            rows = _write_file(output, _trees(debates, trees), f"{run_dir}, stage {stage!r}")
         elif form in FILES:
             rows = _write_file(output, FILES[form](debates, options), f"{run_dir}, stage {stage!r}")
         elif single:
@@ -109,6 +116,9 @@ def export_run(
     outcome["debates"] = tally.debates
     if form in (*ROWS, TABLE):
         outcome["rows"] = rows
+    if trees is not None:
+        counted = msgspec.structs.asdict(trees.counted)
+        outcome["amplification"] = counted | {"factor": round(trees.counted.factor, 2)}
     return outcome
 
 
@@ -234,19 +244,32 @@ def _file_name(name: str, suffix: str, taken: set[str]) -> str:
 
 
 def _sft(debates: Debates, options: Options) -> Iterator[str]:
-    if options.label == "gold" and options.rule != ALL_RIGHT:
-        raise ConfigError(f"--label gold: the rule {options.rule!r} learns from consensus; add --rule {ALL_RIGHT}")
+    if options.label == "gold" and options.rule in WITHOUT_LABEL:
+        raise ConfigError(f"--label gold has no part in the rule {options.rule!r}; leave it out, or use another rule")
     for debate in debates:
         if options.rule == ALL_RIGHT:
             nodes = right_turns(debate, label=options.label)
             yield from json_lines(sft_row(debate.conversation(node.id), node.reply.text) for node in nodes)
         else:
-            chosen = select(options.rule, debate)
-            yield from json_lines(sft_row(row.prompt, row.completion) for rows in chosen.values() for row in rows)
+            chosen = select(Selection(rule=options.rule, label=options.label), debate)
+            unique = {row.id: row for rows in chosen.values() for row in rows}  # a pooling rule gives one to several
+            yield from json_lines(sft_row(row.prompt, row.completion) for row in unique.values())
 
 
 def _preference(debates: Debates, options: Options) -> Iterator[str]:
     return json_lines(row for debate in debates for row in preference_rows(debate, label=options.label))
+
+
+def _recorded_trees(folder: RunFolder, options: Options) -> RecordedTrees:
+    from engine.preferences import RecordedTrees  # the other formats need none of what it imports
+
+    return RecordedTrees(folder, label=options.label)
+
+
+def _trees(debates: Debates, trees: RecordedTrees) -> Iterator[str]:
+    for debate in debates:
+        unique = {row.id: row for rows in trees.of(debate).values() for row in rows}  # students share a tree's rows
+        yield from json_lines(preference_row(row.prompt, row.chosen, row.rejected) for row in unique.values())
 
 
 def _messages(debates: Debates, options: Options) -> Iterator[str]:
@@ -278,7 +301,7 @@ def _mag_batch(debates: Debates, folder: RunFolder) -> Iterator[tuple[str, str]]
 
 
 TABLE = "parquet"
-ROWS = ("trl-sft", "trl-preference", "messages")
+ROWS = ("trl-sft", "trl-preference", TREES, "messages")
 LEARNED_FROM = (*ROWS, "llava")  # held-out tasks stay out of these
 FILES: dict[str, Callable[[Debates, Options], Iterator[str]]] = {
     "maft": lambda debates, _: write_maft(debates),

@@ -117,17 +117,21 @@ class Debate(msgspec.Struct, kw_only=True):
                 return node
         raise KeyError(node_id)
 
-    def conversation(self, node_id: str) -> list[Message]:
-        """The chat exactly as it was sent for this node, oldest first, its own reply left out."""
+    def chat(self, node_id: str) -> list[Utterance]:
+        """The turns of the chat that ends with this one, oldest first."""
         nodes = {node.id: node for node in self.utterances}
         memory = {edge.target: edge.source for edge in self.edges if edge.kind == "memory"}
-        asked, told = nodes[node_id], [nodes[node_id].prompt]
-        while (earlier := memory.get(node_id)) is not None:
-            told.append((*nodes[earlier].prompt, assistant(nodes[earlier].reply.text)))
-            node_id = earlier
-        messages = [message for turn in reversed(told) for message in turn]
-        head = len(nodes[node_id].prompt)
-        return messages[:head] + messages[head + asked.elided :]
+        found = [nodes[node_id]]
+        while (earlier := memory.get(found[-1].id)) is not None:
+            found.append(nodes[earlier])
+        return found[::-1]
+
+    def conversation(self, node_id: str) -> list[Message]:
+        """The chat exactly as it was sent for this node, oldest first, its own reply left out."""
+        *before, asked = self.chat(node_id)
+        told = [message for turn in before for message in (*turn.prompt, assistant(turn.reply.text))]
+        head = len(before[0].prompt) if before else 0
+        return [*told[:head], *told[head + asked.elided :], *asked.prompt]
 
     def turns(self, *, round: int | None = None, agent: str | None = None) -> Iterator[Utterance]:
         """The debaters' answers, optionally of one round or one agent, in the order they were recorded."""

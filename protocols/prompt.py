@@ -78,6 +78,11 @@ class PromptSet:
         return self._examples.get(part, ())
 
     @property
+    def parts(self) -> frozenset[str]:
+        """Names of what it can be asked for."""
+        return frozenset(self._text)
+
+    @property
     def schemas(self) -> Mapping[str, str]:
         """Part name -> the JSON Schema of its replies, as text; of parts that ask for an object alone."""
         return self._schemas

@@ -83,7 +83,7 @@ class Society(Conversation):
         string (tie_break: lexicographic), that of Du et al. the first (tie_break: first).
         Peers are shown in an order drawn for each agent and round; Du et al. show them in the cast's.
         An agent that fails is shown and votes no more; in the released codes a request is repeated until it succeeds.
-        By default training tunes the generators; MAFT tunes the critics as well.
+        By default training tunes the generators; MAFT, and recipes/maft.yaml, the critics as well.
     """
 
     @classmethod

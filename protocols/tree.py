@@ -62,9 +62,13 @@ def right_nodes(debate: Debate, round: int | None = None, *, roles: Collection[s
     return [node for node in debate.turns(round=round) if node.correct and (not roles or node.role in roles)]
 
 
-def question_prompt(debate: Debate) -> tuple[Message, ...]:
-    """What the first to answer was asked in round 0: the question without any debate; () where nobody answered."""
-    first = next(debate.turns(round=0), None)
+def question_prompt(debate: Debate, agent: str = "") -> tuple[Message, ...]:
+    """The question without any debate, as an agent was asked it in round 0; else as the first to answer was.
+
+    Returns: () where nobody answered.
+    """
+    openings = list(debate.turns(round=0))
+    first = next((node for node in openings if node.agent == agent), openings[0] if openings else None)
     return tuple(debate.conversation(first.id)) if first is not None else ()
 
 

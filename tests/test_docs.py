@@ -19,6 +19,7 @@ from actors.catalogue import BACKENDS
 from engine.recipe import LoopSettings, RunSettings, TrainSettings
 from engine.tasks import SOURCES
 from protocols.message import Sampling
+from trainers.mix import Mix
 from trainers.sft import SFTSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +54,7 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
         Limits,
         Sampling,
         TrainSettings,
+        Mix,
         SFTSettings,
         LoopSettings,
         RunSettings,

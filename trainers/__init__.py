@@ -1,8 +1,11 @@
 """From finished debates to adapters: rules that choose examples, the feed, the trainings, the registry."""
 
+from trainers.example import Example
 from trainers.feed import Addition, Feed, FeedActor, FeedPage, Row, decode_page, hash_rows, make_feed_actor
+from trainers.mix import Mix
 from trainers.registry import AdapterRecord, Registry, adapter_name, parse_name, weights_hash
-from trainers.select import RULES, Example, Rule, generator_examples, select
+from trainers.rule import Rule, RuleOptions
+from trainers.select import RULES, Selection, select
 from trainers.sft import SFTResult, SFTSettings, load_base, train_adapter
 from trainers.worker import SFTJob, TrainedAdapter, fit_lanes, is_trained, read_trained, worker_env
 
@@ -14,17 +17,19 @@ __all__ = [
     "Feed",
     "FeedActor",
     "FeedPage",
+    "Mix",
     "Registry",
     "Row",
     "Rule",
+    "RuleOptions",
     "SFTJob",
     "SFTResult",
     "SFTSettings",
+    "Selection",
     "TrainedAdapter",
     "adapter_name",
     "decode_page",
     "fit_lanes",
-    "generator_examples",
     "hash_rows",
     "is_trained",
     "load_base",

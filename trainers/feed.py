@@ -2,7 +2,8 @@
 
 One log holds the rows of all agents, one commit a debate: a debate is in the log wholly or not at all, however the
 process died. A row can be read only after it is on the disk, and its offset never changes, so a reader that comes back
-after a crash goes on where it stood. The Ray actor at the end adds waiting, nothing else.
+after a crash goes on where it stood. Rows that are mixed in a share (``trainers.mix``) are in the log all of them, and
+can be read once it is their turn. The Ray actor at the end adds waiting, nothing else.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any
 import msgspec
 
 from protocols.errors import TrainerError
+from trainers.example import Example
+from trainers.mix import Mix, Mixer
 from trainers.row_log import Place, RowLog
-from trainers.select import Example
 
 LOG_NAME = "rows.log"
 MAX_PAGE_ROWS = 1024  # keeps one answer of the actor at a few megabytes
@@ -27,7 +29,7 @@ MAX_WAIT_S = 30.0  # a reader that asks for a longer wait would look dead to tho
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One example in the feed. ``progress``: the share of the stage's debates that were closed with this row's."""
+    """One example in the feed. ``progress``: the share of the stage's debates closed when it could first be read."""
 
     example: Example
     progress: float
@@ -71,7 +73,7 @@ _DECODER = msgspec.msgpack.Decoder(_Frame)
 _PAGE_DECODER = msgspec.msgpack.Decoder(FeedPage)
 
 
-def hash_rows(examples: Iterable[Example]) -> str:
+def hash_rows(examples: Iterable[msgspec.Struct]) -> str:
     """SHA-256 of the examples in this order: what a training saw, and in which order it first saw it."""
     digest = hashlib.sha256()
     for example in examples:
@@ -79,7 +81,7 @@ def hash_rows(examples: Iterable[Example]) -> str:
     return digest.hexdigest()
 
 
-def update_hash(digest: Any, example: Example) -> None:
+def update_hash(digest: Any, example: msgspec.Struct) -> None:
     """One more example for a digest that ``hash_rows`` would give."""
     data = _ENCODER.encode(example)
     digest.update(len(data).to_bytes(8, "big"))
@@ -90,13 +92,15 @@ class Feed:
     """The rows of one training stage, opened on a folder; what is there already is read back first.
 
     Args:
+        mix: how rows of two pools are mixed; the same whenever the folder is opened.
         lock_wait_s: how long to wait for another process to let go of the folder.
     Raises: TrainerError: another process holds the folder, or the log is damaged before its end.
     """
 
-    def __init__(self, folder: Path, *, lock_wait_s: float = 0.0) -> None:
-        self._folder = folder
-        self._rows: dict[str, list[Place]] = {}  # by agent, in feed order
+    def __init__(self, folder: Path, *, mix: Mix | None = None, lock_wait_s: float = 0.0) -> None:
+        self._folder, self._mix = folder, mix or Mix()
+        self._rows: dict[str, list[tuple[Place, float]]] = {}  # by agent, in feed order, with the progress of each
+        self._mixers: dict[str, Mixer[Place]] = {}
         self._debates: set[str] = set()
         self.progress = 0.0
         self.finished = False
@@ -142,16 +146,21 @@ class Feed:
     def read(self, agent: str, offset: int, limit: int) -> FeedPage:
         """Rows of an agent from ``offset`` on, at most ``limit``; an agent that nothing is known of has none."""
         places = self._rows.get(agent, [])
-        rows = tuple(self._row(place) for place in places[offset : offset + min(limit, MAX_PAGE_ROWS)])
+        found = places[offset : offset + min(limit, MAX_PAGE_ROWS)]
+        rows = tuple(Row(self._example(place), progress) for place, progress in found)
         return FeedPage(rows=rows, done=self.finished and offset + len(rows) >= len(places), progress=self.progress)
 
     def counts(self) -> dict[str, int]:
-        """Rows by agent."""
+        """Rows by agent, those that still wait to be mixed in left out."""
         return {agent: len(places) for agent, places in self._rows.items()}
+
+    def waiting(self) -> dict[str, int]:
+        """Rows by agent that wait to be mixed in, where any do."""
+        return {agent: mixer.num_waiting for agent, mixer in self._mixers.items() if mixer.num_waiting}
 
     def data_hash(self, agent: str) -> str:
         """``hash_rows`` over the agent's rows in feed order."""
-        return hash_rows(self._row(place).example for place in self._rows.get(agent, []))
+        return hash_rows(self._example(place) for place, _ in self._rows.get(agent, []))
 
     def close(self) -> None:
         self._log.close()
@@ -166,25 +175,27 @@ class Feed:
 
     def _take(self, frame: _Frame, place: Place) -> None:
         match frame:
-            case _RowFrame(agent=agent):
-                self._rows.setdefault(agent, []).append(place)
+            case _RowFrame(agent=agent, row=row):
+                mixer = self._mixers.setdefault(agent, Mixer(self._mix))
+                ready = mixer.offer(row.example, place)
+                self._rows.setdefault(agent, []).extend((place, row.progress) for place in ready)
             case _DebateFrame(debate_id=debate_id, progress=progress):
                 self._debates.add(debate_id)
                 self.progress = progress
             case _FinishFrame():
                 self.finished, self.progress = True, 1.0
 
-    def _row(self, place: Place) -> Row:
+    def _example(self, place: Place) -> Example:
         frame = _DECODER.decode(self._log.read(place))
         assert isinstance(frame, _RowFrame)  # only rows are indexed
-        return frame.row
+        return frame.row.example
 
 
 class FeedActor:
     """A feed that several processes use: the same calls, and a ``read`` that waits for rows. Ray is added below."""
 
-    def __init__(self, folder: str) -> None:
-        self._feed = Feed(Path(folder), lock_wait_s=LOCK_WAIT_S)
+    def __init__(self, folder: str, mix: Mix | None = None) -> None:
+        self._feed = Feed(Path(folder), mix=mix, lock_wait_s=LOCK_WAIT_S)
         self._changed = asyncio.Condition()
 
     async def add(self, debate_id: str, examples_by_agent: Mapping[str, Sequence[Example]], progress: float) -> bool:
@@ -212,6 +223,9 @@ class FeedActor:
     async def counts(self) -> dict[str, int]:
         return self._feed.counts()
 
+    async def waiting(self) -> dict[str, int]:
+        return self._feed.waiting()
+
     async def data_hash(self, agent: str) -> str:
         return self._feed.data_hash(agent)
 
@@ -227,7 +241,7 @@ def decode_page(data: bytes) -> FeedPage:
     return _PAGE_DECODER.decode(data)
 
 
-def make_feed_actor(folder: Path, *, name: str | None = None, max_restarts: int = 3) -> Any:
+def make_feed_actor(folder: Path, *, mix: Mix | None = None, name: str | None = None, max_restarts: int = 3) -> Any:
     """Start a ``FeedActor`` on a folder. Returns: its Ray handle.
 
     A restarted actor reads its folder back, and every call may safely run twice, so calls are retried. Where the
@@ -238,4 +252,4 @@ def make_feed_actor(folder: Path, *, name: str | None = None, max_restarts: int 
     actor = ray.remote(FeedActor).options(
         name=name, num_cpus=0, max_concurrency=1000, max_restarts=max_restarts, max_task_retries=max_restarts
     )
-    return actor.remote(str(folder.absolute()))
+    return actor.remote(str(folder.absolute()), mix)

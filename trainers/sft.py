@@ -22,6 +22,16 @@ RESULT_NAME = "training.json"  # beside an adapter: its SFTResult
 MIN_WARMUP = 0.1  # of the full rate: the first step is taken before any progress, and at 0 it would teach nothing
 
 
+def rate_at(progress: float, schedule: Schedule, warmup: float) -> float:
+    """The learning rate as a share of its peak; ``progress`` is the share of the training that is done."""
+    if progress < warmup:
+        return max(progress / warmup, MIN_WARMUP)
+    if schedule == "constant":
+        return 1.0
+    left = (1.0 - progress) / (1.0 - warmup)
+    return left if schedule == "linear" else 0.5 * (1.0 - math.cos(math.pi * left))
+
+
 class SFTSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How an adapter is trained.
 
@@ -62,12 +72,7 @@ class SFTSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def rate_at(self, progress: float) -> float:
         """The learning rate as a share of the peak, ``progress`` being the share of the training that is done."""
-        if progress < self.warmup:
-            return max(progress / self.warmup, MIN_WARMUP)
-        if self.schedule == "constant":
-            return 1.0
-        left = (1.0 - progress) / (1.0 - self.warmup)
-        return left if self.schedule == "linear" else 0.5 * (1.0 - math.cos(math.pi * left))
+        return rate_at(progress, self.schedule, self.warmup)
 
 
 class SFTResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +82,7 @@ class SFTResult(msgspec.Struct, frozen=True, kw_only=True):
     rows: int  # different rows trained on
     refused: int  # rows longer than max_length
     rows_seen: int  # rows handed to the model: ``rows`` times epochs
-    completion_tokens: int
+    completion_tokens: int  # that carried loss
     losses: tuple[float, ...]  # one a step, nats a completion token
     learning_rates: tuple[float, ...]  # one a step
     step_times: tuple[float, ...] = ()  # one a step, when it was logged
@@ -135,8 +140,9 @@ def train_adapter(
 ) -> SFTResult:
     """Train one adapter and write it to ``output`` in PEFT layout, whole or not at all.
 
-    The base is given back as it came: same weights, no trace of the adapter. Prompts carry no loss. The rate follows
-    how far the stream is, since nobody knows beforehand how many rows the debates will give.
+    The base is given back as it came: same weights, no trace of the adapter. Prompts carry no loss, but for earlier
+    replies that a row says are learned. The rate follows how far the stream is, since nobody knows
+    beforehand how many rows the debates will give.
 
     Args:
         model: a causal language model of transformers, in ``settings.precision``.

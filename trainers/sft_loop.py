@@ -12,14 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
@@ -27,6 +27,7 @@ from protocols.errors import TrainerError
 from trainers.row_log import sync_folder
 from trainers.sft import CURSOR_NAME, RESULT_NAME, OnCheckpoint, SavedCursor, SFTResult, SFTSettings
 from trainers.stream import RowStream, Step
+from trainers.tree_dpo import TreeDPOSettings
 
 MAX_STEPS = 10**9  # the trainer wants a number; the stream's end is what stops it
 
@@ -74,6 +75,18 @@ def _parent_config(folder: Path, settings: SFTSettings) -> Any:
             )
     config.lora_dropout = settings.dropout
     return config
+
+
+class Stepping(Protocol):
+    """A training as its trainer and its recorder see it."""
+
+    progress: float  # of the step in hand
+    saved: Any  # a SavedCursor, or what extends it
+    checkpoint_every: int
+    on_checkpoint: OnCheckpoint | None
+
+    @property
+    def settings(self) -> SFTSettings | TreeDPOSettings: ...
 
 
 class Training:
@@ -125,7 +138,7 @@ class Training:
             self.saved,
             cursor=step.cursor,
             rows_seen=self.saved.rows_seen + len(step.rows),
-            completion_tokens=self.saved.completion_tokens + sum(len(row.completion_ids) for row in step.rows),
+            completion_tokens=self.saved.completion_tokens + sum(row.num_learned for row in step.rows),
         )
 
 
@@ -175,37 +188,31 @@ class _Steps:
             yield [self._collate(rows[at : at + size]) for at in range(0, len(rows), size)]
 
 
-class _StreamTrainer(SFTTrainer):
-    """TRL's trainer over a stream whose length nobody knows.
+class SteppedTrainer(Trainer):
+    """What makes TRL's trainers, mixed in before them, run over steps whose number nobody knows.
 
-    TRL counts batches towards a step by a length it must know; where the stream ends early, the rest of the gradient
-    would never be applied. So the stream decides what a step is, and a step's micro-batches go through here together.
+    TRL counts batches towards a step by a length it must know; where the steps end early, the rest of the gradient
+    would never be applied. So a step is a list of batches, and they go through here together.
     """
 
-    def __init__(self, training: Training, agent: str, model: Any, tokenizer: Any, config: Any) -> None:
-        pad = tokenizer.pad_token_id
-        self._training, self._agent = training, agent
-        self._steps = _Steps(training, pad if pad is not None else 0)  # padding is masked: any id will do
-        super().__init__(
-            model=model,
-            args=config,
-            processing_class=tokenizer,
-            train_dataset=Dataset.from_list([{"input_ids": [0], "labels": [0]}]),  # looked at, never trained on
-            data_collator=self._steps._collate,
-            callbacks=[_Recorder(training)],
-        )
-        self.remove_callback(PrinterCallback)
+    _training: Stepping
+    _agent: str
+    _steps: Any  # iterates lists of batches
+
+    def _count(self, step: list[dict[str, Any]]) -> Any:
+        """What the loss of a step is the mean over."""
+        raise NotImplementedError
 
     def get_train_dataloader(self) -> Any:
         return self._steps
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """The next step and the number of tokens its loss is the mean of; at the stream's end, the order to stop."""
+        """The next step and what its loss is the mean over; behind the last, the order to stop."""
         step = next(epoch_iterator, None)
         if step is None:
             self.control.should_training_stop = True
             return [], None
-        return [step], sum(batch["labels"][:, 1:].ne(-100).sum() for batch in step).to(device)
+        return [step], self._count(step).to(device)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         step: Any = super().training_step  # untyped
@@ -232,7 +239,8 @@ class _StreamTrainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         model: Any = self.model
-        model.save_pretrained(output_dir, save_embedding_layers=False)  # "auto" would ask the hub
+        # "auto" would ask the hub. A frozen adapter beside the one that learns is not for the checkpoint.
+        model.save_pretrained(output_dir, save_embedding_layers=False, selected_adapters=["default"])
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: checkpoints are for us alone."""
@@ -241,10 +249,31 @@ class _StreamTrainer(SFTTrainer):
         """None: a training calls nobody."""
 
 
-class _Recorder(TrainerCallback):
+class _StreamTrainer(SteppedTrainer, SFTTrainer):
+    """TRL's trainer over a row stream."""
+
+    def __init__(self, training: Training, agent: str, model: Any, tokenizer: Any, config: Any) -> None:
+        pad = tokenizer.pad_token_id
+        self._training, self._agent = training, agent
+        self._steps = _Steps(training, pad if pad is not None else 0)  # padding is masked: any id will do
+        super().__init__(
+            model=model,
+            args=config,
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list([{"input_ids": [0], "labels": [0]}]),  # looked at, never trained on
+            data_collator=self._steps._collate,
+            callbacks=[Recorder(training)],
+        )
+        self.remove_callback(PrinterCallback)
+
+    def _count(self, step: list[dict[str, Any]]) -> Any:
+        return sum(batch["labels"][:, 1:].ne(-100).sum() for batch in step)
+
+
+class Recorder(TrainerCallback):
     """Notes the first step's time and makes the checkpoints."""
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: Stepping) -> None:
         self._training = training
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -266,7 +295,7 @@ class _Recorder(TrainerCallback):
         shutil.rmtree(folder)
 
 
-def save_adapter(model: Any, output: Path, result: SFTResult, agent: str) -> None:
+def save_adapter(model: Any, output: Path, result: msgspec.Struct, agent: str) -> None:
     """Write adapter and result into a folder beside ``output``, flush, rename: it appears whole or not at all."""
     output.parent.mkdir(parents=True, exist_ok=True)
     for left in output.parent.iterdir():

@@ -15,8 +15,8 @@ from typing import Protocol
 import msgspec
 
 from protocols.errors import TrainerError
+from trainers.example import Example
 from trainers.feed import FeedPage, update_hash
-from trainers.select import Example
 from trainers.tokenise import TokenRow
 
 PAGE_ROWS = 256
@@ -145,4 +145,7 @@ def check_trainable(stream: RowStream, *, agent: str, max_length: int) -> None:
             f"all {stream.num_read} rows of {agent!r} are longer than train.max_length={max_length} tokens; "
             "raise train.max_length or ask for shorter replies"
         )
-    raise TrainerError(f"no opening of {agent!r} agrees with a debate's verdict; nothing to train on")
+    raise TrainerError(
+        f"no debate gave a row for {agent!r} to train on: none of its replies was right, or too few agreed; lower "
+        "train.min_support, debate more tasks, or leave it out of train.agents"
+    )

@@ -10,23 +10,29 @@ import msgspec
 
 from protocols.errors import TrainerError
 from protocols.message import Message
-from trainers.select import Example
+from trainers.example import EarlierReply, Example
 
 _MARK = "moot-reply"  # stands for a reply when the template is asked what it puts behind one
 
 
 class TokenRow(msgspec.Struct, frozen=True):
-    """A row ready for training: ``prompt_ids`` [P] carry no loss, ``completion_ids`` [C] do.
+    """A row ready for training: ``completion_ids`` [C] carry loss, of ``prompt_ids`` [P] the spans ``earlier`` do.
 
     Arrays of 4 bytes a token, not tuples of 36: later epochs keep every row in memory.
     """
 
     prompt_ids: array[int]
     completion_ids: array[int]
+    earlier: tuple[tuple[int, int], ...] = ()  # from, to (not included)
 
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
+
+    @property
+    def num_learned(self) -> int:
+        """Tokens that carry loss."""
+        return len(self.completion_ids) + sum(end - start for start, end in self.earlier)
 
     @property
     def input_ids(self) -> list[int]:
@@ -35,7 +41,10 @@ class TokenRow(msgspec.Struct, frozen=True):
     @property
     def labels(self) -> list[int]:
         """[P + C]: -100 where there is no loss. Position t is the target at t; the model shifts."""
-        return [-100] * len(self.prompt_ids) + list(self.completion_ids)
+        labels = [-100] * len(self.prompt_ids)
+        for start, end in self.earlier:
+            labels[start:end] = self.prompt_ids[start:end]
+        return labels + list(self.completion_ids)
 
 
 class RowTokeniser:
@@ -67,15 +76,31 @@ class RowTokeniser:
                 f"example {example.id!r} holds token {max(completion)}, but the model knows {self._vocab_size}; "
                 "it was sampled by another model: train the model that spoke"
             )
-        return TokenRow(array("i", self.render(example.prompt)), array("i", completion))
+        prompt = self.render(example.prompt)
+        earlier = tuple(self._span(example, reply, prompt) for reply in example.earlier)
+        return TokenRow(array("i", prompt), array("i", completion), earlier)
 
-    def render(self, prompt: Sequence[Message]) -> list[int]:
-        """The conversation as the model sees it right before it replies."""
+    def _span(self, example: Example, reply: EarlierReply, prompt_ids: list[int]) -> tuple[int, int]:
+        """Where an earlier reply stands in the prompt: from what the model saw before it to its end of turn."""
+        start = len(before := self.render(example.prompt[: reply.place]))
+        stop = len(through := self.render(example.prompt[: reply.place + 1], replies=False))
+        if prompt_ids[:stop] != through or through[:start] != before:
+            raise TrainerError(
+                f"the chat template of {self._tokenizer.name_or_path!r} writes an earlier reply otherwise than it was "
+                f"given (example {example.id!r}), as templates do that take out thinking; set train.loss: last"
+            )
+        ends = [at for at in range(start, stop) if through[at] == self.end_of_turn]
+        if not ends:
+            return start, stop
+        return start, ends[-1] + reply.ended
+
+    def render(self, prompt: Sequence[Message], *, replies: bool = True) -> list[int]:
+        """The conversation as the model sees it, right before it replies where it does."""
         if any(message.images for message in prompt):
             raise TrainerError("a prompt holds images, and sft trains on text alone; use a rule that leaves images out")
         chat = [{"role": message.role, "content": message.text} for message in prompt]
         ids: list[int] = self._tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, tokenize=True, return_dict=False
+            chat, add_generation_prompt=replies, tokenize=True, return_dict=False
         )
         return ids
 

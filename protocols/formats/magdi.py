@@ -90,7 +90,10 @@ def magdi_graph(debate: Debate, *, edges: Edges = "causal") -> dict[str, Any]:
         edges: ``causal``: each agent's chain of rounds, and every answer to every other agent's next; 9 + 18 edges.
             ``magdi_legacy``: as the released code draws them, where half of the 18 lead back in time.
     Returns: ``agents`` [3], ``node_ids`` [12] (ours; None where nobody spoke), ``labels`` [12] (1 right, 0 wrong, 2
-        absent), ``edge_index`` [2][27]. Node features need a model and belong to training.
+        absent), ``edge_index`` [2][27], ``pairs`` [P][2] (numbers of a right node and a wrong one that its margin loss
+        sets apart, None where nobody was wrong; the scarcer side is repeated; [] where nobody was right, and the
+        question then teaches nothing). Node features need a model and belong to training. A question's pairs stand
+        with its own graph, where the released code hands graphs to pairs in turn, so that they do not match.
     Raises: GraphError: not three agents in at most four rounds, or answers that were never graded.
     """
     agents, rounds = answers_by_round(debate, "MAGDi's graph")
@@ -103,13 +106,24 @@ def magdi_graph(debate: Debate, *, edges: Edges = "causal") -> dict[str, Any]:
     if any(node is not None and node.correct is None for node in nodes):
         raise inexpressible(debate, "MAGDi's graph", "its answers were never graded, as its task has no gold answer")
     pairs = _pairs(edges)
+    labels = [ABSENT if node is None else RIGHT if node.correct else WRONG for node in nodes]
     return {
         "id": debate.task.id,
         "agents": agents,
         "node_ids": [node.id if node else None for node in nodes],
-        "labels": [ABSENT if node is None else RIGHT if node.correct else WRONG for node in nodes],
+        "labels": labels,
         "edge_index": [[source for source, _ in pairs], [target for _, target in pairs]],
+        "pairs": _opposed(labels),
     }
+
+
+def _opposed(labels: list[int]) -> list[tuple[int, int | None]]:
+    """Right nodes against wrong ones, the scarcer side repeated."""
+    right = [number for number, label in enumerate(labels) if label == RIGHT]
+    wrong: list[int | None] = [number for number, label in enumerate(labels) if label == WRONG]
+    wrong = wrong or [None]
+    count = max(len(right), len(wrong)) if right else 0
+    return [(right[at % len(right)], wrong[at % len(wrong)]) for at in range(count)]
 
 
 def _pairs(edges: Edges) -> list[tuple[int, int]]:

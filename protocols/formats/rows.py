@@ -31,6 +31,12 @@ def sft_row(prompt: Chat, completion: str) -> dict[str, Any]:
     return {"prompt": rows_of(prompt), "completion": rows_of([assistant(completion)]), **_images(prompt)}
 
 
+def preference_row(prompt: Chat, chosen: str, rejected: str) -> dict[str, Any]:
+    """{prompt, chosen, rejected} in TRL's conversational layout."""
+    answers = {"chosen": rows_of([assistant(chosen)]), "rejected": rows_of([assistant(rejected)])}
+    return {"prompt": rows_of(prompt), **answers, **_images(prompt)}
+
+
 def right_turns(debate: Debate, *, label: Label) -> list[Utterance]:
     """The debaters' turns of all rounds that the label calls right."""
     return [node for node in debate.turns() if is_right(debate, node, label=label)]
@@ -68,12 +74,7 @@ def preference_rows(debate: Debate, *, label: Label) -> Iterator[dict[str, Any]]
             opening: list[Message] | None = openings.get(seat_of(chosen))
             for rejected in (node for node, mark in marks if mark is False):
                 if opening is not None and chosen.reply.text != rejected.reply.text:
-                    yield {
-                        "prompt": rows_of(opening),
-                        "chosen": rows_of([assistant(chosen.reply.text)]),
-                        "rejected": rows_of([assistant(rejected.reply.text)]),
-                        **_images(opening),
-                    }
+                    yield preference_row(opening, chosen.reply.text, rejected.reply.text)
 
 
 def _images(chat: Chat) -> dict[str, list[str]]:

@@ -70,6 +70,26 @@ def test_rows_come_from_debates_alone_and_each_agent_has_its_own(tmp_path: Path)
     assert list(_rows(folder, TrainSettings(min_support=3, agents=("bo",)))) == ["bo"]
 
 
+def test_a_rule_that_makes_one_model_wants_one_name(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, DEBATES)
+    with pytest.raises(
+        ConfigError, match=r"^train: the rule 'majority' makes one model .*; name the one in train.agents"
+    ):
+        _rows(folder, TrainSettings(rule="majority"))
+    for agent in ("bo", "pupil"):  # who learns need not have debated
+        (found,) = _rows(folder, TrainSettings(rule="majority", agents=(agent,))).values()
+        assert [len(rows) for rows in found] == [2, 3] and found[0][0].agent == agent
+
+
+def test_an_agent_that_is_always_wrong_has_no_training_and_the_others_have(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, [debate(name, ("2", "2", "3")) for name in "abc"])
+    assert list(_rows(folder, TrainSettings())) == ["ada", "bo"]
+    with pytest.raises(
+        ConfigError, match=r"the rules 'generator', 'critic' find nothing to learn from in its 3 debates"
+    ):
+        _rows(folder, TrainSettings(rules={"generator": ("generator", "critic")}, min_support=3))
+
+
 def test_held_out_tasks_teach_nobody_whatever_stage_they_were_debated_in(tmp_path: Path) -> None:
     held_out = msgspec.structs.replace(DEBATES[1].task, held_out=True)
     folder = folder_with(tmp_path, [DEBATES[0], msgspec.structs.replace(DEBATES[1], task=held_out)])

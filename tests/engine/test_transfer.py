@@ -258,10 +258,15 @@ def test_rows_follow_consensus_and_gold_stays_out(run: Path, tmp_path: Path) -> 
 
 def test_gold_labels_where_it_is_asked_to(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
-    assert "add --rule right" in refused("export", "trl-sft", run, "-o", out, "--label", "gold")
-    assert done("export", "trl-sft", run, "-o", out, "--label", "gold", "--rule", "right")["rows"] == 4
+    assert "no part in the rule 'chain'" in refused(
+        "export", "trl-sft", run, "-o", out, "--label", "gold", "--rule", "chain"
+    )
+    assert done("export", "trl-sft", run, "-o", out, "--label", "gold")["rows"] == 2
     assert {row["completion"][0]["content"] for row in rows(out)} == {r"\boxed{2}"}
-    assert done("export", "trl-preference", run, "-o", out, "--label", "gold", "--force")["rows"] == 8
+    gold = ("--label", "gold", "--force")
+    assert done("export", "trl-sft", run, "-o", out, *gold, "--rule", "right")["rows"] == 4
+    assert {row["completion"][0]["content"] for row in rows(out)} == {r"\boxed{2}"}
+    assert done("export", "trl-preference", run, "-o", out, *gold)["rows"] == 8
     assert {row["rejected"][0]["content"] for row in rows(out)} == {r"\boxed{1}"}
 
 

@@ -32,7 +32,7 @@ agents:
   cy: {{model: simulated}}
 protocol: {{name: society, rounds: 2}}
 cast: {{generator: [ada, bo, cy]}}
-train: {{base_model: BASE, min_support: 2, checkpoint_every: 2}}
+train: {{base_model: BASE, rules: {{generator: [generator, critic]}}, loss: all, min_support: 2, checkpoint_every: 2}}
 sft: {{rank: 4, epochs: {EPOCHS}, batch_size: 4, max_length: 2048, learning_rate: 0.001}}
 run: {{max_open: 4, runs_dir: RUNS}}
 """

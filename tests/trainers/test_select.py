@@ -11,15 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.answer import equivalent
-from protocols.errors import ConfigError
 from protocols.graph import Debate, Edge, Utterance, decode_debate, encode_debate
 from protocols.message import Message, Reply, assistant, user
 from tests.fakes import Answering, play, reply_to
 from tests.protocols import test_dialectic, test_rewrite
-from trainers.select import Example, generator_examples, select
+from trainers.example import Example
+from trainers.maft import generator_examples
+from trainers.select import Selection, select
 
 MakeDebate = Callable[..., Debate]
 OPENINGS = [("ada", "The answer is 42"), ("bo", "I say 41"), ("cy", "so 6 * 7 = 42.0")]
+
+
+def chosen(rule: str, debate: Debate, **options: Any) -> dict[str, list[Example]]:
+    return select(Selection(rule=rule, **options), debate)
 
 
 def test_an_opening_that_agrees_with_the_verdict_becomes_a_row(make_debate: MakeDebate) -> None:
@@ -45,7 +50,7 @@ def test_an_opening_that_agrees_with_the_verdict_becomes_a_row(make_debate: Make
 
 def test_the_vote_decides_even_where_gold_says_otherwise(make_debate: MakeDebate) -> None:
     debate = make_debate(OPENINGS, "41", gold=("42",), correct=False)
-    assert {agent: len(rows) for agent, rows in select("generator", debate).items()} == {"bo": 1}
+    assert {agent: len(rows) for agent, rows in chosen("generator", debate).items()} == {"bo": 1}
 
 
 def test_later_turns_are_not_taken(make_debate: MakeDebate) -> None:
@@ -71,7 +76,7 @@ def test_later_turns_are_not_taken(make_debate: MakeDebate) -> None:
 def test_a_debate_teaches_nothing_without_a_vote_that_counts(
     make_debate: MakeDebate, answer: str | None, changes: dict[str, Any]
 ) -> None:
-    assert select("generator", make_debate(OPENINGS, answer, **changes), min_support=2) == {}
+    assert chosen("generator", make_debate(OPENINGS, answer, **changes), min_support=2) == {}
 
 
 def test_an_agent_in_two_seats_has_two_openings(make_debate: MakeDebate) -> None:
@@ -80,10 +85,11 @@ def test_an_agent_in_two_seats_has_two_openings(make_debate: MakeDebate) -> None
 
 
 def test_a_rule_nobody_knows_is_refused(make_debate: MakeDebate) -> None:
-    with pytest.raises(ConfigError, match=r"^train.rule='x' is not known; use one of: chain, generator, rewritten$"):
-        select("x", make_debate(OPENINGS, "42"))
-    with pytest.raises(ConfigError, match=r"^train.min_support=0 must be at least 1"):
-        select("generator", make_debate(OPENINGS, "42"), min_support=0)
+    debate = make_debate(OPENINGS, "42")
+    with pytest.raises(ValueError, match=r"^rule='x' is not known; use one of: generator, critic, majority, teacher, "):
+        chosen("x", debate)
+    with pytest.raises(ValueError, match=r"^min_support=0 must be at least 1"):
+        chosen("generator", debate, min_support=0)
 
 
 # Chains of debate
@@ -99,7 +105,7 @@ def condensed(chain: str, **settings: Any) -> Debate:
 
 
 def test_a_chain_is_learned_under_the_question_alone_with_its_images() -> None:
-    assert select("chain", condensed("1. units\n2. tens\n[43.0]")) == {
+    assert chosen("chain", condensed("1. units\n2. tens\n[43.0]")) == {
         "con": [
             Example(
                 id="d:2.condense.0:chain",
@@ -116,22 +122,22 @@ def test_a_chain_is_learned_under_the_question_alone_with_its_images() -> None:
 
 @pytest.mark.parametrize("chain", ["so [44]", "so 43", "[43], or rather [44]", ""])
 def test_a_chain_that_does_not_end_on_the_verdict_is_left_out(chain: str) -> None:
-    assert select("chain", condensed(chain)) == {}
+    assert chosen("chain", condensed(chain)) == {}
 
 
 def test_a_chain_teaches_nothing_where_its_debate_would_not() -> None:
     debate = condensed("[43]")
     assert debate.verdict is not None and debate.verdict.support == 2
-    assert select("chain", debate, min_support=2) and select("chain", debate, min_support=3) == {}
+    assert chosen("chain", debate, min_support=2) and chosen("chain", debate, min_support=3) == {}
     for change in ({"oracle": True}, {"answer": None}):
         changed = msgspec.structs.replace(debate, verdict=msgspec.structs.replace(debate.verdict, **change))
-        assert select("chain", changed) == {}
+        assert chosen("chain", changed) == {}
 
 
 def test_gold_has_no_part_in_a_chain() -> None:
     debate = condensed("[43]")
     wrong = msgspec.structs.replace(debate, task=msgspec.structs.replace(debate.task, gold=("44",)))
-    assert select("chain", wrong) == select("chain", debate) != {}
+    assert chosen("chain", wrong) == chosen("chain", debate) != {}
 
 
 # Rewritten items
@@ -148,7 +154,7 @@ def rewritten(category: str, answer: Answering, *, cut: bool = False, **settings
 
 
 def taught(debate: Debate) -> list[tuple[str, list[Message], str]]:
-    return [(row.id, list(row.prompt), row.completion) for row in select("rewritten", debate).get("rewriter", [])]
+    return [(row.id, list(row.prompt), row.completion) for row in chosen("rewritten", debate).get("rewriter", [])]
 
 
 def test_each_pair_that_the_judge_kept_is_a_row() -> None:
@@ -158,7 +164,7 @@ def test_each_pair_that_the_judge_kept_is_a_row() -> None:
         ("d:0.rewrite.0:rewritten:0", [user("ask a", images)], "say a"),
         ("d:0.rewrite.0:rewritten:1", [user("ask c", images)], "say c"),
     ]
-    assert list(select("rewritten", debate)) == ["rewriter"]
+    assert list(chosen("rewritten", debate)) == ["rewriter"]
 
 
 def test_the_rounds_of_a_dialogue_follow_each_other_and_show_the_images_once() -> None:
@@ -178,13 +184,13 @@ def test_an_item_whose_rewriter_was_told_gold_gives_nothing() -> None:
 def test_where_a_reply_was_cut_off_its_last_pair_has_no_end_to_learn() -> None:
     reply = "##Instruction## ask a\n##Response## say a\n##Instruction## ask b\n##Response## say"
     debate = rewritten("general", test_rewrite.saying(_0_rewrite_0=reply), cut=True)
-    rows = select("rewritten", debate)["rewriter"]
+    rows = chosen("rewritten", debate)["rewriter"]
     assert [(row.completion, row.finish_reason) for row in rows] == [("say a", "stop"), ("say", "length")]
 
 
 @pytest.mark.parametrize("rule", ["chain", "rewritten"])
 def test_other_debates_have_neither_chains_nor_pairs(make_debate: MakeDebate, rule: str) -> None:
-    assert select(rule, make_debate(OPENINGS, "42")) == {}
+    assert chosen(rule, make_debate(OPENINGS, "42")) == {}
 
 
 agents = st.sampled_from(["ada", "bo", "cy"])
@@ -206,14 +212,14 @@ def test_rows_follow_the_vote_alone(
     correct: bool | None,
 ) -> None:
     debate = make_debate(openings, answer, gold=gold, correct=correct)
-    chosen = select("generator", debate)
-    rows = [row for agent_rows in chosen.values() for row in agent_rows]
+    found = chosen("generator", debate)
+    rows = [row for agent_rows in found.values() for row in agent_rows]
     taken = {row.node_ids[0] for row in rows}
     for node in debate.utterances:
         agrees = node.answer.value is not None and answer is not None and equivalent(node.answer.value, answer)
         assert (node.id in taken) == agrees
     assert len({row.id for row in rows}) == len(rows)
-    assert all(row.agent == agent for agent, agent_rows in chosen.items() for row in agent_rows)
-    assert chosen == select("generator", make_debate(openings, answer, gold=(), correct=None))
-    assert chosen == select("generator", decode_debate(encode_debate(debate)))
+    assert all(row.agent == agent for agent, agent_rows in found.items() for row in agent_rows)
+    assert found == chosen("generator", make_debate(openings, answer, gold=(), correct=None))
+    assert found == chosen("generator", decode_debate(encode_debate(debate)))
     assert msgspec.json.decode(msgspec.json.encode(rows), type=list[Example]) == rows

@@ -11,10 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from actors.transformers_batch import Row
+from actors.transformers_prompts import Prompts
 from protocols.errors import TrainerError
-from protocols.message import ImagePart, assistant, system, user
-from trainers.feed import FeedPage, Row
-from trainers.select import Example
+from protocols.message import Ask, ImagePart, Sampling, assistant, system, user
+from trainers.example import EarlierReply, Example
+from trainers.feed import FeedPage
+from trainers.feed import Row as FeedRow
 from trainers.sft import SFTSettings, load_base, train_adapter
 from trainers.tokenise import RowTokeniser
 
@@ -34,7 +37,7 @@ class ListSource:
 
     def read(self, offset: int, limit: int) -> FeedPage:
         total = len(self._examples)
-        rows = [Row(self._examples[at], (at + 1) / total) for at in range(offset, min(total, offset + limit))]
+        rows = [FeedRow(self._examples[at], (at + 1) / total) for at in range(offset, min(total, offset + limit))]
         return FeedPage(rows=tuple(rows), done=True, progress=1.0)
 
 
@@ -107,6 +110,74 @@ def test_text_without_tokens_gets_the_end_of_turn_unless_it_was_cut(
 
 
 @training
+def test_a_row_is_written_as_the_model_is_asked(tokenise: RowTokeniser, tiny_model: Path) -> None:
+    """D&R trains on bare text and serves through a chat template."""
+    served = Row([], Sampling())
+    asked = Ask(id="a", debate_id="d", agent="ada", role="critic", messages=CHAT, sampling=Sampling())
+    Prompts("tiny", str(tiny_model), False, None).fill(served, asked)
+    assert tokenise.render(CHAT) == served.prompt_ids
+
+
+CHAT = (user("1 + 1?"), assistant("2<|end|> is it"), user("Sure?"), assistant("3"), user("Sure?"))
+
+
+@training
+@pytest.mark.parametrize(
+    ("earlier", "learned"),
+    [
+        ((), ["2<|end|>"]),
+        ((EarlierReply(1),), ["2<|end|> is it<|end|>", "2<|end|>"]),
+        ((EarlierReply(1, ended=False), EarlierReply(3)), ["2<|end|> is it", "3<|end|>", "2<|end|>"]),
+    ],
+)
+def test_earlier_replies_are_learned_where_the_row_says_so(
+    tokenise: RowTokeniser,
+    base: tuple[Any, Any],
+    make_example: MakeExample,
+    earlier: tuple[EarlierReply, ...],
+    learned: list[str],
+) -> None:
+    row = tokenise(make_example(1, prompt=CHAT, completion="2", earlier=earlier))
+    assert row.input_ids == tokenise(make_example(1, prompt=CHAT, completion="2")).input_ids
+    kept = [(token, label) for token, label in zip(row.input_ids, row.labels, strict=True) if label != -100]
+    assert all(token == label for token, label in kept) and len(kept) == row.num_learned
+    assert base[1].decode([token for token, _ in kept]) == "".join(learned)
+
+
+@training
+def test_the_loss_of_a_chat_is_that_of_a_row_for_each_of_its_replies(
+    tokenise: RowTokeniser, base: tuple[Any, Any], make_example: MakeExample
+) -> None:
+    import torch
+
+    def loss(example: Example) -> float:
+        row = tokenise(example)
+        with torch.no_grad():
+            logits = base[0](input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
+        targets = torch.tensor(row.labels[1:])
+        return float(torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum"))
+
+    whole = make_example(1, prompt=CHAT, completion="2", earlier=(EarlierReply(1), EarlierReply(3)))
+    parts = [(CHAT[:1], CHAT[1].text), (CHAT[:3], CHAT[3].text), (CHAT, "2")]
+    apart = sum(loss(make_example(1, prompt=prompt, completion=text)) for prompt, text in parts)
+    assert loss(whole) == pytest.approx(apart, rel=1e-5)
+
+
+@training
+def test_a_template_that_rewrites_earlier_replies_is_refused(base: tuple[Any, Any], make_example: MakeExample) -> None:
+    import copy
+
+    tokenizer = copy.deepcopy(base[1])
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{{ message['content'] }}", "{{ message['content'] if loop.last or message['role'] == 'user' else '...' }}"
+    )
+    tokenise = RowTokeniser(tokenizer, vocab_size=259)
+    tokenise(make_example(1, prompt=CHAT))
+    with pytest.raises(TrainerError, match=r"writes an earlier reply otherwise .* set train.loss: last"):
+        tokenise(make_example(1, prompt=CHAT, earlier=(EarlierReply(1),)))
+
+
+@training
 def test_rows_that_cannot_be_trained_on_are_refused(tokenise: RowTokeniser, make_example: MakeExample) -> None:
     with pytest.raises(TrainerError, match=r"holds token 9999, but the model knows 259"):
         tokenise(make_example(1, token_ids=(9999,)))
@@ -151,7 +222,7 @@ def _plain_loop(model: Any, tokenise: RowTokeniser, steps: list[list[Example]], 
             logits = peft_model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
             targets = torch.tensor(row.labels[1:])
             loss: Any = torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
-            loss = loss / sum(len(row.completion_ids) for row in rows)
+            loss = loss / sum(row.num_learned for row in rows)
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
@@ -171,6 +242,7 @@ def test_a_training_equals_a_plain_loop_and_leaves_no_trace_on_the_base(
     model, tokenizer = base
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     examples = [make_example(index, completion="x" * (3 * index + 1)) for index in range(7)]
+    examples[2] = msgspec.structs.replace(examples[2], prompt=CHAT, earlier=(EarlierReply(3),))  # "3" and its end
     settings = SFTSettings(
         rank=4, epochs=1, batch_size=2, gradient_accumulation=2, schedule="constant", warmup=0.0, learning_rate=5e-3
     )
@@ -192,7 +264,7 @@ def test_a_training_equals_a_plain_loop_and_leaves_no_trace_on_the_base(
     expected = _plain_loop(fresh, tokenise, [examples[:4], examples[4:]], settings)
     assert results[0].losses == pytest.approx(expected, rel=1e-4)
     assert (results[0].steps, results[0].rows, results[0].rows_seen) == (2, 7, 7)
-    assert results[0].completion_tokens == sum(3 * index + 2 for index in range(7))  # with the end of turn
+    assert results[0].completion_tokens == 2 + sum(3 * index + 2 for index in range(7))  # with the ends of turn
     assert results[0].started_at < results[0].first_step_at < results[0].finished_at
     assert sorted(file.name for file in (tmp_path / "0").iterdir()) == [
         "adapter_config.json",
@@ -261,7 +333,7 @@ def test_a_failed_training_writes_nothing_and_gives_the_base_back(
     settings = SFTSettings(rank=4, max_length=64)
     arguments: dict[str, Any] = {"agent": "ada", "output": tmp_path / "out"}
     with pytest.raises(
-        TrainerError, match=r"^no opening of 'ada' agrees with a debate's verdict; nothing to train on$"
+        TrainerError, match=r"^no debate gave a row for 'ada' to train on: none .*; lower train.min_support, "
     ):
         train_adapter(model, tokenizer, ListSource([]), settings, **arguments)
     long = [make_example(0, completion="x" * 64)]

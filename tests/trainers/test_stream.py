@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.errors import TrainerError
+from trainers.example import Example
 from trainers.feed import FeedPage, Row, hash_rows
-from trainers.select import Example
 from trainers.stream import Cursor, RowStream, Step, check_trainable
 from trainers.tokenise import TokenRow
 
@@ -119,7 +119,7 @@ def test_nothing_to_train_on_is_said_with_its_reason(make_example: MakeExample) 
     stream = _stream(LiveSource([], []))
     assert list(stream) == []
     with pytest.raises(
-        TrainerError, match=r"^no opening of 'ada' agrees with a debate's verdict; nothing to train on$"
+        TrainerError, match=r"^no debate gave a row for 'ada' to train on: none .*; lower train.min_support, "
     ):
         check_trainable(stream, agent="ada", max_length=100)
     stream = _stream(LiveSource([make_example(3), make_example(4)], []), max_length=2)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from protocols.errors import ConfigError, TrainerError
+from trainers.example import Example
 from trainers.feed import Feed, FeedPage, make_feed_actor
-from trainers.select import Example
 from trainers.sft import SFTResult, SFTSettings, load_base, train_adapter
 from trainers.worker import SFTJob, TrainedAdapter, fit_lanes, is_trained, read_trained, worker_env
 
@@ -161,7 +161,7 @@ def test_a_killed_worker_and_a_lost_driver_change_nothing(
     feed = make_feed_actor(tmp_path / "feed")
     close_debates(0, NUM_ROWS)  # the driver says it all again; the feed keeps the first
     ray.get(feed.finish.remote())
-    with pytest.raises(TrainerError, match=r"^no opening of 'cy' agrees with a debate's verdict; nothing to train on$"):
+    with pytest.raises(TrainerError, match=r"^no debate gave a row for 'cy' to train on: none"):
         fit(num_lanes=2).result()
     assert [is_trained(job) for job in jobs] == [True, False, True]
 

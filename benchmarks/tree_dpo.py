@@ -1,0 +1,365 @@
+"""What a preference tree costs packed, beside the same pairs one by one in TRL's own DPOTrainer.
+
+    python benchmarks/tree_dpo.py [--model embedded] [--rounds 3] [--budget 1024] [--run FOLDER] [--json FILE]
+
+Sets of trees: ``k x k`` has a prompt of 192 tokens with k right and k wrong replies of 64 under it, so k * k pairs;
+``reflect`` is made of the debates of a run, every right answer of a round over every wrong one: of ``--run``, or of one
+made now with the scripted model. Chat template and tokens are those of the embedded model.
+
+Both train the same LoRA adapter on the same pairs in the same steps: the pairs of one pack. TRL gets them ``--batch``
+pairs at a time, its default layout: chosen and rejected sequences padded side by side. References are precomputed in
+both. Timed are collation, forward, backward and optimiser, after a step to warm up; each variant in a fresh process in
+the environment of a training worker, ``--rounds`` times in turns. The losses of the steps must be the same.
+
+Told are tokens of the pairs (each with a prompt of its own) a second, seconds a step, the ratio of the two beside the
+ratio of the tokens, and the most memory that the process had while it trained.
+
+Exit status 1: the speed-up is below 0.85 of the token ratio for a set, or the losses differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from trainers.pack import Packing, TokenPair, pack_pairs  # noqa: E402
+
+LIMIT, CLOSE = 0.85, 1e-3
+PROMPT, REPLY, SETS = 192, 64, ((1, 16), (2, 6), (4, 2))  # tokens, tokens, (k, trees)
+VOCAB = 8192  # of the small model; token ids above are folded into it, which keeps what is shared
+VARIANTS = ("trl", "packed")
+BETA, RATE = 0.1, 1e-4
+RECIPE: dict[str, Any] = {
+    "name": "trees",
+    "seed": 1,
+    "tasks": {"source": "arithmetic", "level": "mixed10", "train": 16, "test": 2},
+    "models": {"simulated": {"backend": "scripted", "skill": 0.5, "conformity": 0.2}},
+    "agents": {name: {"model": "simulated"} for name in ("ada", "bo", "cy", "pupil")},
+    "protocol": {"name": "reflect", "prompts": "reflect.math.en"},
+    "cast": {"teacher": ["ada", "bo", "cy"], "student": ["pupil"]},
+}
+
+
+class Row(msgspec.Struct):
+    """A ``TokenPair`` that travels between processes."""
+
+    tree: str
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+class Work(msgspec.Struct):
+    """What a variant is given. ``sets``: name -> pairs."""
+
+    model: str
+    budget: int
+    batch: int
+    sets: dict[str, list[Row]]
+
+
+def grown(replies: int, trees: int) -> list[Row]:
+    """Trees with as many right as wrong replies, random tokens."""
+    draw = random.Random(replies)
+
+    def tokens(count: int) -> list[int]:
+        return [draw.randrange(VOCAB) for _ in range(count)]
+
+    rows = []
+    for tree in range(trees):
+        prompt = tokens(PROMPT)
+        right, wrong = ([tokens(REPLY) for _ in range(replies)] for _ in range(2))
+        rows += [Row(str(tree), prompt, chosen, rejected) for chosen in right for rejected in wrong]
+    return rows
+
+
+def record(folder: Path) -> None:
+    """A run of the scripted model, in a process of its own."""
+    recipe = folder.with_suffix(".json")
+    recipe.write_text(json.dumps(RECIPE))
+    command = [sys.executable, "-m", "engine", "run", str(recipe), "--run-dir", str(folder), "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode:
+        raise SystemExit(f"the run failed:\n{done.stderr[-3000:]}")
+
+
+def recorded(run: Path) -> list[Row]:
+    """Every right answer of a round over every wrong one, as the tokens of the embedded model."""
+    from transformers import AutoTokenizer
+
+    from actors.embedded import embedded_model_path
+    from engine.folder import RunFolder
+    from engine.journal import read_graphs
+    from protocols.graph import decode_debate
+    from protocols.tree import preference_tree
+    from trainers.preference_row import Preference
+    from trainers.tree_dpo import PairTokeniser
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model_path())
+    tokenise, rows = PairTokeniser(tokenizer, vocab_size=len(tokenizer)), list[Row]()
+    for journal in RunFolder.open(run).journals("debate"):
+        for debate in map(decode_debate, read_graphs(journal)):
+            for root in preference_tree(debate):
+                for right, wrong in root.pairs:
+                    row = Preference(
+                        id=f"{debate.id}:{right.id}>{wrong.id}:bench",
+                        agent="pupil",
+                        rule="bench",
+                        debate_id=debate.id,
+                        node_ids=(right.id, wrong.id),
+                        prompt=root.prompt,
+                        chosen=right.reply.text,
+                        rejected=wrong.reply.text,
+                    )
+                    tokens = tokenise(row)
+                    ids = (tokens.prompt_ids, tokens.chosen_ids, tokens.rejected_ids)
+                    rows.append(Row(tokens.tree, *([token % VOCAB for token in part] for part in ids)))
+    if not rows:
+        raise SystemExit(f"no round of the debates in {run} has a right and a wrong answer; give another run")
+    return rows
+
+
+def load(work: Work, folder: Path) -> tuple[Any, Any, Path]:
+    """Model, tokenizer, and the folder of an SFT adapter for it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+    from actors.embedded import embedded_model_path
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model_path())
+    if work.model == "embedded":
+        model: Any = AutoModelForCausalLM.from_pretrained(embedded_model_path(), dtype=torch.float32)
+    else:
+        shape: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6}
+        config = LlamaConfig(vocab_size=VOCAB, num_attention_heads=4, num_key_value_heads=4, **shape)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        tokenizer.pad_token_id = 0  # the id must be one of the model's
+    config_of: Any = LoraConfig
+    adapter = config_of(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    peft_model: Any = get_peft_model(model, adapter)
+    peft_model.save_pretrained(str(folder / "sft"), save_embedding_layers=False)
+    peft_model.unload()
+    vars(model).pop("peft_config", None)
+    return model, tokenizer, folder / "sft"
+
+
+Take = Callable[[int], float]  # a step's forward and backward: its number -> its loss
+
+
+@contextmanager
+def packed(work: Work, packing: Packing, given: Any, folder: Path) -> Iterator[tuple[Any, Take]]:
+    """Our trainer, a pack at a time."""
+    import torch
+
+    from trainers.stream import START
+    from trainers.tree_dpo import SavedPlace, TreeDPOSettings
+    from trainers.tree_dpo_loop import Training, TreeDPOTrainer, collate, two_adapters
+
+    model, tokenizer, adapter = given
+    settings = TreeDPOSettings(beta=BETA, learning_rate=RATE, token_budget=work.budget)
+    with two_adapters(model, settings, adapter) as peft_model:
+        training = Training(peft_model, tokenizer, packing, settings, SavedPlace(cursor=START), 0, None)
+        trainer = TreeDPOTrainer(training, "pupil", peft_model, tokenizer, settings, folder)
+        trainer.precompute_references(packing.packs)
+
+        def take(step: int) -> float:
+            batch = collate(packing.packs[step], step)
+            return float(trainer.training_step(peft_model, [batch], torch.tensor(float(len(batch["weights"])))))
+
+        yield trainer, take
+
+
+@contextmanager
+def trl(
+    work: Work, packing: Packing, given: Any, folder: Path, pairs: Sequence[TokenPair]
+) -> Iterator[tuple[Any, Take]]:
+    """TRL's trainer, ``work.batch`` pairs at a time until those of a pack are through."""
+    from datasets import Dataset
+    from peft import PeftModel
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    class Tokenised(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
+            return dataset
+
+    model, tokenizer, adapter = given
+    rows = [
+        {"prompt_ids": [*pair.prompt_ids], "chosen_ids": [*pair.chosen_ids], "rejected_ids": [*pair.rejected_ids]}
+        for pair in (pairs[item.index] for pack in packing.packs for item in pack.pairs)
+    ]
+    ends = list(accumulate((len(pack.pairs) for pack in packing.packs), initial=0))
+    peft_model: Any = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+    config: Any = DPOConfig(
+        output_dir=str(folder), beta=BETA, learning_rate=RATE, weight_decay=0.0, use_cpu=True, bf16=False,
+        gradient_checkpointing=False, max_length=None, precompute_ref_log_probs=True, report_to="none",
+        per_device_train_batch_size=work.batch,
+    )  # fmt: skip
+    trainer = Tokenised(
+        model=peft_model, args=config, processing_class=tokenizer, train_dataset=Dataset.from_list(rows)
+    )
+    told = trainer.train_dataset.to_list()  # with what the reference said
+
+    def take(step: int) -> float:
+        mine, loss = told[ends[step] : ends[step + 1]], 0.0
+        for at in range(0, len(mine), work.batch):
+            part = mine[at : at + work.batch]
+            trainer.current_gradient_accumulation_steps = len(mine) / len(part)  # so that pairs count alike
+            loss += float(trainer.training_step(peft_model, trainer.data_collator(part)))
+        return loss
+
+    yield trainer, take
+    peft_model.unload()
+    for name in ("forward", "peft_config"):
+        vars(model).pop(name, None)
+
+
+def run(variant: str, work: Work, folder: Path) -> Iterator[dict[str, Any]]:
+    """One pass over every set, after a first step on its first pack."""
+    given = load(work, folder)
+    for name, rows in work.sets.items():
+        pairs = [as_pair(row) for row in rows]
+        packing = pack_pairs(pairs, token_budget=work.budget)
+        making = (
+            packed(work, packing, given, folder) if variant == "packed" else trl(work, packing, given, folder, pairs)
+        )
+        with making as (trainer, take):
+            trainer.create_optimizer()
+            Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+            losses, began = list[float](), time.perf_counter()
+            for step in (0, *range(len(packing.packs))):
+                if len(losses) == 1:
+                    began = time.perf_counter()
+                losses.append(take(step))
+                trainer.optimizer.step()
+                trainer.optimizer.zero_grad()
+            seconds = time.perf_counter() - began
+        yield {"set": name, "variant": variant, "seconds": seconds, "peak_mb": peak_mb(), "losses": losses}
+
+
+def peak_mb() -> float:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def as_pair(row: Row) -> TokenPair:
+    return TokenPair(row.tree, array("i", row.prompt), array("i", row.chosen), array("i", row.rejected))
+
+
+def run_apart(variant: str, file: Path) -> list[dict[str, Any]]:
+    from trainers.worker import worker_env
+
+    env = os.environ | worker_env(os.cpu_count() or 1)
+    command = [sys.executable, __file__, "--variant", variant, str(file)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=3600, check=False)
+    if done.returncode:
+        raise SystemExit(f"{variant} failed:\n{done.stderr[-3000:]}")
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def figures(work: Work, name: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What all rounds of both variants say of a set."""
+    packing = pack_pairs([as_pair(row) for row in work.sets[name]], token_budget=work.budget)
+    of = {variant: [item for item in runs if (item["set"], item["variant"]) == (name, variant)] for variant in VARIANTS}
+    expanded = sum(pack.num_expanded for pack in packing.packs)
+    told: dict[str, Any] = {
+        "set": name,
+        "pairs": sum(len(pack.pairs) for pack in packing.packs),
+        "refused": len(packing.refused),
+        "steps": len(packing.packs),
+        "expanded_tokens": expanded,
+        "token_ratio": packing.token_ratio,
+        "speed_up": [one["seconds"] / other["seconds"] for one, other in zip(of["trl"], of["packed"], strict=True)],
+        "loss_difference": max(
+            abs(left - right) / abs(left)
+            for one, other in zip(of["trl"], of["packed"], strict=True)
+            for left, right in zip(one["losses"], other["losses"], strict=True)
+        ),
+    }
+    for variant, mine in of.items():
+        told[f"{variant}_tokens_per_s"] = [expanded / item["seconds"] for item in mine]
+        told[f"{variant}_s_a_step"] = [item["seconds"] / len(packing.packs) for item in mine]
+        told[f"{variant}_peak_mb"] = [item["peak_mb"] for item in mine]
+    told["of_ratio"] = statistics.median(told["speed_up"]) / told["token_ratio"]
+    return told
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield (
+        "| trees | pairs | token ratio | speed-up | of the ratio | tokens/s, TRL | tokens/s, packed | s a step, TRL "
+        "| s a step, packed | peak MiB, TRL | peak MiB, packed |"
+    )
+    yield f"|{'---|' * 11}"
+    for row in rows:
+        cells = [
+            row["set"], str(row["pairs"]), f"{row['token_ratio']:.2f}", spread(row["speed_up"], 2),
+            f"{row['of_ratio']:.2f}", spread(row["trl_tokens_per_s"], 0), spread(row["packed_tokens_per_s"], 0),
+            spread(row["trl_s_a_step"], 2), spread(row["packed_s_a_step"], 2),
+            f"{max(row['trl_peak_mb']):,.0f}", f"{max(row['packed_peak_mb']):,.0f}",
+        ]  # fmt: skip
+        yield f"| {' | '.join(cells)} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--model", choices=("small", "embedded"), default="small")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--budget", type=int, default=1024, help="tokens of a pack")
+    parser.add_argument("--batch", type=int, default=4, help="pairs that TRL gets at a time")
+    parser.add_argument("--run", type=Path, help="folder of a run of reflect; default: one made now")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--variant", nargs=2, metavar=("NAME", "WORK"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="moot-bench-") as temporary:
+        folder = Path(temporary)
+        if options.variant:
+            work = msgspec.json.decode(Path(options.variant[1]).read_bytes(), type=Work)
+            print(json.dumps(list(run(options.variant[0], work, folder))))
+            return 0
+        sets = {f"{replies} x {replies}": grown(replies, trees) for replies, trees in SETS}
+        if options.run is None:
+            record(folder / "run")
+        sets["reflect"] = recorded(options.run or folder / "run")
+        work = Work(options.model, options.budget, options.batch, sets)
+        (folder / "work.json").write_bytes(msgspec.json.encode(work))
+        runs = list[dict[str, Any]]()
+        for number in range(options.rounds):
+            for variant in VARIANTS if number % 2 else VARIANTS[::-1]:
+                runs += run_apart(variant, folder / "work.json")
+    rows = [figures(work, name, runs) for name in sets]
+    print("\n".join(table(rows)))
+    if options.json:
+        from engine.folder import machine_description, versions
+
+        told = {"machine": machine_description(), "versions": versions(), "model": options.model, "rows": rows}
+        options.json.write_text(json.dumps(told, indent=2) + "\n")
+    return int(any(row["of_ratio"] < LIMIT or row["loss_difference"] > CLOSE for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,9 +1,11 @@
 """From finished debates to adapters: rules that choose examples, the feed, the trainings, the registry."""
 
 from trainers.feed import Addition, Feed, FeedActor, FeedPage, Row, decode_page, hash_rows, make_feed_actor
+from trainers.preference_row import Preference
 from trainers.registry import AdapterRecord, Registry, adapter_name, parse_name, weights_hash
 from trainers.select import RULES, Example, Rule, generator_examples, select
 from trainers.sft import SFTResult, SFTSettings, load_base, train_adapter
+from trainers.tree_dpo import TreeDPOResult, TreeDPOSettings, train_preferences
 from trainers.worker import SFTJob, TrainedAdapter, fit_lanes, is_trained, read_trained, worker_env
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "Feed",
     "FeedActor",
     "FeedPage",
+    "Preference",
     "Registry",
     "Row",
     "Rule",
@@ -21,6 +24,8 @@ __all__ = [
     "SFTResult",
     "SFTSettings",
     "TrainedAdapter",
+    "TreeDPOResult",
+    "TreeDPOSettings",
     "adapter_name",
     "decode_page",
     "fit_lanes",
@@ -33,6 +38,7 @@ __all__ = [
     "read_trained",
     "select",
     "train_adapter",
+    "train_preferences",
     "weights_hash",
     "worker_env",
 ]

@@ -43,14 +43,14 @@ sys.path.insert(0, str(ROOT))
 from trainers.pack import Packing, TokenPair, pack_pairs  # noqa: E402
 
 LIMIT, CLOSE = 0.85, 1e-3
-PROMPT, REPLY, SETS = 192, 64, ((1, 16), (2, 6), (4, 2))  # tokens, tokens, (k, trees)
+PROMPT, REPLY, SETS = 192, 64, ((1, 8), (2, 3), (4, 1))  # tokens, tokens, (k, trees)
 VOCAB = 8192  # of the small model; token ids above are folded into it, which keeps what is shared
 VARIANTS = ("trl", "packed")
 BETA, RATE = 0.1, 1e-4
 RECIPE: dict[str, Any] = {
     "name": "trees",
     "seed": 1,
-    "tasks": {"source": "arithmetic", "level": "mixed10", "train": 16, "test": 2},
+    "tasks": {"source": "arithmetic", "level": "mixed10", "train": 2, "test": 1},
     "models": {"simulated": {"backend": "scripted", "skill": 0.5, "conformity": 0.2}},
     "agents": {name: {"model": "simulated"} for name in ("ada", "bo", "cy", "pupil")},
     "protocol": {"name": "reflect", "prompts": "reflect.math.en"},

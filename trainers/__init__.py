@@ -3,10 +3,12 @@
 from trainers.example import Example
 from trainers.feed import Addition, Feed, FeedActor, FeedPage, Row, decode_page, hash_rows, make_feed_actor
 from trainers.mix import Mix
+from trainers.preference_row import Preference
 from trainers.registry import AdapterRecord, Registry, adapter_name, parse_name, weights_hash
 from trainers.rule import Rule, RuleOptions
 from trainers.select import RULES, Selection, select
 from trainers.sft import SFTResult, SFTSettings, load_base, train_adapter
+from trainers.tree_dpo import TreeDPOResult, TreeDPOSettings, train_preferences
 from trainers.worker import SFTJob, TrainedAdapter, fit_lanes, is_trained, read_trained, worker_env
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "FeedActor",
     "FeedPage",
     "Mix",
+    "Preference",
     "Registry",
     "Row",
     "Rule",
@@ -27,6 +30,8 @@ __all__ = [
     "SFTSettings",
     "Selection",
     "TrainedAdapter",
+    "TreeDPOResult",
+    "TreeDPOSettings",
     "adapter_name",
     "decode_page",
     "fit_lanes",
@@ -38,6 +43,7 @@ __all__ = [
     "read_trained",
     "select",
     "train_adapter",
+    "train_preferences",
     "weights_hash",
     "worker_env",
 ]

@@ -132,13 +132,15 @@ class PairTokeniser:
         self._tokenise = RowTokeniser(tokenizer, vocab_size=vocab_size)
 
     def __call__(self, row: Preference) -> TokenPair:
-        """Raises: TrainerError: the prompt holds images, or the weight is no weight."""
+        """Raises: TrainerError: the prompt holds images, a reply has no token, or the weight is no weight."""
         if not 0.0 < row.weight < math.inf:
             raise TrainerError(f"preference {row.id!r} has weight={row.weight:g}; a pair's weight must be above 0")
         chosen, rejected = (
             self._tokenise(_example(row, text, reason))
             for text, reason in zip((row.chosen, row.rejected), row.finish_reasons, strict=True)
         )
+        if not (chosen.completion_ids and rejected.completion_ids):
+            raise TrainerError(f"preference {row.id!r} has a reply without a token; leave the pair out")
         return TokenPair(
             row.debate_id, chosen.prompt_ids, chosen.completion_ids, rejected.completion_ids, weight=row.weight
         )
@@ -192,8 +194,8 @@ def train_preferences(
         init_from: the SFT adapter's folder.
         resume_from: a checkpoint folder as ``on_checkpoint`` was given it, of a training with the same arguments.
         checkpoint_every: steps between checkpoints; 0 for none.
-    Raises: TrainerError: nothing to train on, an adapter of another base, a model whose layers take no tree, or a loss
-        that is not a number.
+    Raises: TrainerError: nothing to train on, an adapter of another base, a model that cannot tell a tree's branches
+        apart, or a loss that is not a number.
     """
     from trainers.tree_dpo_loop import Training, check_adapter, check_model, two_adapters
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput, use_adapter
 
 from protocols.errors import TrainerError
-from trainers.pack import Pack, Packing
+from trainers.pack import Pack, Packing, TokenPair, lay_out
 from trainers.registry import WEIGHTS_NAME
 from trainers.sft import OnCheckpoint, SFTSettings
 from trainers.sft_loop import MAX_STEPS, Recorder, SteppedTrainer, adapted, save_adapter
@@ -35,6 +36,7 @@ from trainers.tree_dpo import PackStep, SavedPlace, TreeDPOResult, TreeDPOSettin
 
 PER_TOKEN = ("log_probs", "entropy", "mean_logits", "is_top1")  # what TRL's loss reads of a model's output
 ATTENDS = {"full_attention", "sliding_attention"}
+SAME = {"float32": 1e-3, "bfloat16": 5e-2}  # nats a token; rounding stays well below, a wrong mask well above
 # T: tokens of a pack; M: those of them that completions have, each once; B: branches; C: tokens of the longest one.
 
 
@@ -64,8 +66,8 @@ def check_model(model: Any, packing: Packing) -> None:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if other := sorted(kinds - ATTENDS):
         raise TrainerError(
-            f"the base {model.name_or_path!r} has layers of kind {other[0]}, which carry a state from token to token "
-            "and cannot go through a tree; train preferences on a model whose layers all attend"
+            f"the base {model.name_or_path!r} has layers of kind {other[0]}, which cannot tell the branches of a tree "
+            "apart; train preferences on a model whose layers all attend to what came before"
         )
     window = getattr(config, "sliding_window", None)
     longest = max(pack.position_ids[branch.last] + 1 for pack in packing.packs for branch in pack.branches)
@@ -97,7 +99,8 @@ def attention_of(settings: TreeDPOSettings) -> str:
     """How a tree's mask is applied. Raises: TrainerError: flex_attention without a GPU, where it has no backward pass.
 
     With sdpa the mask is a square of the pack's tokens and all of it is computed; flex_attention leaves out the blocks
-    that nobody sees. The latter has been checked for its mask alone: no GPU was at hand to run it on.
+    that nobody sees. The latter has been checked for its mask alone: no GPU was at hand to run it on. What it gives is
+    checked before the first step of every training: ``TreeDPOTrainer.check_tree``.
     """
     on_gpu = torch.cuda.is_available()
     if settings.attention == "flex_attention" and not on_gpu:
@@ -184,6 +187,25 @@ class TreeDPOTrainer(SteppedTrainer, DPOTrainer):
             self._reference(self._prepare_inputs(collate(pack, index))) for index, pack in enumerate(packs)
         ]
 
+    def check_tree(self, pack: Pack) -> None:
+        """Score the branch with most beside it in a pack by itself, too: the model may look at more than its path.
+
+        Raises: TrainerError: it scores otherwise.
+        """
+        number, branch = max(enumerate(pack.branches), key=lambda item: item[1].last)
+        ids = pack.sequence(branch)
+        prompt, completion = array("i", ids[: -branch.length]), array("i", ids[-branch.length :])
+        alone = lay_out([(0, TokenPair("", prompt, completion, completion))])
+        packed = self._reference(self._prepare_inputs(collate(pack, 0)))[number]
+        single = self._reference(self._prepare_inputs(collate(alone, 0)), alone=True)[0]
+        difference = abs(packed - single).item() / branch.length
+        if difference > SAME[self._settings.precision]:  # nan is told by the loss
+            raise TrainerError(
+                f"training {self._agent!r}: a reply in a tree scores {difference:.2g} nats a token otherwise than by "
+                f"itself with attention={self._attention}; its base {self.model.name_or_path!r} cannot tell branches "
+                "apart: try attention=sdpa, or another base"
+            )
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -218,7 +240,7 @@ class TreeDPOTrainer(SteppedTrainer, DPOTrainer):
             figures.extend([figures[-1]] * (len(chosen) - 1))
         return loss
 
-    def _forward(self, model: Any, inputs: Any) -> Any:
+    def _forward(self, model: Any, inputs: Any, *, alone: bool = False) -> Any:
         """What the fused head says of completion tokens, [1, M] each: it is handed the places that score them alone."""
 
         def pick(module: Any, arguments: Any, output: Any) -> Any:
@@ -230,7 +252,7 @@ class TreeDPOTrainer(SteppedTrainer, DPOTrainer):
             return model(
                 input_ids=inputs["input_ids"],
                 position_ids=inputs["position_ids"],
-                attention_mask=tree_mask(inputs["ends"], self._attention),
+                attention_mask=None if alone else tree_mask(inputs["ends"], self._attention),
                 shift_labels=inputs["targets"],
                 fused_lm_head=True,
                 use_cache=False,
@@ -242,14 +264,14 @@ class TreeDPOTrainer(SteppedTrainer, DPOTrainer):
         """From completion tokens to branches: [B, C] each, 0 where a branch has no token."""
         return {name: outputs[name][0][inputs["spread"]].masked_fill(~inputs["mask"], 0) for name in PER_TOKEN}
 
-    def _reference(self, inputs: Any) -> Tensor:
-        """[B]: the log-probability of each branch's completion under the frozen adapter."""
+    def _reference(self, inputs: Any, *, alone: bool = False) -> Tensor:
+        """[B]: the log-probability of each branch's completion under the frozen adapter; ``alone``: of one sequence."""
         with (
             torch.no_grad(),
             use_adapter(self.accelerator.unwrap_model(self.model), "ref"),
             self.accelerator.autocast(),
         ):
-            log_probs = self._forward(self.model, inputs).log_probs[0]
+            log_probs = self._forward(self.model, inputs, alone=alone).log_probs[0]
         return log_probs[inputs["spread"]].masked_fill(~inputs["mask"], 0).sum(1)
 
     def _count(self, step: list[dict[str, Any]]) -> Any:
@@ -322,6 +344,7 @@ class Training:
         """Go over the packs and write the adapter. Raises: TrainerError: the loss or the weights are not finite."""
         with tempfile.TemporaryDirectory(prefix="moot-tree-dpo-") as work:
             trainer = TreeDPOTrainer(self, agent, self._model, self._tokenizer, self.settings, Path(work))
+            trainer.check_tree(max(self.packing.packs, key=lambda pack: len(pack.branches)))
             if self.settings.reference == "precomputed":
                 trainer.precompute_references(self.packing.packs)
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)

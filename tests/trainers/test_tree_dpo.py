@@ -272,6 +272,25 @@ def test_flex_attention_is_given_the_mask_that_sdpa_is() -> None:
             attention_of(TreeDPOSettings(attention="flex_attention"))
 
 
+@training
+def test_a_model_that_sees_more_than_a_path_is_refused(
+    base: tuple[Any, Any], sft_adapter: Path, tmp_path: Path
+) -> None:
+    from trainers.tree_dpo import SavedPlace
+    from trainers.tree_dpo_loop import Training, TreeDPOTrainer, two_adapters
+
+    settings = TreeDPOSettings()
+    packing = pack_pairs(PAIRS, token_budget=100)
+    (pack,) = packing.packs
+    open_to_all = msgspec.structs.replace(pack, ends=array("i", [pack.num_tokens] * pack.num_tokens))
+    with two_adapters(base[0], settings, sft_adapter) as peft_model:
+        run = Training(peft_model, base[1], packing, settings, SavedPlace(cursor=Cursor()), 0, None)
+        trainer = TreeDPOTrainer(run, "ada", peft_model, base[1], settings, tmp_path)
+        trainer.check_tree(pack)
+        with pytest.raises(TrainerError, match=r"a reply in a tree scores .* nats a token otherwise than by itself"):
+            trainer.check_tree(open_to_all)
+
+
 # --- trainings
 
 
@@ -309,6 +328,8 @@ def test_rows_become_tokens_as_in_supervised_finetuning(base: tuple[Any, Any]) -
     assert (tokens.tree, tokens.weight) == ("d3", 1.0)
     with pytest.raises(TrainerError, match="has weight=0; a pair's weight must be above 0"):
         tokenise(row(1, "2", "3", weight=0.0))
+    with pytest.raises(TrainerError, match="has a reply without a token; leave the pair out"):
+        tokenise(row(1, "2", "", finish_reasons=("stop", "length")))
 
 
 def _weights(folder: Path) -> dict[str, Any]:

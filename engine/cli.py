@@ -371,6 +371,80 @@ def _control(ask: Callable[[ModuleType], dict[str, Any]], as_json: bool) -> NoRe
     sys.exit(0)
 
 
+@main.group()
+def adapters() -> None:
+    """What a run has trained: list it, merge it into its base, hand it on."""
+
+
+adapter_argument = click.argument("name", metavar="ADAPTER")
+folder_option = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="A folder that is not there yet."
+)
+base_id_option = click.option("--base-id", default="", help="The base's name on the hub, for the card: ORG/NAME.")
+
+
+@adapters.command(name="list")
+@run_argument
+@json_option
+def list_adapters(run: Path, as_json: bool) -> None:
+    """List a run's adapters, oldest first."""
+    _adapters(lambda adapters: adapters.list_adapters(run), as_json)
+
+
+@adapters.command(name="show")
+@run_argument
+@adapter_argument
+@json_option
+def show_adapter(run: Path, name: str, as_json: bool) -> None:
+    """All about one ADAPTER, or an agent's newest: what it comes from, what it learned, whether its files are whole."""
+    _adapters(lambda adapters: adapters.show_adapter(run, name), as_json)
+
+
+@adapters.command(name="merge")
+@run_argument
+@adapter_argument
+@folder_option
+@click.option("--base", type=click.Path(path_type=Path), help="The base's folder. Default: what the run trained.")
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto")
+@json_option
+def merge_adapter(run: Path, name: str, output: Path, base: Path | None, dtype: str, as_json: bool) -> None:
+    """Write ADAPTER and its base as one model, which transformers and vLLM load by itself."""
+    _adapters(lambda adapters: adapters.merge(run, name, output, base=base, dtype=dtype), as_json)
+
+
+@adapters.command(name="export")
+@run_argument
+@adapter_argument
+@folder_option
+@base_id_option
+@json_option
+def export_adapter(run: Path, name: str, output: Path, base_id: str, as_json: bool) -> None:
+    """Write ADAPTER for others: PEFT layout, a model card, its lineage."""
+    _adapters(lambda adapters: adapters.export(run, name, output, base_id=base_id), as_json)
+
+
+@adapters.command(name="push")
+@run_argument
+@adapter_argument
+@click.argument("repository", metavar="ORG/NAME")
+@base_id_option
+@click.option("--public", is_flag=True, help="A repository that is made now can be read by all.")
+@json_option
+def push_adapter(run: Path, name: str, repository: str, base_id: str, public: bool, as_json: bool) -> None:
+    """Export ADAPTER to the Hugging Face hub; the token is that of HF_TOKEN."""
+    _adapters(lambda adapters: adapters.push(run, name, repository, base_id=base_id, public=public), as_json)
+
+
+def _adapters(ask: Callable[[ModuleType], dict[str, Any]], as_json: bool) -> NoReturn:
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine import adapters
+
+        outcome = ask(adapters)
+        return outcome if as_json else adapters.told(outcome)
+
+    _command(work, as_json)
+
+
 @main.command(name="list")
 @json_option
 @click.option("--runs-dir", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)

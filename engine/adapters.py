@@ -31,7 +31,7 @@ Outcome = dict[str, Any]
 
 def list_adapters(run: Path) -> Outcome:
     """All adapters of a run, oldest first. Raises: ConfigError: not a run, or it has none."""
-    return {"run": str(run), "adapters": [_told(record) for record in _registry(run).list()]}
+    return {"run": str(run), "adapters": [_told(record) for record in registry_of(run).list()]}
 
 
 def show_adapter(run: Path, name: str) -> Outcome:
@@ -63,7 +63,7 @@ def merge(run: Path, name: str, output: Path, *, base: Path | None = None, dtype
     Raises: ConfigError: no such base, or the output is there already. TrainerError: see ``show_adapter``; another base.
     """
     registry, record = _find(run, name)
-    base = base or _base_folder(record)
+    base = base or base_folder(record)
     registry.get(record.name, base_hash=weights_hash(base), base_model=str(base))
     with _whole_folder(output) as draft:
         from trainers.merge import merge_adapter
@@ -166,7 +166,8 @@ def _results(run: Path, record: AdapterRecord) -> dict[str, str]:
     return {f"{figure.name}, {figure.num_graded} tasks": describe(figure) for figure in figures if figure}
 
 
-def _registry(run: Path) -> Registry:
+def registry_of(run: Path) -> Registry:
+    """Raises: ConfigError: not a run, or nothing was trained in it."""
     RunFolder.open(run)
     if not (run / "adapters" / FILE_NAME).is_file():
         raise ConfigError(
@@ -176,7 +177,7 @@ def _registry(run: Path) -> Registry:
 
 
 def _find(run: Path, name: str) -> tuple[Registry, AdapterRecord]:
-    registry = _registry(run)
+    registry = registry_of(run)
     return registry, registry.latest(name) or registry.get(name)
 
 
@@ -207,7 +208,8 @@ def _line(record: Outcome) -> str:
     )
 
 
-def _base_folder(record: AdapterRecord) -> Path:
+def base_folder(record: AdapterRecord) -> Path:
+    """Where the base of an adapter lies. Raises: ConfigError: not on this machine."""
     if record.base_model == EMBEDDED:
         from actors.embedded import embedded_model_path
 

@@ -195,6 +195,30 @@ def report(run: Path, output: Path | None, as_json: bool) -> None:
     _command(work, as_json)
 
 
+@main.command()
+@click.argument("sides", nargs=-1, required=True, metavar="RUN[:STAGE]...")
+@json_option
+def compare(sides: tuple[str, ...], as_json: bool) -> None:
+    """Hold runs or stages against the first, paired by task, with diversity and cost. One RUN alone: all its stages.
+
+    Accuracies have 95% intervals; changes are paired over the tasks that both graded, with McNemar's test where every
+    score is right or wrong.
+    """
+    from engine.compare import compare_runs
+    from protocols.errors import MootError
+
+    try:
+        found = compare_runs(sides)
+    except MootError as err:
+        _fail(err, partial(click.echo, err=True))
+    if as_json:
+        click.echo(json.dumps(found.outcome()))
+        return
+    from engine.compare_tables import compare_text
+
+    click.echo(compare_text(found), nl=False)
+
+
 @main.command(name="import")
 @click.argument("form", metavar="FORMAT")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -433,6 +457,23 @@ def export_adapter(run: Path, name: str, output: Path, base_id: str, as_json: bo
 def push_adapter(run: Path, name: str, repository: str, base_id: str, public: bool, as_json: bool) -> None:
     """Export ADAPTER to the Hugging Face hub; the token is that of HF_TOKEN."""
     _adapters(lambda adapters: adapters.push(run, name, repository, base_id=base_id, public=public), as_json)
+
+
+@adapters.command(name="score")
+@run_argument
+@click.option("--stage", default="", help="Default: the last evaluation.")
+@click.option("--replies", default=100, show_default=True, type=click.IntRange(min=1), help="Of each agent.")
+@click.option("--base", type=click.Path(path_type=Path), help="The base's folder. Default: what the run trained.")
+@json_option
+def score_stage(run: Path, stage: str, replies: int, base: Path | None, as_json: bool) -> None:
+    """Score how likely the agents of a stage find each other's replies, for `moot compare` and the report."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine.likelihoods import score_stage
+
+        return score_stage(run, stage, num_replies=replies, base=base, progress=progress)
+
+    _command(work, as_json)
 
 
 def _adapters(ask: Callable[[ModuleType], dict[str, Any]], as_json: bool) -> NoReturn:

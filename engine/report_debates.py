@@ -95,8 +95,18 @@ def _agreement(rounds: Mapping[int, Agreement]) -> Table:
     return Table(
         title="Agreement by round",
         caption="Equal pairs: of all pairs of a round's answers. Largest group: its mean share of the answers. "
-        "Entropy: of the readable answers, 0 where all are equal. An unparsed answer agrees with none.",
-        head=("Round", "Debates", "Equal pairs", "Largest group", "All equal", "Different answers", "Entropy (bits)"),
+        "Entropy: of the readable answers, 0 where all are equal. An unparsed answer agrees with none. Wording: mean "
+        "distance of two replies by their words and word pairs; 0 is alike, 1 has nothing in common.",
+        head=(
+            "Round",
+            "Debates",
+            "Equal pairs",
+            "Largest group",
+            "All equal",
+            "Different answers",
+            "Entropy (bits)",
+            "Wording",
+        ),
         rows=tuple(
             (
                 str(number),
@@ -107,6 +117,7 @@ def _agreement(rounds: Mapping[int, Agreement]) -> Table:
                     Cell(share(one.unanimous, one.debates)),
                     Cell(f"{one.distinct / one.debates:.2f}"),
                     Cell(f"{one.entropy_bits / one.debates:.2f}"),
+                    Cell(f"{one.wording_distance / one.worded_pairs:.2f}" if one.worded_pairs else "–"),
                 ),
             )
             for number, one in shown

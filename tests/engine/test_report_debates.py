@@ -132,7 +132,7 @@ def test_ends_and_spending_are_told() -> None:
 def test_agreement_is_told_by_round() -> None:
     both = [society(2, 1), built([("0.answer.0", "a", {}), ("0.answer.1", "b", {"answer": Answer("2", "said")})])]
     table = shown(statistics(both))["Agreement by round"]
-    assert texts(table) == [["0", "2", "50.0%", "75.0%", "50.0%", "1.50", "0.50"]]
+    assert texts(table) == [["0", "2", "50.0%", "75.0%", "50.0%", "1.50", "0.50", "0.00"]]
 
 
 def test_several_stages_stand_side_by_side() -> None:

@@ -104,7 +104,10 @@ def loop(
 def evaluate(
     target: Path, overrides: tuple[str, ...], limit: int | None, run_dir: Path | None, or_resume: bool, as_json: bool
 ) -> None:
-    """Evaluate on held-out tasks: a RECIPE's agents as they are, or a RUN's with its newest adapters."""
+    """Evaluate on held-out tasks: a RECIPE's agents as they are, or a RUN's with its newest adapters.
+
+    KEY=VALUE may name other tasks or another protocol, so that tuned agents are tried elsewhere or without a debate.
+    """
 
     def work(progress: Progress) -> dict[str, Any]:
         from engine.run import evaluate_run, start
@@ -114,12 +117,9 @@ def evaluate(
             return start(
                 "eval", target, overrides, run_dir=run_dir, limit=limit, or_resume=or_resume, progress=progress
             )
-        if overrides or run_dir or limit or or_resume:
-            raise ConfigError(
-                f"{target} is a run: it is evaluated as it was run; leave out overrides, --limit, --run-dir and "
-                "--or-resume"
-            )
-        return evaluate_run(target, progress=progress)
+        if or_resume:
+            raise ConfigError(f"{target} is a run: each of its evaluations is another; leave out --or-resume")
+        return evaluate_run(target, overrides, run_dir=run_dir, limit=limit, progress=progress)
 
     _command(work, as_json)
 

@@ -7,21 +7,26 @@ import re
 from collections import Counter
 from itertools import pairwise
 
-MAX_WORDS = 1024  # of a reply that are looked at: a model may write without end
+MAX_LETTERS = 8192  # of a reply that are looked at: a model may write without end
 _WORD = re.compile(r"\w+|[^\w\s]")
 
+Wording = Counter[str | tuple[str, str]]
+"""How often each word, and each pair of neighbouring words, stands in a text."""
 
-def wording(text: str) -> Counter[tuple[str, ...]]:
-    """How often each word, and each pair of neighbouring words, stands in a text.
+
+def wording(text: str) -> Wording:
+    """Count a text's first ``MAX_LETTERS``.
 
     A word is a run of letters, digits and underscores without regard to case; any other character but a space is a word
-    by itself. The first ``MAX_WORDS`` count.
+    by itself.
     """
-    words = [match.group().casefold() for match, _ in zip(_WORD.finditer(text), range(MAX_WORDS), strict=False)]
-    return Counter([*((word,) for word in words), *pairwise(words)])
+    words: list[str] = _WORD.findall(text[:MAX_LETTERS].casefold())
+    counts: Wording = Counter(words)
+    counts.update(pairwise(words))
+    return counts
 
 
-def wording_distance(one: Counter[tuple[str, ...]], other: Counter[tuple[str, ...]]) -> float:
+def wording_distance(one: Wording, other: Wording) -> float:
     """1 - cos of two counts, between 0 (the same words in the same pairs) and 1 (none in common).
 
     Two texts without a word are alike, and differ wholly from any other.

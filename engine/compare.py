@@ -5,7 +5,7 @@ Everything is read from what the runs left behind; nothing is asked. The others 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,19 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     debates_per_s: float | None = None
 
 
+def diversity_of(found: Statistics, consensus: Mapping[int, float] | None = None) -> dict[int, Diversity]:
+    """By round; ``consensus`` is that of each, where it was evaluated."""
+    return {
+        number: Diversity(
+            consensus=(consensus or {}).get(number),
+            pairwise_disagreement=1 - one.equal_pairs / one.pairs if one.pairs else None,
+            entropy_bits=one.entropy_bits / one.debates,
+            wording_distance=one.wording_distance / one.worded_pairs if one.worded_pairs else None,
+        )
+        for number, one in found.rounds.items()
+    }
+
+
 class Side(msgspec.Struct, frozen=True, kw_only=True):
     """One evaluated stage of one run."""
 
@@ -65,16 +78,7 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def diversity(self) -> dict[int, Diversity]:
         """By round."""
-        consensus = {found.round: found.consensus for found in self.evaluation.rounds}
-        return {
-            number: Diversity(
-                consensus=consensus.get(number),
-                pairwise_disagreement=1 - one.equal_pairs / one.pairs if one.pairs else None,
-                entropy_bits=one.entropy_bits / one.debates,
-                wording_distance=one.wording_distance / one.worded_pairs if one.worded_pairs else None,
-            )
-            for number, one in self.statistics.rounds.items()
-        }
+        return diversity_of(self.statistics, {found.round: found.consensus for found in self.evaluation.rounds})
 
     @property
     def cost(self) -> Cost:
@@ -152,7 +156,7 @@ def _sides(spec: str, *, all_stages: bool) -> list[Side]:
         raise ConfigError(f"{path} holds no evaluation yet; finish it with `moot resume {path}`")
     if stage and stage not in known:
         raise ConfigError(f"{path} holds no evaluation {stage!r}; there is: {', '.join(known)}")
-    return [_side(folder, name) for name in ([stage] if stage else known if all_stages else known[-1:])]
+    return [side_of(folder, name) for name in ([stage] if stage else known if all_stages else known[-1:])]
 
 
 def _evaluated(folder: RunFolder) -> list[str]:
@@ -161,7 +165,8 @@ def _evaluated(folder: RunFolder) -> list[str]:
     return sorted(names, key=lambda name: (len(name), name))  # eval-2 before eval-10
 
 
-def _side(folder: RunFolder, stage: str) -> Side:
+def side_of(folder: RunFolder, stage: str) -> Side:
+    """A stage that was evaluated, as its results tell."""
     results = folder.path / "results"
     statistics = results / f"{stage}-statistics.json"
     return Side(

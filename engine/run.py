@@ -36,6 +36,7 @@ from engine.spending import money, spent_so_far
 from engine.stage import run_stage
 from engine.tasks import Split, load_split
 from engine.terminal import check_people, with_people
+from engine.track import check_trackers, tracked
 from protocols.errors import ConfigError, PausedError, TaskError
 from protocols.machine import Opened
 from trainers.registry import Registry
@@ -66,6 +67,7 @@ def start(
     tasks = limited(load_split(recipe.tasks), limit)
     check_tasks(kind, recipe, tasks, progress)
     check_people(recipe, str(recipe_path))
+    check_trackers(recipe.run.track)
     if or_resume and run_dir is not None and (run_dir / "run.json").exists():
         return _again(kind, run_dir, recipe, recipe_path.absolute(), limit, tasks, progress)
     run_id, path = new_run_path(Path(recipe.run.runs_dir), recipe.name)
@@ -130,6 +132,7 @@ def evaluate_run(
     tasks = limited(load_split(recipe.tasks), limit)
     check_tasks("eval", recipe, tasks, progress)
     check_people(recipe, source.recipe_path)
+    check_trackers(recipe.run.track)
     run_id, target = new_run_path(Path(recipe.run.runs_dir), f"{recipe.name}-eval")
     if run_dir is not None:
         run_id, target = run_name(recipe.name, run_dir), run_dir
@@ -221,9 +224,11 @@ def carry_out(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progres
                 if recipe.run.mirror:
                     for path in fetch_missing(folder, recipe.run.mirror):
                         progress.note(f"{path} was gone or behind, and is made whole from {recipe.run.mirror}")
-                outcome = asyncio.run(_with_cluster(folder, recipe, tasks, progress, work, attendant))
-            wall_s = round(time.monotonic() - began, 2)
-            outcome = {"run": str(folder.path)} | outcome | _spending(folder, recipe) | {"wall_s": wall_s}
+                with tracked(folder, recipe.run.track, progress.note) as track:
+                    outcome = asyncio.run(_with_cluster(folder, recipe, tasks, progress, work, attendant))
+                    wall_s = round(time.monotonic() - began, 2)
+                    outcome = {"run": str(folder.path)} | outcome | _spending(folder, recipe) | {"wall_s": wall_s}
+                    track.finish(outcome)
             write_atomically(folder.path / "results.json", msgspec.json.format(msgspec.json.encode(outcome), indent=2))
             folder.manifest.finished_at = time.time()  # last: what is finished has its results
             folder.save()
@@ -273,12 +278,12 @@ async def _with_cluster(
 
 async def _debate(folder: RunFolder, recipe: Recipe, tasks: Split, cluster: Cluster, progress: Progress) -> Outcome:
     result = await run_stage(cluster, folder, "debate", [*tasks.train, *tasks.test], progress=progress)
-    folder.mark_done("debate", summary(result))
     result.tell_reasons(progress)
     found = evaluate(result.graded, tie_break=recipe.settings.tie_break)
     (folder.path / "results").mkdir(exist_ok=True)
     write_atomically(folder.path / "results" / "debate.json", msgspec.json.format(msgspec.json.encode(found), indent=2))
     keep_statistics(folder, "debate", result.graded)
+    folder.mark_done("debate", summary(result))
     return _figures(found) | {
         "debates": len(result.closed),
         "closed": len(result.closed) - len(result.set_aside),

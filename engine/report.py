@@ -67,7 +67,7 @@ def render_report(data: ReportData) -> str:
             final=FINAL_VOTE,
             plots=drawings,
             overview=overview(data.statistics),
-            stages=stage_views(data.statistics[-MAX_STAGES:]),
+            stages=stage_views(data.statistics[-MAX_STAGES:], data.likelihoods),
             transcripts=[
                 make_transcript(*entry, f"d{n}") for n, entry in enumerate(data.transcripts[:MAX_TRANSCRIPTS])
             ],

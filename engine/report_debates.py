@@ -135,8 +135,8 @@ def _likelihoods(found: Sequence[Likelihood]) -> Table:
     cells = {(one.speaker, one.reader): Cell(f"{one.nll:.2f}", f"KL {one.kl:.3f}") for one in found}
     return Table(
         title="How likely each finds what was said",
-        caption="Rows spoke, columns read: nats a token, less is likelier. KL: from the reader's distribution to the "
-        "speaker's, in nats a token.",
+        caption="Rows spoke, columns read: nats a token, less is likelier. Small: KL(speaker || reader) over the whole "
+        "vocabulary, in nats a token.",
         head=("Replies of", *(f"under {reader}" for reader in readers)),
         rows=tuple(
             (speaker, tuple(cells.get((speaker, reader), Cell("–")) for reader in readers))

@@ -67,7 +67,9 @@ def merge(run: Path, name: str, output: Path, *, base: Path | None = None, dtype
     registry.get(record.name, base_hash=weights_hash(base), base_model=str(base))
     with _whole_folder(output) as draft:
         from trainers.merge import merge_adapter
+        from trainers.worker import quiet
 
+        quiet()
         error = merge_adapter(base, registry.folder_of(record), draft, dtype=dtype)
         _describe(run, registry, record, draft, merged=True)
     return {"run": str(run), "adapter": record.name, "output": str(output), "max_log_prob_error": float(f"{error:.3g}")}

@@ -5,6 +5,7 @@ Everything is read from what the runs left behind; nothing is asked. The others 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,16 +60,13 @@ def diversity_of(found: Statistics, consensus: Mapping[int, float] | None = None
 class Side(msgspec.Struct, frozen=True, kw_only=True):
     """One evaluated stage of one run."""
 
+    label: str
     run: Path
     stage: str
     manifest: Manifest
     evaluation: Evaluation
     statistics: Statistics
     likelihoods: tuple[Likelihood, ...]
-
-    @property
-    def label(self) -> str:
-        return f"{self.run.resolve().name}:{self.stage}"
 
     @property
     def tasks(self) -> set[str]:
@@ -133,7 +131,7 @@ def compare_runs(specs: Sequence[str]) -> Compared:
         specs: each ``RUN`` or ``RUN:STAGE``. Of a run without a stage it is the last evaluation; of one run alone, all.
     Raises: ConfigError: no such run or stage, nothing evaluated, fewer than two sides, or no task in common.
     """
-    sides = tuple(side for spec in specs for side in _sides(spec, all_stages=len(specs) == 1))
+    sides = _told_apart([side for spec in specs for side in _sides(spec, all_stages=len(specs) == 1)])
     first, others = sides[0], sides[1:]
     if not others:
         raise ConfigError(f"{first.label} is the only evaluation of {specs[0]}; name another run to compare it with")
@@ -143,6 +141,19 @@ def compare_runs(specs: Sequence[str]) -> Compared:
         changes=tuple(change for other in others for change in _changes(first, other)),
         controls=tuple(change for side in sides for change in _controls(side)),
     )
+
+
+def _told_apart(sides: Sequence[Side]) -> tuple[Side, ...]:
+    """Runs of one name go by their paths. Raises: ConfigError: a stage is there twice."""
+    named = Counter(side.label for side in sides)
+    apart = tuple(
+        msgspec.structs.replace(side, label=f"{side.run}:{side.stage}") if named[side.label] > 1 else side
+        for side in sides
+    )
+    label, times = Counter(side.label for side in apart).most_common(1)[0]
+    if times > 1:
+        raise ConfigError(f"{label} is named {times} times; name another run or stage to compare it with")
+    return apart
 
 
 def _sides(spec: str, *, all_stages: bool) -> list[Side]:
@@ -170,6 +181,7 @@ def side_of(folder: RunFolder, stage: str) -> Side:
     results = folder.path / "results"
     statistics = results / f"{stage}-statistics.json"
     return Side(
+        label=f"{folder.path.resolve().name}:{stage}",
         run=folder.path,
         stage=stage,
         manifest=folder.manifest,

@@ -46,7 +46,9 @@ def score_stage(run: Path, stage: str, *, num_replies: int, base: Path | None, p
     progress.note(f"{stage}: reading {sum(map(len, replies.values()))} replies as {len(paths) + 1} agents")
 
     from trainers.sft import load_base
+    from trainers.worker import quiet
 
+    quiet()
     found = score_replies(*load_base(str(base), PRECISION), replies, paths)
     file = likelihoods_file(run, stage)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,8 @@ Warn = Callable[[str], None]
 def check_trackers(names: Sequence[str]) -> None:
     """Raises: ConfigError: the library of one is not installed."""
     for name in names:
-        if importlib.util.find_spec(name) is None:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # none: a folder of that name where moot was started
             raise ConfigError(f"run.track: {name} is not installed; pip install 'moot[{name}]', or leave it out")
 
 

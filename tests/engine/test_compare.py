@@ -139,7 +139,12 @@ def test_what_cannot_be_compared_says_why(tmp_path: Path) -> None:
     assert "holds no evaluation 'eval-7'; there is: eval-0" in refused(run, f"{run}:eval-7")
     assert "nowhere is not a run's folder" in refused(run, tmp_path / "nowhere")
     assert "holds no evaluation yet; finish it with `moot resume" in refused(make_run(tmp_path / "new", {}))
-    assert compared(run, f"{run}:eval-0")["changes"][0]["difference"]["difference"] == 0.0
+    assert "run:eval-0 is named 2 times" in refused(run, f"{run}:eval-0")
+
+
+def test_runs_of_one_name_go_by_their_paths(tmp_path: Path) -> None:
+    here, there = (make_run(tmp_path / place / "run", {"eval-0": BEFORE}) for place in ("here", "there"))
+    assert list(compared(here, there)["sides"]) == [f"{here}:eval-0", f"{there}:eval-0"]
 
 
 def test_runs_from_before_statistics_were_kept_still_compare(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -214,23 +215,41 @@ def test_mlflow_reads_what_was_told(tmp_path: Path) -> None:
     assert run.data.metrics["eval/vote_ round 0"] == 0.5 and run.data.metrics["run/cost_usd"] == 0.25
 
 
+def wandb_records(data: bytes) -> Iterator[bytes]:
+    """What an offline run's file holds: a head of 7 bytes, then LevelDB's log format, blocks of 32 KiB."""
+    at, parts = 7, b""
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:  # no room for a head: the block is filled up
+            at += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or its last part
+            yield parts
+            parts = b""
+
+
 @pytest.mark.filterwarnings("default")
 def test_wandb_keeps_what_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
+    from wandb.proto.wandb_internal_pb2 import Record
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     tell(TRACKERS["wandb"], tmp_path)
-    rows = []
-    for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):
-        store: Any = DataStore()
-        store.open_for_scan(str(file))
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            if record.WhichOneof("record_type") == "history":
-                items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-                rows.append({key: json.loads(value) for key, value in items.items()})
+    rows, runs, totals = [], set(), {}
+    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime)
+    for data in (found for file in files for found in wandb_records(file.read_bytes())):
+        record = Record.FromString(data)
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+            rows.append({key: json.loads(value) for key, value in items.items()})
+        elif kind == "run":
+            runs.add((record.run.project, record.run.run_id))
+        elif kind == "summary":
+            totals |= {item.key: json.loads(item.value_json) for item in record.summary.update if item.key}
+    assert runs == {("moot", "run-1")}
     assert [(row["train/ada/step"], row["train/ada/loss"]) for row in rows[:2]] == [(1, 1.0), (2, 0.5)]
     assert rows[2]["eval/vote, round 0"] == 0.5 and rows[0]["train/ada/time"] == 1001.0
+    assert totals["cost_usd"] == 0.25

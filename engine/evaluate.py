@@ -170,7 +170,7 @@ def mcnemar(gained: int, lost: int) -> float:
     """
     number = gained + lost
     tail = sum(math.comb(number, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**number)
+    return min(1.0, 2 * tail / (1 << number))
 
 
 def round_vote(debate: Debate, number: int, *, tie_break: TieBreak = "seeded") -> VoteResult:

@@ -57,7 +57,7 @@ def score_replies(
         agents and from the base. They let a third model read (Gemma-2 2B); here the agents read each other.
     """
     tokenise = RowTokeniser(tokenizer, vocab_size=model.get_input_embeddings().num_embeddings)
-    found = []
+    found: list[Likelihood] = []
     with _Readers(model, adapters) as readers:
         for speaker, examples in replies.items():
             rows = [row for row in map(tokenise, examples) if row.completion_ids and row.num_tokens <= max_length]

@@ -209,7 +209,7 @@ def test_a_push_that_is_refused_says_why_and_not_the_token(run: Path, monkeypatc
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A run with one real adapter of random weights, and its base in bfloat16."""
+    """A run with one real adapter of random weights, and its base."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM

@@ -85,7 +85,7 @@ def test_a_stage_is_scored_and_kept(tmp_path: Path) -> None:
     pairs = [(row["speaker"], row["reader"]) for row in outcome["likelihoods"]]
     assert pairs == [(s, r) for s in ("ada v1", "bo v2", "cy") for r in ("ada v1", "bo v2", "base")]
     kept = read_likelihoods(run, "eval-1")
-    assert msgspec.to_builtins(kept) == outcome["likelihoods"] and likelihoods_file(run, "eval-1").is_file()
+    assert msgspec.to_builtins(list(kept)) == outcome["likelihoods"] and likelihoods_file(run, "eval-1").is_file()
     own = {row.speaker: row.kl for row in kept if row.reader in (row.speaker, "base" if row.speaker == "cy" else "")}
     assert own == {"ada v1": 0.0, "bo v2": 0.0, "cy": 0.0}
     assert all(row.kl > 0 for row in kept if (row.speaker, row.reader) in {("ada v1", "bo v2"), ("cy", "ada v1")})

@@ -237,7 +237,9 @@ def test_wandb_keeps_what_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     tell(TRACKERS["wandb"], tmp_path)
-    rows, runs, totals = [], set(), {}
+    rows: list[dict[str, Any]] = []
+    totals: dict[str, Any] = {}
+    runs = set()
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime)
     for data in (found for file in files for found in wandb_records(file.read_bytes())):
         record = Record.FromString(data)

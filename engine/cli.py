@@ -104,7 +104,10 @@ def loop(
 def evaluate(
     target: Path, overrides: tuple[str, ...], limit: int | None, run_dir: Path | None, or_resume: bool, as_json: bool
 ) -> None:
-    """Evaluate on held-out tasks: a RECIPE's agents as they are, or a RUN's with its newest adapters."""
+    """Evaluate on held-out tasks: a RECIPE's agents as they are, or a RUN's with its newest adapters.
+
+    KEY=VALUE may name other tasks or another protocol, so that tuned agents are tried elsewhere or without a debate.
+    """
 
     def work(progress: Progress) -> dict[str, Any]:
         from engine.run import evaluate_run, start
@@ -114,12 +117,9 @@ def evaluate(
             return start(
                 "eval", target, overrides, run_dir=run_dir, limit=limit, or_resume=or_resume, progress=progress
             )
-        if overrides or run_dir or limit or or_resume:
-            raise ConfigError(
-                f"{target} is a run: it is evaluated as it was run; leave out overrides, --limit, --run-dir and "
-                "--or-resume"
-            )
-        return evaluate_run(target, progress=progress)
+        if or_resume:
+            raise ConfigError(f"{target} is a run: each of its evaluations is another; leave out --or-resume")
+        return evaluate_run(target, overrides, run_dir=run_dir, limit=limit, progress=progress)
 
     _command(work, as_json)
 
@@ -193,6 +193,30 @@ def report(run: Path, output: Path | None, as_json: bool) -> None:
         return {"run": str(run), "report": str(path)}
 
     _command(work, as_json)
+
+
+@main.command()
+@click.argument("sides", nargs=-1, required=True, metavar="RUN[:STAGE]...")
+@json_option
+def compare(sides: tuple[str, ...], as_json: bool) -> None:
+    """Hold runs or stages against the first, paired by task, with diversity and cost. One RUN alone: all its stages.
+
+    Accuracies have 95% intervals; changes are paired over the tasks that both graded, with McNemar's test where every
+    score is right or wrong.
+    """
+    from engine.compare import compare_runs
+    from protocols.errors import MootError
+
+    try:
+        found = compare_runs(sides)
+    except MootError as err:
+        _fail(err, partial(click.echo, err=True))
+    if as_json:
+        click.echo(json.dumps(found.outcome()))
+        return
+    from engine.compare_tables import compare_text
+
+    click.echo(compare_text(found), nl=False)
 
 
 @main.command(name="import")
@@ -369,6 +393,97 @@ def _control(ask: Callable[[ModuleType], dict[str, Any]], as_json: bool) -> NoRe
         _fail(err, partial(click.echo, err=True))
     _tell(outcome if as_json else ctl.told(outcome), as_json)
     sys.exit(0)
+
+
+@main.group()
+def adapters() -> None:
+    """What a run has trained: list it, merge it into its base, hand it on."""
+
+
+adapter_argument = click.argument("name", metavar="ADAPTER")
+folder_option = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="A folder that is not there yet."
+)
+base_id_option = click.option("--base-id", default="", help="The base's name on the hub, for the card: ORG/NAME.")
+
+
+@adapters.command(name="list")
+@run_argument
+@json_option
+def list_adapters(run: Path, as_json: bool) -> None:
+    """List a run's adapters, oldest first."""
+    _adapters(lambda adapters: adapters.list_adapters(run), as_json)
+
+
+@adapters.command(name="show")
+@run_argument
+@adapter_argument
+@json_option
+def show_adapter(run: Path, name: str, as_json: bool) -> None:
+    """All about one ADAPTER, or an agent's newest: what it comes from, what it learned, whether its files are whole."""
+    _adapters(lambda adapters: adapters.show_adapter(run, name), as_json)
+
+
+@adapters.command(name="merge")
+@run_argument
+@adapter_argument
+@folder_option
+@click.option("--base", type=click.Path(path_type=Path), help="The base's folder. Default: what the run trained.")
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto")
+@json_option
+def merge_adapter(run: Path, name: str, output: Path, base: Path | None, dtype: str, as_json: bool) -> None:
+    """Write ADAPTER and its base as one model, which transformers and vLLM load by itself."""
+    _adapters(lambda adapters: adapters.merge(run, name, output, base=base, dtype=dtype), as_json)
+
+
+@adapters.command(name="export")
+@run_argument
+@adapter_argument
+@folder_option
+@base_id_option
+@json_option
+def export_adapter(run: Path, name: str, output: Path, base_id: str, as_json: bool) -> None:
+    """Write ADAPTER for others: PEFT layout, a model card, its lineage."""
+    _adapters(lambda adapters: adapters.export(run, name, output, base_id=base_id), as_json)
+
+
+@adapters.command(name="push")
+@run_argument
+@adapter_argument
+@click.argument("repository", metavar="ORG/NAME")
+@base_id_option
+@click.option("--public", is_flag=True, help="A repository that is made now can be read by all.")
+@json_option
+def push_adapter(run: Path, name: str, repository: str, base_id: str, public: bool, as_json: bool) -> None:
+    """Export ADAPTER to the Hugging Face hub; the token is that of HF_TOKEN."""
+    _adapters(lambda adapters: adapters.push(run, name, repository, base_id=base_id, public=public), as_json)
+
+
+@adapters.command(name="score")
+@run_argument
+@click.option("--stage", default="", help="Default: the last evaluation.")
+@click.option("--replies", default=100, show_default=True, type=click.IntRange(min=1), help="Of each agent.")
+@click.option("--base", type=click.Path(path_type=Path), help="The base's folder. Default: what the run trained.")
+@json_option
+def score_stage(run: Path, stage: str, replies: int, base: Path | None, as_json: bool) -> None:
+    """Score how likely the agents of a stage find each other's replies, for `moot compare` and the report."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine.likelihoods import score_stage
+
+        return score_stage(run, stage, num_replies=replies, base=base, progress=progress)
+
+    _command(work, as_json)
+
+
+def _adapters(ask: Callable[[ModuleType], dict[str, Any]], as_json: bool) -> NoReturn:
+    def work(progress: Progress) -> dict[str, Any]:
+        from engine import adapters
+
+        outcome = ask(adapters)
+        return outcome if as_json else adapters.told(outcome)
+
+    _command(work, as_json)
 
 
 @main.command(name="list")

@@ -9,6 +9,7 @@ import msgspec
 
 from engine.evaluate import Evaluation
 from engine.folder import Manifest, RunFolder
+from engine.likelihoods import read_likelihoods
 from engine.report import report_text, write_report
 from engine.report_data import (
     PLAIN_DEBATES,
@@ -58,6 +59,7 @@ def collect(folder: RunFolder) -> ReportData:
         evaluations=_evaluations(folder),
         held_out=manifest.kind not in ("run", "import"),
         statistics=_statistics(folder, stages),
+        likelihoods={_label(name, manifest): read_likelihoods(folder.path, name) for name in stages},
         iterations=_iterations(folder),
         trainings=_trainings(folder),
         adapters=_adapters(folder),

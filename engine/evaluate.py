@@ -83,6 +83,10 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     low: float | None = None
     high: float | None = None
     overlap: bool | None = None  # whether the two stages' own intervals, each over all its tasks, share a point
+    gained: int = 0  # tasks whose score rose
+    lost: int = 0  # tasks whose score fell
+    p_value: float | None = None  # of no difference, two-sided
+    test: Literal["", "mcnemar", "z"] = ""  # where it is from: scores that are all right or wrong, or shares
 
     @property
     def clear(self) -> bool:
@@ -144,15 +148,29 @@ def paired_interval(differences: Sequence[float]) -> Interval:
         differences: [n] after - before of each task, between -1 and 1, n >= 1.
     Sources: Miller 2024, arXiv:2411.00640 (paired differences); Bonett and Price 2012, J. Educ. Behav. Stat. 37:479.
     """
-    mean = _mean(differences)
-    if min(differences) == max(differences):
-        count = len(differences) + 2
-        mean = math.fsum(differences) / count
-        squares = (math.fsum(d * d for d in differences) + 2) / count
-        half = Z * math.sqrt((squares - mean**2) / count)
-    else:
-        half = Z * _standard_error(differences)
-    return max(mean - half, -1.0), min(mean + half, 1.0)
+    mean, error = _paired_mean(differences)
+    return max(mean - Z * error, -1.0), min(mean + Z * error, 1.0)
+
+
+def _paired_mean(differences: Sequence[float]) -> tuple[float, float]:
+    """The mean that an interval is put around, and its standard error, which is never 0."""
+    if min(differences) < max(differences):
+        return _mean(differences), _standard_error(differences)
+    count = len(differences) + 2
+    mean = math.fsum(differences) / count
+    squares = (math.fsum(d * d for d in differences) + 2) / count
+    return mean, math.sqrt((squares - mean**2) / count)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided p of so many tasks gained and lost where either is as likely: the exact binomial test.
+
+    Source: McNemar 1947, Psychometrika 12:153; exact as in Fagerland, Lydersen and Laake 2013, BMC Med. Res. Methodol.
+    13:91.
+    """
+    number = gained + lost
+    tail = sum(math.comb(number, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / (1 << number))
 
 
 def round_vote(debate: Debate, number: int, *, tie_break: TieBreak = "seeded") -> VoteResult:
@@ -183,7 +201,40 @@ def evaluate(debates: Iterable[Debate], *, tie_break: TieBreak = "seeded") -> Ev
 def compare(before: Evaluation, after: Evaluation) -> Comparison:
     """The change of every measure that both have, paired by task over the tasks that both graded."""
     pairs = ((before.figure(figure.name), figure) for figure in after.figures)
-    return Comparison(differences=tuple(_difference(first, second) for first, second in pairs if first is not None))
+    return Comparison(differences=tuple(paired(first, second) for first, second in pairs if first is not None))
+
+
+def paired(before: Figure, after: Figure) -> Difference:
+    """One figure against another, of another stage or run or of the same, over the tasks that both graded.
+
+    Where every score is 0 or 1, as with votes, the test is McNemar's; else the mean difference over its standard error
+    is taken for normal.
+    """
+    common = sorted(before.scores.keys() & after.scores.keys())
+    if before.low is None or before.high is None or after.low is None or after.high is None:
+        return Difference(name=after.name, num_tasks=0)
+    overlap = before.low <= after.high and after.low <= before.high
+    if not common:
+        return Difference(name=after.name, num_tasks=0, overlap=overlap)
+    changes = [after.scores[task] - before.scores[task] for task in common]
+    gained, lost = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
+    whole = all(score in (0, 1) for figure in (before, after) for score in map(figure.scores.__getitem__, common))
+    mean, error = _paired_mean(changes)
+    low, high = paired_interval(changes)
+    return Difference(
+        name=after.name,
+        num_tasks=len(common),
+        before=_mean([before.scores[task] for task in common]),
+        after=_mean([after.scores[task] for task in common]),
+        difference=_mean(changes),
+        low=low,
+        high=high,
+        overlap=overlap,
+        gained=gained,
+        lost=lost,
+        p_value=mcnemar(gained, lost) if whole else math.erfc(abs(mean) / error / math.sqrt(2)),
+        test="mcnemar" if whole else "z",
+    )
 
 
 class _Tally:
@@ -293,27 +344,6 @@ class _Book:
 def _answers(debate: Debate) -> list[Utterance]:
     """The turns that answer the task: those graded, or all where there is no gold to grade against."""
     return [node for node in debate.turns() if node.correct is not None or not debate.task.gold]
-
-
-def _difference(before: Figure, after: Figure) -> Difference:
-    common = sorted(before.scores.keys() & after.scores.keys())
-    if before.low is None or before.high is None or after.low is None or after.high is None:
-        return Difference(name=after.name, num_tasks=0)
-    overlap = before.low <= after.high and after.low <= before.high
-    if not common:
-        return Difference(name=after.name, num_tasks=0, overlap=overlap)
-    changes = [after.scores[task] - before.scores[task] for task in common]
-    low, high = paired_interval(changes)
-    return Difference(
-        name=after.name,
-        num_tasks=len(common),
-        before=_mean([before.scores[task] for task in common]),
-        after=_mean([after.scores[task] for task in common]),
-        difference=_mean(changes),
-        low=low,
-        high=high,
-        overlap=overlap,
-    )
 
 
 def _mean(values: Sequence[float]) -> float:

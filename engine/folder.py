@@ -61,11 +61,12 @@ class RunFolder:
 
     ``run.json`` manifest · ``recipe.yaml`` as run · ``journal/<stage>/`` · ``train/<iteration>/`` · ``adapters/`` ·
     ``models/<name>/`` · ``logs/`` · ``results.json`` · ``report.html`` · ``status.json`` · ``control/`` ·
-    ``retries.json``
+    ``retries.json`` · ``figures.jsonl``
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
+        self.on_done: Callable[[str], None] | None = None  # is told of every stage that is over
         self._lock_fd: int | None = None
 
     @classmethod
@@ -134,6 +135,8 @@ class RunFolder:
         """A stage is over; resuming passes it by."""
         self.manifest.done[stage] = dict(result)
         self.save()
+        if self.on_done is not None:
+            self.on_done(stage)
 
     def write_recipe(self, source: Mapping[str, Any]) -> None:
         """``recipe.yaml``, for people; the manifest holds the same."""

@@ -200,6 +200,7 @@ def summary(result: StageResult) -> dict[str, Any]:
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "cached_tokens": usage.cached_tokens,
+        "cost_usd": round(sum(node.reply.cost_usd for debate in result.debates for node in debate.utterances), 6),
         "new": {  # since the stage was last taken up: what wall_s was spent on
             "debates": result.num_new,
             "replies": result.replies,

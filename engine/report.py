@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ def render_report(data: ReportData) -> str:
             final=FINAL_VOTE,
             plots=drawings,
             overview=overview(data.statistics),
-            stages=stage_views(data.statistics[-MAX_STAGES:]),
+            stages=stage_views(data.statistics[-MAX_STAGES:], data.likelihoods),
             transcripts=[
                 make_transcript(*entry, f"d{n}") for n, entry in enumerate(data.transcripts[:MAX_TRANSCRIPTS])
             ],
@@ -91,11 +91,16 @@ def report_text(data: ReportData) -> str:
         tasks = next((figure.num_graded for figure in reversed(figures) if figure), 0)
         changed = (describe_change(change),) if comparison else ()
         rows.append((name, *map(describe, figures), *changed, str(tasks)))
-    rows = [tuple(short(visible(cell).replace("\n", " "), 40) for cell in row) for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines = in_columns(rows)
     return "\n".join([headline(data), *(["", *lines] if len(rows) > 1 else [])]) + "\n"
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Plain columns for a terminal, a line under the first row. Rows are equally long."""
+    shown = [[short(visible(cell).replace("\n", " "), 60) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in shown) for column in range(len(shown[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
 
 
 _UNSEEN = re.compile(

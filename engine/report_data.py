@@ -7,6 +7,7 @@ import msgspec
 from engine.evaluate import Comparison, Evaluation, compare
 from protocols.graph import Debate
 from protocols.statistics import Statistics
+from trainers.likelihood import Likelihood
 
 PLAIN_DEBATES = "debates"  # label of an evaluation over all of a run's tasks, none of them held out
 
@@ -99,6 +100,7 @@ class ReportData(msgspec.Struct, frozen=True, kw_only=True):
     evaluations: tuple[tuple[str, Evaluation], ...] = ()  # (label, evaluation): the first is "before", the last "after"
     comparison: Comparison | None = None  # default: the first evaluation against the last
     statistics: tuple[tuple[str, Statistics], ...] = ()  # (label, how the debates went), in the order they were held
+    likelihoods: dict[str, tuple[Likelihood, ...]] = {}  # label -> of the stages that were scored
     iterations: tuple[Iteration, ...] = ()
     trainings: tuple[Training, ...] = ()
     loss_label: str = "training loss (nats per token)"

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from engine.findings import count, percent
-from engine.report_tables import MAX_ROWS, Cell, Table, shaded, share, share_of
+from engine.report_tables import MAX_NAMES, MAX_ROWS, Cell, Table, shaded, share, share_of
 from engine.report_winners import backing, ends, influence, matchups, side_models, sides
 from protocols.statistics import Agreement, Spend, Statistics
+from trainers.likelihood import Likelihood
 
 _STATES = ("right", "other right", "wrong", "other wrong", "unparsed", "ungraded", "other ungraded")
 _FLIPS = ("right > wrong", "wrong > right", "wrong > other wrong")
@@ -23,8 +24,10 @@ class StageView(msgspec.Struct, frozen=True, kw_only=True):
     groups: tuple[tuple[Table, ...], ...]
 
 
-def stage_views(stages: Iterable[tuple[str, Statistics]]) -> list[StageView]:
-    """Every stage that held any debate."""
+def stage_views(
+    stages: Iterable[tuple[str, Statistics]], likelihoods: Mapping[str, Sequence[Likelihood]] | None = None
+) -> list[StageView]:
+    """Every stage that held any debate; ``likelihoods`` are those of the stages that were scored, by label."""
     return [
         StageView(
             label=label,
@@ -32,7 +35,7 @@ def stage_views(stages: Iterable[tuple[str, Statistics]]) -> list[StageView]:
             groups=tuple(
                 kept
                 for group in (
-                    (_agreement(found.rounds),),
+                    (_agreement(found.rounds), _likelihoods((likelihoods or {}).get(label, ()))),
                     (_moves(found), influence(found)),
                     (_by_round(found),),
                     (_by_agent(found),),
@@ -95,8 +98,18 @@ def _agreement(rounds: Mapping[int, Agreement]) -> Table:
     return Table(
         title="Agreement by round",
         caption="Equal pairs: of all pairs of a round's answers. Largest group: its mean share of the answers. "
-        "Entropy: of the readable answers, 0 where all are equal. An unparsed answer agrees with none.",
-        head=("Round", "Debates", "Equal pairs", "Largest group", "All equal", "Different answers", "Entropy (bits)"),
+        "Entropy: of the readable answers, 0 where all are equal. An unparsed answer agrees with none. Wording: mean "
+        "distance of two replies by their words and word pairs; 0 is alike, 1 has nothing in common.",
+        head=(
+            "Round",
+            "Debates",
+            "Equal pairs",
+            "Largest group",
+            "All equal",
+            "Different answers",
+            "Entropy (bits)",
+            "Wording",
+        ),
         rows=tuple(
             (
                 str(number),
@@ -107,11 +120,29 @@ def _agreement(rounds: Mapping[int, Agreement]) -> Table:
                     Cell(share(one.unanimous, one.debates)),
                     Cell(f"{one.distinct / one.debates:.2f}"),
                     Cell(f"{one.entropy_bits / one.debates:.2f}"),
+                    Cell(f"{one.wording_distance / one.worded_pairs:.2f}" if one.worded_pairs else "–"),
                 ),
             )
             for number, one in shown
         ),
         left_out=len(rounds) - len(shown),
+    )
+
+
+def _likelihoods(found: Sequence[Likelihood]) -> Table:
+    readers = list(dict.fromkeys(one.reader for one in found))[:MAX_NAMES]
+    speakers = list(dict.fromkeys(one.speaker for one in found))
+    cells = {(one.speaker, one.reader): Cell(f"{one.nll:.2f}", f"KL {one.kl:.3f}") for one in found}
+    return Table(
+        title="How likely each finds what was said",
+        caption="Rows spoke, columns read: nats a token, less is likelier. Small: KL(speaker || reader) over the whole "
+        "vocabulary, in nats a token.",
+        head=("Replies of", *(f"under {reader}" for reader in readers)),
+        rows=tuple(
+            (speaker, tuple(cells.get((speaker, reader), Cell("–")) for reader in readers))
+            for speaker in speakers[:MAX_NAMES]
+        ),
+        left_out=max(0, len(speakers) - MAX_NAMES),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,11 +31,12 @@ from engine.media import collect_media
 from engine.mirror_folder import fetch_missing, mirrored
 from engine.named_protocol import find_protocol
 from engine.progress import Progress
-from engine.recipe import Recipe, build_recipe, load_recipe
+from engine.recipe import Recipe, apply_override, build_recipe, load_recipe
 from engine.spending import money, spent_so_far
 from engine.stage import run_stage
 from engine.tasks import Split, load_split
 from engine.terminal import check_people, with_people
+from engine.track import check_trackers, tracked
 from protocols.errors import ConfigError, PausedError, TaskError
 from protocols.machine import Opened
 from trainers.registry import Registry
@@ -65,6 +67,7 @@ def start(
     tasks = limited(load_split(recipe.tasks), limit)
     check_tasks(kind, recipe, tasks, progress)
     check_people(recipe, str(recipe_path))
+    check_trackers(recipe.run.track)
     if or_resume and run_dir is not None and (run_dir / "run.json").exists():
         return _again(kind, run_dir, recipe, recipe_path.absolute(), limit, tasks, progress)
     run_id, path = new_run_path(Path(recipe.run.runs_dir), recipe.name)
@@ -104,20 +107,36 @@ def _again(
     return carry_out(folder, recipe, tasks, progress)
 
 
-def evaluate_run(path: Path, *, progress: Progress) -> Outcome:
+def evaluate_run(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    run_dir: Path | None = None,
+    limit: int | None = None,
+    progress: Progress,
+) -> Outcome:
     """Evaluate a loop's agents, with the newest adapter of each, once more; results go into a folder of their own.
 
-    Raises: ConfigError: not a run. MootError: see the stages.
+    Args:
+        overrides: over the run's recipe: other tasks, or another protocol for the same agents.
+        limit: default: the run's own.
+    Raises: ConfigError: not a run, or the recipe is wrong. MootError: see the stages.
     """
     source = RunFolder.open(path).manifest
     if source.kind == "import":
         raise ConfigError(f"{path} is an import: it has no agents to evaluate; evaluate a recipe or a run")
-    recipe = _recipe_of(source)
-    tasks = limited(load_split(recipe.tasks), source.limit)
+    changed = copy.deepcopy(source.recipe)
+    for override in overrides:
+        apply_override(changed, override)
+    recipe, limit = _recipe_of(source, changed), limit or source.limit
+    tasks = limited(load_split(recipe.tasks), limit)
     check_tasks("eval", recipe, tasks, progress)
     check_people(recipe, source.recipe_path)
+    check_trackers(recipe.run.track)
     run_id, target = new_run_path(Path(recipe.run.runs_dir), f"{recipe.name}-eval")
-    manifest = make_manifest(run_id, "eval", recipe, Path(source.recipe_path), source.limit)
+    if run_dir is not None:
+        run_id, target = run_name(recipe.name, run_dir), run_dir
+    manifest = make_manifest(run_id, "eval", recipe, Path(source.recipe_path), limit)
     manifest.adapters_from = str((path / "adapters").absolute())
     return carry_out(create(target, manifest), recipe, tasks, progress)
 
@@ -205,9 +224,11 @@ def carry_out(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progres
                 if recipe.run.mirror:
                     for path in fetch_missing(folder, recipe.run.mirror):
                         progress.note(f"{path} was gone or behind, and is made whole from {recipe.run.mirror}")
-                outcome = asyncio.run(_with_cluster(folder, recipe, tasks, progress, work, attendant))
-            wall_s = round(time.monotonic() - began, 2)
-            outcome = {"run": str(folder.path)} | outcome | _spending(folder, recipe) | {"wall_s": wall_s}
+                with tracked(folder, recipe.run.track, progress.note) as track:
+                    outcome = asyncio.run(_with_cluster(folder, recipe, tasks, progress, work, attendant))
+                    wall_s = round(time.monotonic() - began, 2)
+                    outcome = {"run": str(folder.path)} | outcome | _spending(folder, recipe) | {"wall_s": wall_s}
+                    track.finish(outcome)
             write_atomically(folder.path / "results.json", msgspec.json.format(msgspec.json.encode(outcome), indent=2))
             folder.manifest.finished_at = time.time()  # last: what is finished has its results
             folder.save()
@@ -257,12 +278,12 @@ async def _with_cluster(
 
 async def _debate(folder: RunFolder, recipe: Recipe, tasks: Split, cluster: Cluster, progress: Progress) -> Outcome:
     result = await run_stage(cluster, folder, "debate", [*tasks.train, *tasks.test], progress=progress)
-    folder.mark_done("debate", summary(result))
     result.tell_reasons(progress)
     found = evaluate(result.graded, tie_break=recipe.settings.tie_break)
     (folder.path / "results").mkdir(exist_ok=True)
     write_atomically(folder.path / "results" / "debate.json", msgspec.json.format(msgspec.json.encode(found), indent=2))
     keep_statistics(folder, "debate", result.graded)
+    folder.mark_done("debate", summary(result))
     return _figures(found) | {
         "debates": len(result.closed),
         "closed": len(result.closed) - len(result.set_aside),
@@ -286,7 +307,8 @@ async def _evaluate(folder: RunFolder, recipe: Recipe, tasks: Split, cluster: Cl
     """The agents as they are, or with the newest adapters of the run that the manifest names."""
     if folder.manifest.adapters_from:
         registry = Registry(Path(folder.manifest.adapters_from))
-        for record in filter(None, map(registry.latest, recipe.learners)):
+        speaking = dict.fromkeys(name for names in recipe.cast.values() for name in names)
+        for record in filter(None, map(registry.latest, speaking)):
             await publish(cluster, recipe, record, registry)
             progress.note(f"serving: {record.name}")
     found = await evaluate_stage(cluster, folder, "eval-0", tasks, progress)

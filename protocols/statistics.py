@@ -17,11 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import combinations
 from typing import Any
 
 import msgspec
 
 from protocols.answer import Answer, same
+from protocols.diversity import wording, wording_distance
 from protocols.graph import Debate, Utterance, Verdict
 
 SIDES = (("affirmative", "negative"), ("a", "b"))  # the two that a judge chooses between, the first to speak first
@@ -68,6 +70,8 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     largest: float = 0.0  # of the largest group's share of the answers
     distinct: int = 0  # groups of equal answers, unparsed ones left out
     entropy_bits: float = 0.0  # of the groups' shares of the parsed answers
+    worded_pairs: int = 0  # pairs whose wording was compared: all, of statistics that are not from before it was
+    wording_distance: float = 0.0  # over those pairs, see ``protocols.diversity``
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,12 +228,15 @@ def _spending(debate: Debate, seen: _Seen) -> Iterator[Fact]:
 
 
 def _agreement(debate: Debate) -> Iterator[Fact]:
-    rounds: dict[int, dict[str, Answer]] = {}
+    rounds: dict[int, dict[str, Utterance]] = {}
     for node in debate.turns():
-        rounds.setdefault(node.round, {})[_seat(node)] = node.answer
-    for number, answers in rounds.items():
-        for field, amount in _agreed(list(answers.values()), debate.task.tolerance).items():
-            yield ("rounds", number, field), amount
+        rounds.setdefault(node.round, {})[_seat(node)] = node
+    for number, nodes in rounds.items():
+        found = _agreed([node.answer for node in nodes.values()], debate.task.tolerance)
+        texts = [wording(node.reply.text) for node in nodes.values()]
+        distance = math.fsum(wording_distance(one, other) for one, other in combinations(texts, 2))
+        found |= {"worded_pairs": found["pairs"], "wording_distance": Fraction(distance)}
+        yield from ((("rounds", number, field), amount) for field, amount in found.items())
 
 
 def _agreed(answers: Sequence[Answer], tolerance: float) -> dict[str, int | Fraction]:
@@ -241,7 +248,7 @@ def _agreed(answers: Sequence[Answer], tolerance: float) -> dict[str, int | Frac
             groups.append([answer])
         else:
             home.append(answer)
-    pairs = [(one, other) for at, one in enumerate(answers) for other in answers[at + 1 :]]
+    pairs = list(combinations(answers, 2))
     largest = max(map(len, groups), default=0)
     parsed = sum(map(len, groups))
     shares = sorted(len(group) / parsed for group in groups)

@@ -140,16 +140,17 @@ class Registry:
         self._records[name] = record
         return record
 
-    def get(self, name: str, *, base_hash: str | None = None) -> AdapterRecord:
+    def get(self, name: str, *, base_hash: str | None = None, base_model: str = "the model in use") -> AdapterRecord:
         """An adapter by name, its files checked against what was registered.
 
         Args:
             base_hash: of the model it is meant for; None if any will do.
+            base_model: what that model is called.
         Raises: TrainerError: unknown, changed or missing on disk, or made for another base.
         """
         record = self._get(name)
         if base_hash is not None:
-            _check_base(record, "the model in use", base_hash)
+            _check_base(record, base_model, base_hash)
         self.verify(record)
         return record
 

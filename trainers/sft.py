@@ -86,6 +86,7 @@ class SFTResult(msgspec.Struct, frozen=True, kw_only=True):
     losses: tuple[float, ...]  # one a step, nats a completion token
     learning_rates: tuple[float, ...]  # one a step
     step_times: tuple[float, ...] = ()  # one a step, when it was logged
+    step_tokens: tuple[int, ...] = ()  # one a step, completion tokens so far
     started_at: float
     first_step_at: float  # when the first optimiser step was over
     finished_at: float

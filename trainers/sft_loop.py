@@ -125,6 +125,7 @@ class Training:
             losses=tuple(entry["loss"] for entry in log),
             learning_rates=tuple(entry["learning_rate"] for entry in log),
             step_times=tuple(entry["at"] for entry in log),
+            step_tokens=tuple(entry["tokens"] for entry in log),
             started_at=self.saved.started_at,
             first_step_at=self.saved.first_step_at,
             finished_at=time.time(),
@@ -232,7 +233,7 @@ class SteppedTrainer(Trainer):
         return self.lr_scheduler
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        super().log(logs | {"at": time.time()}, start_time)
+        super().log(logs | {"at": time.time(), "tokens": self._training.saved.completion_tokens}, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # counted by nobody here, and it expects one batch

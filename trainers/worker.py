@@ -174,7 +174,7 @@ def train_lane(config: dict[str, Any]) -> None:
     for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         os.environ.pop(variable, None)  # a lane is one process: else the model would be wrapped for several
     settings: SFTSettings = config["settings"]
-    _quiet()
+    quiet()
     try:
         model, tokenizer = load_base(config["base_model"], settings.precision)
     except TrainerError as err:
@@ -189,7 +189,8 @@ def train_lane(config: dict[str, Any]) -> None:
             _note_failure(job, err)
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """No progress bars from transformers."""
     from transformers.utils import logging
 
     disable: Any = logging.disable_progress_bar  # untyped

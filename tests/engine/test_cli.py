@@ -167,6 +167,7 @@ def test_a_missing_recipe_and_a_missing_run_are_one_line(tmp_path: Path) -> None
     assert_one_line(moot("resume", tmp_path / "none"), "is not a run's folder")
     assert_one_line(moot("report", tmp_path / "none"), "is not a run's folder")
     assert_one_line(moot("eval", tmp_path), "is not a run's folder")
+    assert_one_line(moot("eval", tmp_path, "--or-resume"), "each of its evaluations is another; leave out --or-resume")
 
 
 def test_check_says_what_a_run_would_do(recipe: Path) -> None:

@@ -21,6 +21,8 @@ from engine.evaluate import (
     clustered_interval,
     compare,
     evaluate,
+    mcnemar,
+    paired,
     paired_interval,
     round_vote,
     wilson_interval,
@@ -122,6 +124,26 @@ def test_paired_interval_by_hand() -> None:
 def test_equal_differences_do_not_claim_certainty() -> None:
     # four zeros, one gained and one lost: mean 0, variance (2/6) / 6 = 1/18, se 0.235702, half 0.461968
     assert paired_interval([0.0] * 4) == pytest.approx((-0.461968, 0.461968), abs=1e-6)
+
+
+def test_mcnemar_by_hand() -> None:
+    assert mcnemar(0, 0) == mcnemar(3, 3) == 1.0
+    assert mcnemar(6, 1) == mcnemar(1, 6) == 2 * (1 + 7) / 2**7
+    assert mcnemar(0, 5) == 2 / 32
+    assert mcnemar(700, 700) == 1.0 and 0 < mcnemar(900, 700) < 1e-6  # beyond what a float holds of 2**1600
+
+
+def test_votes_are_tested_by_mcnemar_and_shares_by_their_spread() -> None:
+    def scored(*scores: float) -> Figure:
+        return Figure(name="f", accuracy=0.5, low=0.0, high=1.0, scores={f"t{n}": one for n, one in enumerate(scores)})
+
+    votes = paired(scored(0, 0, 0, 1, 1), scored(1, 1, 1, 1, 0))
+    assert (votes.gained, votes.lost, votes.test, votes.p_value) == (3, 1, "mcnemar", mcnemar(3, 1))
+    # d = 1/2, 1/2, 0, 1: mean 1/2, s^2 = (1/2) / 3 = 1/6, se = sqrt(1/24) = 0.204124, z = 2.449490
+    shares = paired(scored(0, 0.5, 1, 0), scored(0.5, 1, 1, 1))
+    assert (shares.gained, shares.lost, shares.test) == (3, 0, "z")
+    assert shares.p_value == pytest.approx(0.014306, abs=1e-6)
+    assert shares.clear and paired(scored(0.5, 0.5), scored(0.5, 0.5)).p_value == 1.0
 
 
 def test_figures_by_hand() -> None:

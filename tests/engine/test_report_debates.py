@@ -21,6 +21,7 @@ from protocols.answer import Answer
 from protocols.graph import Debate, Verdict
 from protocols.statistics import Influence, Score, Spend, Stance, Statistics, statistics
 from tests.engine.test_drawing import MODERATED, built, society
+from trainers.likelihood import Likelihood
 
 JUDGED = Verdict(
     answer="1",
@@ -70,6 +71,17 @@ COUNTS = Statistics(
     openings=4,
     opening_tokens=20,
 )
+
+
+def test_likelihoods_are_a_matrix_where_a_stage_was_scored() -> None:
+    found = [
+        Likelihood(speaker="ada v1", reader=reader, nll=nll, kl=kl, tokens=9)
+        for reader, nll, kl in (("ada v1", 1.0, 0.0), ("base", 1.5, 0.25))
+    ]
+    (view,) = stage_views([("a stage", statistics([society(2, 2)]))], {"a stage": found})
+    table = next(table for group in view.groups for table in group if table.title.startswith("How likely"))
+    assert table.head == ("Replies of", "under ada v1", "under base") and texts(table) == [["ada v1", "1.00", "1.50"]]
+    assert table.rows[0][1][1].small == "KL 0.250"
 
 
 def test_flips_are_told_by_state_round_and_agent() -> None:
@@ -132,7 +144,7 @@ def test_ends_and_spending_are_told() -> None:
 def test_agreement_is_told_by_round() -> None:
     both = [society(2, 1), built([("0.answer.0", "a", {}), ("0.answer.1", "b", {"answer": Answer("2", "said")})])]
     table = shown(statistics(both))["Agreement by round"]
-    assert texts(table) == [["0", "2", "50.0%", "75.0%", "50.0%", "1.50", "0.50"]]
+    assert texts(table) == [["0", "2", "50.0%", "75.0%", "50.0%", "1.50", "0.50", "0.00"]]
 
 
 def test_several_stages_stand_side_by_side() -> None:

@@ -158,6 +158,13 @@ def test_eval_of_a_run_serves_its_newest_adapters_and_list_shows_both(
     run = RunOnDisk(Path(command_here("eval", one.path)["run"]))
     spoke = {node.reply.adapter for debate in run.debates("eval-0").values() for node in debate.utterances}
     assert spoke == {f"{agent}@one-v1" for agent in AGENTS}
+    vote = ["protocol={name: baseline, method: majority, match: {agents: 3, rounds: 2}}", "cast={solver: [bo]}"]
+    control = RunOnDisk(Path(command_here("eval", one.path, *vote)["run"]))
+    for debate in control.debates("eval-0").values():  # as many samples of one tuned agent as the debate asked for
+        assert [node.reply.adapter for node in debate.utterances] == ["bo@one-v1"] * 6
+    compared = command_here("compare", control.path, one.path)
+    changes = {change["after_measure"]: change["difference"]["num_tasks"] for change in compared["changes"]}
+    assert changes["final vote"] == HELD_OUT and list(compared["sides"])[1] == "one:eval-1"
     found = command_here("list", "--runs-dir", one.path.parent)
     assert any(recipe.endswith("scripted.yaml") for recipe in found["recipes"])
-    assert len(found["runs"]) == 2 and all("done" in line for line in found["runs"])
+    assert len(found["runs"]) == 3 and all("done" in line for line in found["runs"])

@@ -24,7 +24,7 @@ from tests.fakes import node_of, play
 from tests.protocols.test_every_protocol import ANY_SETUP, TASKS, Setup, wild
 
 TASK = Task(id="t", question="What is 24 + 19?", gold=("43",))
-HALF = Agreement(debates=1, answers=2, pairs=1, largest=0.5, distinct=2, entropy_bits=1.0)
+HALF = Agreement(debates=1, answers=2, pairs=1, largest=0.5, distinct=2, entropy_bits=1.0, worded_pairs=1)
 Line = tuple[str, str | None] | tuple[str, str | None, dict[str, Any]]
 
 
@@ -75,7 +75,18 @@ def test_a_society_counted_by_hand() -> None:
         "cy": {"bo": Influence(chances=1)},
     }
     entropy = math.log2(3) - 2 / 3  # of thirds, two to one
-    each = Agreement(debates=1, answers=3, pairs=3, equal_pairs=1, largest=2 / 3, distinct=2, entropy_bits=entropy)
+    # "\\boxed{43}" is 5 words and 4 pairs; one word and the two pairs it is in are others: cos = 6/9, for two of three
+    each = Agreement(
+        debates=1,
+        answers=3,
+        pairs=3,
+        equal_pairs=1,
+        largest=2 / 3,
+        distinct=2,
+        entropy_bits=entropy,
+        worded_pairs=3,
+        wording_distance=2 / 3,
+    )
     for number in (0, 1):
         got = found.rounds[number]
         assert msgspec.structs.astuple(got) == pytest.approx(msgspec.structs.astuple(each))
@@ -177,7 +188,7 @@ def test_an_unparsed_answer_convinces_nobody_and_cannot_be_convinced() -> None:
         [debate(("0.answer.0", None), ("0.answer.1", "43"), ("1.answer.0", "43"), ("1.answer.1", None), edges=edges)]
     )
     assert (found.influence, found.stances) == ({}, {})
-    assert found.rounds[0] == Agreement(debates=1, answers=2, pairs=1, largest=0.5, distinct=1)
+    assert found.rounds[0] == Agreement(debates=1, answers=2, pairs=1, largest=0.5, distinct=1, worded_pairs=1)
 
 
 def test_half_of_those_seen_is_no_majority() -> None:
@@ -194,7 +205,7 @@ def test_the_task_s_tolerance_decides_what_is_equal() -> None:
     task = Task(id="t", question="", gold=("1.0",), tolerance=0.1)
     found = statistics([debate(("0.answer.0", "1.0"), ("0.answer.1", "1.05"), ("1.answer.0", "1.05"), task=task)])
     assert found.rounds[0] == Agreement(
-        debates=1, answers=2, pairs=1, equal_pairs=1, unanimous=1, largest=1.0, distinct=1
+        debates=1, answers=2, pairs=1, equal_pairs=1, unanimous=1, largest=1.0, distinct=1, worded_pairs=1
     )
     assert found.moves == {1: {"agent0": {"right > right": 1}}}
 
@@ -219,7 +230,7 @@ def test_second_tries_and_unparsed_replies_by_role() -> None:
         "summariser": Spend(calls=1, prompt_tokens=10, completion_tokens=4),
     }
     assert (found.openings, found.opening_tokens) == (2, 8)
-    assert found.rounds == {0: Agreement(debates=1, answers=2, pairs=1, largest=0.5, distinct=1)}
+    assert found.rounds == {0: Agreement(debates=1, answers=2, pairs=1, largest=0.5, distinct=1, worded_pairs=1)}
 
 
 def sided(winner: str, first: str = "big", second: str = "small", judge: str = "big") -> Debate:

@@ -16,7 +16,7 @@ from protocols.errors import ConfigError
 from protocols.graph import Debate, Utterance
 from trainers.likelihood import Likelihood, score_replies
 from trainers.registry import parse_name, weights_hash
-from trainers.select import Example
+from trainers.example import Example
 
 NUM_REPLIES = 100  # of each speaker, the first on record: some thousand tokens, which tell hundredths of a nat
 PRECISION = "float32"

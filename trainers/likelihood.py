@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from trainers.select import Example
+from trainers.example import Example
 from trainers.tokenise import RowTokeniser, TokenRow
 
 if TYPE_CHECKING:

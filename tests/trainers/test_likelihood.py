@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trainers.likelihood import BASE, score_replies
-from trainers.select import Example
+from trainers.example import Example
 from trainers.sft import load_base
 from trainers.tokenise import RowTokeniser
 

@@ -14,9 +14,9 @@ from engine.progress import Progress
 from engine.stage import recorded
 from protocols.errors import ConfigError
 from protocols.graph import Debate, Utterance
+from trainers.example import Example
 from trainers.likelihood import Likelihood, score_replies
 from trainers.registry import parse_name, weights_hash
-from trainers.example import Example
 
 NUM_REPLIES = 100  # of each speaker, the first on record: some thousand tokens, which tell hundredths of a nat
 PRECISION = "float32"

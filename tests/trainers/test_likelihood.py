@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from trainers.likelihood import BASE, score_replies
 from trainers.example import Example
+from trainers.likelihood import BASE, score_replies
 from trainers.sft import load_base
 from trainers.tokenise import RowTokeniser
 

@@ -191,7 +191,7 @@ def _packed(
         loss = torch.stack(
             [trainer.compute_loss(peft_model, batch, num_items_in_batch=total) for batch in batches]
         ).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         frozen = [weight for name, weight in peft_model.named_parameters() if ".default." not in name]
         assert not any(weight.requires_grad for weight in frozen)
         gradients = {name: weight.grad for name, weight in learns.items()}
@@ -368,7 +368,7 @@ def _plain_loop(
         margin = torch.stack([settings.beta * (ratio(pairs[index]) - reference[index]) for index in chosen])
         weights = torch.tensor([pairs[index].weight for index in chosen])
         loss = (weights * -torch.nn.functional.logsigmoid(margin)).sum() / weights.sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(learns, settings.max_grad_norm)
         optimiser.step()
         optimiser.zero_grad()

@@ -3,8 +3,8 @@
     python benchmarks/tree_dpo.py [--model embedded] [--rounds 3] [--budget 1024] [--run FOLDER] [--json FILE]
 
 Sets of trees: ``k x k`` has a prompt of 192 tokens with k right and k wrong replies of 64 under it, so k * k pairs;
-``reflect`` is made of the debates of a run, every right answer of a round over every wrong one: of ``--run``, or of one
-made now with the scripted model. Chat template and tokens are those of the embedded model.
+``reflect`` is made of debates, every right answer of a round over every wrong one: those of ``--run``, or some held now
+with the scripted model. Chat template and tokens are those of the embedded model.
 
 Both train the same LoRA adapter on the same pairs in the same steps: the pairs of one pack. TRL gets them ``--batch``
 pairs at a time, its default layout: chosen and rejected sequences padded side by side. References are precomputed in
@@ -20,6 +20,7 @@ Exit status 1: the speed-up is below 0.85 of the token ratio for a set, or the l
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import random
@@ -40,6 +41,10 @@ import msgspec
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from protocols.graph import Debate, decode_debate  # noqa: E402
+from protocols.machine import Opened, Record, Replied, Request  # noqa: E402
+from protocols.message import Ask  # noqa: E402
+from protocols.tree import preference_tree  # noqa: E402
 from trainers.pack import Packing, TokenPair, pack_pairs  # noqa: E402
 
 LIMIT, CLOSE = 0.85, 1e-3
@@ -91,49 +96,65 @@ def grown(replies: int, trees: int) -> list[Row]:
     return rows
 
 
-def record(folder: Path) -> None:
-    """A run of the scripted model, in a process of its own."""
-    recipe = folder.with_suffix(".json")
-    recipe.write_text(json.dumps(RECIPE))
-    command = [sys.executable, "-m", "engine", "run", str(recipe), "--run-dir", str(folder), "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-    if done.returncode:
-        raise SystemExit(f"the run failed:\n{done.stderr[-3000:]}")
+async def held() -> list[Debate]:
+    """The recipe's debates with its scripted model, in this process: machine and model alone, without Ray."""
+    from actors.scripted import ScriptedBackend
+    from engine.named_protocol import find_protocol
+    from engine.recipe import build_recipe
+    from engine.tasks import load_split
+
+    recipe = build_recipe(RECIPE, where="benchmark")
+    backend, debates = ScriptedBackend(recipe.models["simulated"].settings), list[Debate]()
+    cast = {role: tuple(player.name for player in players) for role, players in recipe.players.items()}
+    for number, task in enumerate(load_split(recipe.tasks).train):
+        debate = Debate(id=f"debate/{task.id}", task=task, protocol="reflect", seed=number, cast=cast)
+        machine = find_protocol(recipe.protocol)(recipe.settings, recipe.players, recipe.prompts)
+        commands = machine.receive(Opened(debate_id=debate.id, task=task, seed=number))
+        waiting = list[Ask]()
+        while not machine.closed:
+            waiting += [command.ask for command in commands if isinstance(command, Request)]
+            commands = machine.receive(Replied(await backend.generate(waiting.pop(0), None)))
+            for record in (command for command in commands if isinstance(command, Record)):
+                debate.add(record.utterance, record.edges)
+        debates.append(debate)
+    return debates
 
 
-def recorded(run: Path) -> list[Row]:
+def recorded(run: Path) -> list[Debate]:
+    """The debates of a run on disk."""
+    from engine.folder import RunFolder
+    from engine.journal import read_graphs
+
+    return [decode_debate(graph) for file in RunFolder.open(run).journals("debate") for graph in read_graphs(file)]
+
+
+def preferred(debates: Sequence[Debate]) -> list[Row]:
     """Every right answer of a round over every wrong one, as the tokens of the embedded model."""
     from transformers import AutoTokenizer
 
     from actors.embedded import embedded_model_path
-    from engine.folder import RunFolder
-    from engine.journal import read_graphs
-    from protocols.graph import decode_debate
-    from protocols.tree import preference_tree
     from trainers.preference_row import Preference
     from trainers.tree_dpo import PairTokeniser
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_model_path())
     tokenise, rows = PairTokeniser(tokenizer, vocab_size=len(tokenizer)), list[Row]()
-    for journal in RunFolder.open(run).journals("debate"):
-        for debate in map(decode_debate, read_graphs(journal)):
-            for root in preference_tree(debate):
-                for right, wrong in root.pairs:
-                    row = Preference(
-                        id=f"{debate.id}:{right.id}>{wrong.id}:bench",
-                        agent="pupil",
-                        rule="bench",
-                        debate_id=debate.id,
-                        node_ids=(right.id, wrong.id),
-                        prompt=root.prompt,
-                        chosen=right.reply.text,
-                        rejected=wrong.reply.text,
-                    )
-                    tokens = tokenise(row)
-                    ids = (tokens.prompt_ids, tokens.chosen_ids, tokens.rejected_ids)
-                    rows.append(Row(tokens.tree, *([token % VOCAB for token in part] for part in ids)))
+    for debate, root in ((one, root) for one in debates for root in preference_tree(one)):
+        for right, wrong in root.pairs:
+            row = Preference(
+                id=f"{debate.id}:{right.id}>{wrong.id}:same_round",
+                agent="pupil",
+                rule="same_round",
+                debate_id=debate.id,
+                node_ids=(right.id, wrong.id),
+                prompt=root.prompt,
+                chosen=right.reply.text,
+                rejected=wrong.reply.text,
+            )
+            tokens = tokenise(row)
+            ids = (tokens.prompt_ids, tokens.chosen_ids, tokens.rejected_ids)
+            rows.append(Row(tokens.tree, *([token % VOCAB for token in part] for part in ids)))
     if not rows:
-        raise SystemExit(f"no round of the debates in {run} has a right and a wrong answer; give another run")
+        raise SystemExit("no round of the debates has a right and a wrong answer; give another run")
     return rows
 
 
@@ -331,7 +352,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget", type=int, default=1024, help="tokens of a pack")
     parser.add_argument("--batch", type=int, default=4, help="pairs that TRL gets at a time")
-    parser.add_argument("--run", type=Path, help="folder of a run of reflect; default: one made now")
+    parser.add_argument("--run", type=Path, help="folder of a run of reflect; default: debates held now")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--variant", nargs=2, metavar=("NAME", "WORK"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -342,9 +363,7 @@ def main() -> int:
             print(json.dumps(list(run(options.variant[0], work, folder))))
             return 0
         sets = {f"{replies} x {replies}": grown(replies, trees) for replies, trees in SETS}
-        if options.run is None:
-            record(folder / "run")
-        sets["reflect"] = recorded(options.run or folder / "run")
+        sets["reflect"] = preferred(recorded(options.run) if options.run else asyncio.run(held()))
         work = Work(options.model, options.budget, options.batch, sets)
         (folder / "work.json").write_bytes(msgspec.json.encode(work))
         runs = list[dict[str, Any]]()

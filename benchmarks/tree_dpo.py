@@ -98,13 +98,15 @@ def grown(replies: int, trees: int) -> list[Row]:
 
 async def held() -> list[Debate]:
     """The recipe's debates with its scripted model, in this process: machine and model alone, without Ray."""
-    from actors.scripted import ScriptedBackend
+    from actors.scripted import ScriptedBackend, ScriptedSettings
     from engine.named_protocol import find_protocol
     from engine.recipe import build_recipe
     from engine.tasks import load_split
 
     recipe = build_recipe(RECIPE, where="benchmark")
-    backend, debates = ScriptedBackend(recipe.models["simulated"].settings), list[Debate]()
+    settings = recipe.models["simulated"].settings
+    assert isinstance(settings, ScriptedSettings)  # as the recipe above says
+    backend, debates = ScriptedBackend(settings), list[Debate]()
     cast = {role: tuple(player.name for player in players) for role, players in recipe.players.items()}
     for number, task in enumerate(load_split(recipe.tasks).train):
         debate = Debate(id=f"debate/{task.id}", task=task, protocol="reflect", seed=number, cast=cast)

@@ -128,6 +128,8 @@ def evaluate_run(
     changed = copy.deepcopy(source.recipe)
     for override in overrides:
         apply_override(changed, override)
+    if changed["protocol"]["name"] != source.recipe["protocol"]["name"]:
+        changed.get("train", {}).pop("rules", None)  # of roles that it does not have; nobody learns here
     recipe, limit = _recipe_of(source, changed), limit or source.limit
     tasks = limited(load_split(recipe.tasks), limit)
     check_tasks("eval", recipe, tasks, progress)

@@ -142,14 +142,16 @@ def resume(run: Path, budget: tuple[str, ...], as_json: bool) -> None:
 @main.command()
 @run_argument
 @overrides_argument
+@click.option("--preferences", is_flag=True, help="Learn which answers are better (tree-DPO), on the newest adapters.")
 @json_option
-def train(run: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def train(run: Path, overrides: tuple[str, ...], preferences: bool, as_json: bool) -> None:
     """Train one adapter an agent from the debates that a finished run, or an import, has on record."""
 
     def work(progress: Progress) -> dict[str, Any]:
+        from engine.train_preferences import train_on_preferences
         from engine.training import train_recorded
 
-        return train_recorded(run, overrides, progress=progress)
+        return (train_on_preferences if preferences else train_recorded)(run, overrides, progress=progress)
 
     _command(work, as_json)
 

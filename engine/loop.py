@@ -31,7 +31,7 @@ from protocols.statistics import statistics
 from trainers.feed import Addition, make_feed_actor
 from trainers.registry import AdapterRecord, Registry, adapter_name
 from trainers.select import select
-from trainers.worker import SFTJob
+from trainers.worker import TrainingJob
 
 R = TypeVar("R")
 
@@ -116,14 +116,14 @@ class Loop:
         return Training(
             run_id=self._folder.manifest.id,
             settings=self._recipe.train,
-            sft=self._recipe.sft,
+            how=self._recipe.sft,
             base=self._base,
             workplace=self._folder.path / "train" / f"iteration-{iteration}",
             jobs=self._jobs(iteration),
             rules={agent: self._recipe.train.rules_of(agent, self._recipe.cast) for agent in self._recipe.learners},
         )
 
-    def _jobs(self, iteration: int) -> list[SFTJob]:
+    def _jobs(self, iteration: int) -> list[TrainingJob]:
         """One adapter for every learner, named by the iteration: resuming names the same."""
         jobs = []
         for agent in self._recipe.learners:
@@ -131,7 +131,7 @@ class Loop:
             name = adapter_name(agent, self._folder.manifest.id, iteration)
             output = self._folder.path / "adapters" / agent / f"v{iteration}"
             before = str(self._registry.folder_of(parent)) if parent else None
-            jobs.append(SFTJob(agent=agent, name=name, output=str(output), parent=before))
+            jobs.append(TrainingJob(agent=agent, name=name, output=str(output), parent=before))
         return jobs
 
     async def _publish(self, iteration: int) -> None:

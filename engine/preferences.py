@@ -25,14 +25,12 @@ class RecordedTrees:
     answers. An import has no prompt set: its prompts stay as its file has them.
 
     Args:
-        label: what makes an answer right, in place of the recipe's.
+        train: in place of the recipe's.
     Raises: ConfigError: what the recipe names has gone, or the model whose tokens count cannot be told.
     """
 
-    def __init__(self, folder: RunFolder, *, label: Label) -> None:
-        manifest = folder.manifest
-        train = read_section(manifest.recipe.get("train", {}), TrainSettings, manifest.recipe_path, "train")
-        self._train = msgspec.structs.replace(train, label=label)
+    def __init__(self, folder: RunFolder, train: TrainSettings) -> None:
+        self._train = train
         self._prompter = _prompter_of(folder)
         self.counted = Amplification()
 
@@ -42,6 +40,13 @@ class RecordedTrees:
         for agent, rows in chosen.items():
             self.counted += amplification_of(debate, agent, self._train, rows)
         return chosen
+
+
+def train_settings(folder: RunFolder, label: Label) -> TrainSettings:
+    """What a run's recipe says of training, but for what makes an answer right."""
+    manifest = folder.manifest
+    train = read_section(manifest.recipe.get("train", {}), TrainSettings, manifest.recipe_path, "train")
+    return msgspec.structs.replace(train, label=label)
 
 
 def _prompter_of(folder: RunFolder) -> Prompter | None:

@@ -25,6 +25,7 @@ from trainers.mix import Mix
 from trainers.preference import TreeSettings
 from trainers.select import Selection
 from trainers.sft import SFTSettings
+from trainers.tree_dpo import TreeDPOSettings
 
 
 class Agent(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +110,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     cast: dict[str, tuple[str, ...]]
     train: TrainSettings
     sft: SFTSettings
+    tree_dpo: TreeDPOSettings
     loop: LoopSettings
     run: RunSettings
     prices: dict[str, Price]
@@ -169,6 +171,7 @@ _TOP = {
     "cast": "role -> agents",
     "train": "what is learned from debates",
     "sft": "how adapters are trained",
+    "tree_dpo": "how they are trained on preferences",
     "loop": "how often",
     "run": "how the work is spread",
     "prices": "what tokens cost, by model id",
@@ -275,6 +278,7 @@ def build_recipe(data: Mapping[str, Any], *, where: str, folder: Path = Path()) 
         },
         train=read_section(data.get("train", {}), TrainSettings, where, "train"),
         sft=read_section(data.get("sft", {}), SFTSettings, where, "sft"),
+        tree_dpo=read_section(data.get("tree_dpo", {}), TreeDPOSettings, where, "tree_dpo"),
         loop=read_section(data.get("loop", {}), LoopSettings, where, "loop"),
         run=read_section(data.get("run", {}), RunSettings, where, "run"),
         prices={

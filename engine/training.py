@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -24,8 +24,12 @@ from trainers.example import Example
 from trainers.feed import Addition, make_feed_actor
 from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
 from trainers.select import select
-from trainers.sft import SFTSettings
-from trainers.worker import SFTJob, TrainedAdapter, fit_lanes, is_trained, read_trained
+from trainers.sft import SFTResult, SFTSettings
+from trainers.tree_dpo import TreeDPOResult, TreeDPOSettings
+from trainers.worker import TrainedAdapter, TrainingJob, fit_lanes, is_trained, read_trained
+
+H = TypeVar("H", SFTSettings, TreeDPOSettings)
+SECTIONS: dict[type, str] = {SFTSettings: "sft", TreeDPOSettings: "tree_dpo"}  # of a recipe
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,10 +37,10 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
 
     run_id: str
     settings: TrainSettings
-    sft: SFTSettings
+    how: SFTSettings | TreeDPOSettings
     base: str  # a model folder
     workplace: Path
-    jobs: list[SFTJob]
+    jobs: list[TrainingJob]
     rules: Mapping[str, Sequence[str]]  # agent -> what it learns by
 
     def fit(self, feed: Any) -> str:
@@ -48,7 +52,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
         try:
             fit_lanes(
                 self.jobs,
-                settings=self.sft,
+                settings=self.how,
                 base_model=self.base,
                 feed=feed,
                 storage_path=self.workplace / "checkpoints",
@@ -94,9 +98,16 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
                 recipe_hash=recipe_hash,
                 created_at=time.time(),
                 parent=parent.name if parent else None,
-                metrics={"iteration": iteration, "steps": item.result.steps, "final_loss": item.result.losses[-1]},
+                metrics=_figures(item.result) | {"iteration": iteration},
             )
         return trained
+
+
+def _figures(result: SFTResult | TreeDPOResult) -> dict[str, float]:
+    found: dict[str, float] = {"steps": result.steps, "final_loss": result.losses[-1]}
+    if isinstance(result, TreeDPOResult):
+        found |= {"first_margin": result.margins[0], "final_margin": result.margins[-1]}
+    return found
 
 
 def train_recorded(path: Path, overrides: Sequence[str], *, progress: Progress) -> dict[str, Any]:
@@ -118,28 +129,26 @@ def train_recorded(path: Path, overrides: Sequence[str], *, progress: Progress) 
 
 def _train_recorded(folder: RunFolder, overrides: Sequence[str], progress: Progress) -> dict[str, Any]:
     manifest, began = folder.manifest, time.monotonic()
-    if manifest.finished_at is None:
-        raise ConfigError(f"{folder.path} is not finished; finish it with `moot resume {folder.path}` first")
-    settings, sft = _settings(manifest.recipe, overrides)
+    settings, sft = sections_of(folder, overrides, SFTSettings)
     rows = _rows(folder, settings)
     registry = Registry(folder.path / "adapters")
     version = 1 + max((record.version for record in registry.list()), default=0)
     jobs = [
-        SFTJob(
-            agent=_word(agent),
-            name=adapter_name(_word(agent), _word(manifest.id), version),
-            output=str(folder.path / "adapters" / _word(agent) / f"v{version}"),
+        TrainingJob(
+            agent=word(agent),
+            name=adapter_name(word(agent), word(manifest.id), version),
+            output=str(folder.path / "adapters" / word(agent) / f"v{version}"),
         )
         for agent in rows
     ]
     training = Training(
         run_id=manifest.id,
         settings=settings,
-        sft=sft,
-        base=_base(settings, progress),
+        how=sft,
+        base=base_of(settings, progress),
         workplace=folder.path / "train" / f"recorded-{version}",
         jobs=jobs,
-        rules={_word(agent): _rules_in(found) for agent, found in rows.items()},
+        rules={word(agent): _rules_in(found) for agent, found in rows.items()},
     )
     training.workplace.mkdir(parents=True, exist_ok=True)
     shown = ", ".join(f"{agent} {sum(map(len, found))}" for agent, found in rows.items())
@@ -167,7 +176,7 @@ def _fit_from(training: Training, rows: dict[str, list[list[Example]]]) -> str:
         debates: dict[str, dict[str, list[Example]]] = {}
         for agent, found in rows.items():
             for examples in found:
-                debates.setdefault(examples[0].debate_id, {})[_word(agent)] = examples
+                debates.setdefault(examples[0].debate_id, {})[word(agent)] = examples
         additions = [
             Addition(debate_id=debate_id, examples=examples, progress=(number + 1) / len(debates))
             for number, (debate_id, examples) in enumerate(debates.items())
@@ -180,15 +189,25 @@ def _fit_from(training: Training, rows: dict[str, list[list[Example]]]) -> str:
             ray.shutdown()
 
 
-def _settings(recipe: dict[str, Any], overrides: Sequence[str]) -> tuple[TrainSettings, SFTSettings]:
-    data = {"train": dict(recipe.get("train", {})), "sft": dict(recipe.get("sft", {}))}
+def sections_of(folder: RunFolder, overrides: Sequence[str], how: type[H]) -> tuple[TrainSettings, H]:
+    """What a finished run's recipe says of training, under overrides of these two sections alone.
+
+    Raises: ConfigError: the run is not finished, or an override is of something else.
+    """
+    if folder.manifest.finished_at is None:
+        raise ConfigError(f"{folder.path} is not finished; finish it with `moot resume {folder.path}` first")
+    section = SECTIONS[how]
+    data = {key: dict(folder.manifest.recipe.get(key, {})) for key in ("train", section)}
     for override in overrides:
         if override.partition(".")[0] not in data:
-            raise ConfigError(f"override {override!r}: training from a record takes train.* and sft.* alone")
+            raise ConfigError(
+                f"override {override!r}: training from a record takes train.* and {section}.* alone"
+                + ("; tree_dpo.* goes with --preferences" if section == "sft" else "")
+            )
         apply_override(data, override)
     return (
         read_section(data["train"], TrainSettings, "moot train", "train"),
-        read_section(data["sft"], SFTSettings, "moot train", "sft"),
+        read_section(data[section], how, "moot train", section),
     )
 
 
@@ -221,7 +240,7 @@ def _rules_in(found: Sequence[Sequence[Example]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(example.rule for examples in found for example in examples))
 
 
-def _base(settings: TrainSettings, progress: Progress) -> str:
+def base_of(settings: TrainSettings, progress: Progress) -> str:
     if settings.base_model not in ("", "embedded"):
         if not Path(settings.base_model).is_dir():
             raise ConfigError(f"train.base_model={settings.base_model!r}: there is no such folder")
@@ -233,6 +252,6 @@ def _base(settings: TrainSettings, progress: Progress) -> str:
     return str(embedded_model_path(progress.note))
 
 
-def _word(name: str) -> str:
+def word(name: str) -> str:
     """A name as adapters are named: imported agents may hold spaces."""
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name) or "agent"

@@ -261,9 +261,9 @@ def _preference(debates: Debates, options: Options) -> Iterator[str]:
 
 
 def _recorded_trees(folder: RunFolder, options: Options) -> RecordedTrees:
-    from engine.preferences import RecordedTrees  # the other formats need none of what it imports
+    from engine.preferences import RecordedTrees, train_settings  # the other formats need none of what they import
 
-    return RecordedTrees(folder, label=options.label)
+    return RecordedTrees(folder, train_settings(folder, options.label))
 
 
 def _trees(debates: Debates, trees: RecordedTrees) -> Iterator[str]:

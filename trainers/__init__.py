@@ -9,7 +9,7 @@ from trainers.rule import Rule, RuleOptions
 from trainers.select import RULES, Selection, select
 from trainers.sft import SFTResult, SFTSettings, load_base, train_adapter
 from trainers.tree_dpo import TreeDPOResult, TreeDPOSettings, train_preferences
-from trainers.worker import SFTJob, TrainedAdapter, fit_lanes, is_trained, read_trained, worker_env
+from trainers.worker import TrainedAdapter, TrainingJob, fit_lanes, is_trained, read_trained, worker_env
 
 __all__ = [
     "RULES",
@@ -25,11 +25,11 @@ __all__ = [
     "Row",
     "Rule",
     "RuleOptions",
-    "SFTJob",
     "SFTResult",
     "SFTSettings",
     "Selection",
     "TrainedAdapter",
+    "TrainingJob",
     "TreeDPOResult",
     "TreeDPOSettings",
     "adapter_name",

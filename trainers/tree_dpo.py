@@ -110,6 +110,14 @@ class TreeDPOResult(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: float
     data_hash: str
 
+    @property
+    def rows(self) -> int:
+        return self.pairs
+
+    @property
+    def rows_seen(self) -> int:
+        return self.pairs_seen
+
 
 class SavedPlace(SavedCursor, frozen=True, kw_only=True):
     """What a checkpoint keeps beside the trainer's own state: its cursor counts packs, its rows are pairs."""

@@ -11,24 +11,30 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from protocols.errors import ConfigError, MootError, TrainerError
 from trainers import gauges
 from trainers.feed import FeedPage, decode_page
-from trainers.sft import RESULT_NAME, SFTResult, SFTSettings, load_base, train_adapter
+from trainers.preference_file import read_preferences
+from trainers.sft import RESULT_NAME, OnCheckpoint, SFTResult, SFTSettings, load_base, train_adapter
+from trainers.tree_dpo import TreeDPOResult, TreeDPOSettings, train_preferences
 
 ORDER_NAME = "order.json"  # in a checkpoint: what it is of
 READ_WAIT_S = 1.0  # how long the feed may hold a read that finds nothing
 READ_LIMIT_S = 120.0  # a feed actor that restarts on a busy machine takes this long at worst
 
 
-class SFTJob(msgspec.Struct, frozen=True, kw_only=True):
+Method = Literal["sft", "tree_dpo"]
+
+
+class TrainingJob(msgspec.Struct, frozen=True, kw_only=True):
     """One adapter to train. ``name`` is the adapter's; ``parent`` the folder of the adapter to start from."""
 
     agent: str
+    method: Method = "sft"
     name: str
     output: str
     parent: str | None = None
@@ -41,14 +47,14 @@ class TrainedAdapter(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     path: str
     parent: str | None
-    result: SFTResult
+    result: SFTResult | TreeDPOResult
 
 
 class _Order(msgspec.Struct, frozen=True, kw_only=True):
     """All that a checkpoint depends on: with another order it is of no use, and training starts anew."""
 
-    job: SFTJob
-    settings: SFTSettings
+    job: TrainingJob
+    settings: SFTSettings | TreeDPOSettings
     base_model: str
 
 
@@ -67,9 +73,9 @@ class FeedReader:
 
 
 def fit_lanes(
-    jobs: Sequence[SFTJob],
+    jobs: Sequence[TrainingJob],
     *,
-    settings: SFTSettings,
+    settings: SFTSettings | TreeDPOSettings,
     base_model: str,
     feed: Any,
     storage_path: Path,
@@ -89,8 +95,10 @@ def fit_lanes(
     the others: its error comes at the end, when their adapters are written.
 
     Args:
+        settings: of the jobs' method, which is one for all.
         base_model: a folder in Hugging Face layout, or a name in the local cache, readable on every node.
-        feed: handle of a feed actor; training starts at once and waits for its rows.
+        feed: handle of a feed actor; training starts at once and waits for its rows. Of preferences, which are trained
+            on when all are there: the folder that ``write_preferences`` put them into.
         storage_path: folder for checkpoints; on several nodes, like the outputs, on storage that all share.
         num_lanes: processes that train at the same time, each with ``cpus_per_worker`` and, with ``use_gpu``, a GPU.
             The jobs of a lane follow one another, so only the first of each can train while debates run. None: as many
@@ -131,18 +139,23 @@ def fit_lanes(
     return [read_trained(job) for job in jobs]
 
 
-def is_trained(job: SFTJob) -> bool:
+def is_trained(job: TrainingJob) -> bool:
     """Whether the job's adapter is there: its folder appears whole or not at all."""
     return (Path(job.output) / RESULT_NAME).is_file()
 
 
-def read_trained(job: SFTJob) -> TrainedAdapter:
+def read_trained(job: TrainingJob) -> TrainedAdapter:
     """A finished job's adapter, say after ``fit_lanes`` raised for another job. Raises: TrainerError: not finished."""
     if not is_trained(job):
         raise TrainerError(
             f"adapter {job.name!r} is not trained: there is no {Path(job.output) / RESULT_NAME}; train it"
         )
-    result = msgspec.json.decode((Path(job.output) / RESULT_NAME).read_bytes(), type=SFTResult)
+    data = (Path(job.output) / RESULT_NAME).read_bytes()
+    result: SFTResult | TreeDPOResult
+    if job.method == "sft":
+        result = msgspec.json.decode(data, type=SFTResult)
+    else:
+        result = msgspec.json.decode(data, type=TreeDPOResult)
     return TrainedAdapter(agent=job.agent, name=job.name, path=job.output, parent=job.parent, result=result)
 
 
@@ -170,10 +183,10 @@ def train_lane(config: dict[str, Any]) -> None:
     An error of ours (nothing to train on, a loss that is not a number) would come again on every try: it is written
     down for ``fit_lanes`` and the lane goes on. Any other error fails the worker, and Ray Train starts it again.
     """
-    jobs: list[SFTJob] = [job for job in config["jobs"] if not is_trained(job)]
+    jobs: list[TrainingJob] = [job for job in config["jobs"] if not is_trained(job)]
     for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         os.environ.pop(variable, None)  # a lane is one process: else the model would be wrapped for several
-    settings: SFTSettings = config["settings"]
+    settings: SFTSettings | TreeDPOSettings = config["settings"]
     quiet()
     try:
         model, tokenizer = load_base(config["base_model"], settings.precision)
@@ -208,18 +221,7 @@ def _train_job(order: _Order, model: Any, tokenizer: Any, feed: Any, checkpoint_
         ray.train.report(figures | {"agent": job.agent}, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
 
     def train(resume_from: Path | None) -> None:
-        result = train_adapter(
-            model,
-            tokenizer,
-            FeedReader(feed, job.agent),
-            order.settings,
-            agent=job.agent,
-            output=Path(job.output),
-            init_from=Path(job.parent) if job.parent else None,
-            resume_from=resume_from,
-            checkpoint_every=checkpoint_every,
-            on_checkpoint=on_checkpoint,
-        )
+        result = _fit(order, model, tokenizer, feed, resume_from, checkpoint_every, on_checkpoint)
         figures = {"step": result.steps, "progress": 1.0, "rows_seen": result.rows_seen, "loss": result.losses[-1]}
         gauges.tell(job.name, figures)
         ray.train.report(figures | {"agent": job.agent})
@@ -229,8 +231,48 @@ def _train_job(order: _Order, model: Any, tokenizer: Any, feed: Any, checkpoint_
         train(None)
         return
     with checkpoint.as_directory() as folder:
-        known = msgspec.json.decode((Path(folder) / ORDER_NAME).read_bytes(), type=_Order)
-        train(Path(folder) if known == order else None)
+        same = (Path(folder) / ORDER_NAME).read_bytes() == msgspec.json.encode(order)
+        train(Path(folder) if same else None)
+
+
+def _fit(
+    order: _Order,
+    model: Any,
+    tokenizer: Any,
+    feed: Any,
+    resume_from: Path | None,
+    checkpoint_every: int,
+    on_checkpoint: OnCheckpoint,
+) -> SFTResult | TreeDPOResult:
+    job, settings = order.job, order.settings
+    parent, output = Path(job.parent) if job.parent else None, Path(job.output)
+    if isinstance(settings, SFTSettings):
+        return train_adapter(
+            model,
+            tokenizer,
+            FeedReader(feed, job.agent),
+            settings,
+            agent=job.agent,
+            output=output,
+            init_from=parent,
+            resume_from=resume_from,
+            checkpoint_every=checkpoint_every,
+            on_checkpoint=on_checkpoint,
+        )
+    if parent is None:
+        raise TrainerError(f"{job.agent!r} has no adapter to start from; preferences are learned on top of one")
+    return train_preferences(
+        model,
+        tokenizer,
+        read_preferences(Path(feed), job.agent),
+        settings,
+        agent=job.agent,
+        output=output,
+        init_from=parent,
+        resume_from=resume_from,
+        checkpoint_every=checkpoint_every,
+        on_checkpoint=on_checkpoint,
+    )
 
 
 class _LaneThread(threading.Thread):
@@ -289,7 +331,7 @@ def _root_cause(error: BaseException) -> str:
     return lines[-1].strip() if lines else repr(cause)
 
 
-def _raise_failures(lane_errors: Sequence[TrainerError], jobs: Sequence[SFTJob]) -> None:
+def _raise_failures(lane_errors: Sequence[TrainerError], jobs: Sequence[TrainingJob]) -> None:
     """One error for all that went wrong: jobs that noted a reason first, then lanes that died."""
     noted = [_failure_file(job).read_text() for job in jobs if _failure_file(job).is_file()]
     reasons = [*noted, *(str(error) for error in lane_errors)]
@@ -297,13 +339,13 @@ def _raise_failures(lane_errors: Sequence[TrainerError], jobs: Sequence[SFTJob])
         raise TrainerError("; ".join(reasons)) from (lane_errors[0] if lane_errors else None)
 
 
-def _absolute(job: SFTJob) -> SFTJob:
+def _absolute(job: TrainingJob) -> TrainingJob:
     """Ray Train gives workers a working directory of their own."""
     parent = str(Path(job.parent).absolute()) if job.parent else None
     return msgspec.structs.replace(job, output=str(Path(job.output).absolute()), parent=parent)
 
 
-def _check(jobs: Sequence[SFTJob], num_lanes: int | None) -> None:
+def _check(jobs: Sequence[TrainingJob], num_lanes: int | None) -> None:
     if not jobs:
         raise ConfigError("train: there is no agent to train; name at least one in train.agents")
     if num_lanes is not None and num_lanes < 1:
@@ -314,10 +356,10 @@ def _check(jobs: Sequence[SFTJob], num_lanes: int | None) -> None:
             raise ConfigError(f"train: two adapters have the {what} {double!r}; each needs its own")
 
 
-def _failure_file(job: SFTJob) -> Path:
+def _failure_file(job: TrainingJob) -> Path:
     return Path(f"{job.output}.failed")
 
 
-def _note_failure(job: SFTJob, error: MootError) -> None:
+def _note_failure(job: TrainingJob, error: MootError) -> None:
     _failure_file(job).parent.mkdir(parents=True, exist_ok=True)
     _failure_file(job).write_text(str(error))

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from engine.cli import main
 from engine.folder import Manifest, RunFolder
 from engine.journal import CloseEntry, EventEntry, Journal
-from engine.preferences import RecordedTrees
+from engine.preferences import RecordedTrees, train_settings
 from protocols.graph import encode_debate
 from protocols.machine import Opened
 from tests.trainers.conftest import tiny_model
@@ -84,6 +84,6 @@ def test_a_runs_prompts_are_packed_by_the_tokens_of_the_model_that_learns(tmp_pa
     told = exported(folder, tmp_path / "rows.jsonl", "--label", "gold")
     assert told["rows"] == 4 + 4 * 4 + 4 * 3
     assert told["amplification"]["factor"] == round((9 + 32) / 2, 2)
-    trees = RecordedTrees(folder, label="gold")
+    trees = RecordedTrees(folder, train_settings(folder, "gold"))
     rows = trees.of(reflected(*WORKED))["s"]
     assert len({row.prompt for row in rows}) == 1 + 4 + 4 and trees.counted.pairs == 11

@@ -12,7 +12,7 @@ from engine.folder import Manifest, RunFolder
 from engine.journal import CloseEntry, EventEntry, Journal
 from engine.progress import Progress
 from engine.recipe import TrainSettings
-from engine.training import _rows, _word, train_recorded
+from engine.training import _rows, train_recorded, word
 from protocols.catalogue import build_machine, load_protocol_prompts
 from protocols.conversation import Player
 from protocols.errors import ConfigError
@@ -126,6 +126,6 @@ def test_what_cannot_begin_says_why_and_leaves_nothing(
 
 
 def test_agents_of_an_import_get_names_that_adapters_can_bear() -> None:
-    assert _word("Affirmative side") == "Affirmative-side"
-    assert _word("a@b/c#d") == "a-b-c-d"
-    assert _word("") == "agent"
+    assert word("Affirmative side") == "Affirmative-side"
+    assert word("a@b/c#d") == "a-b-c-d"
+    assert word("") == "agent"

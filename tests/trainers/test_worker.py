@@ -15,7 +15,7 @@ from protocols.errors import ConfigError, TrainerError
 from trainers.example import Example
 from trainers.feed import Feed, FeedPage, make_feed_actor
 from trainers.sft import SFTResult, SFTSettings, load_base, train_adapter
-from trainers.worker import SFTJob, TrainedAdapter, fit_lanes, is_trained, read_trained, worker_env
+from trainers.worker import TrainedAdapter, TrainingJob, fit_lanes, is_trained, read_trained, worker_env
 
 SETTINGS = SFTSettings(rank=4, batch_size=2, epochs=2, learning_rate=1e-2, seed=3)
 NUM_ROWS = 11  # odd: each epoch ends on a step of one row
@@ -24,7 +24,7 @@ NUM_ROWS = 11  # odd: each epoch ends on a step of one row
 class _FitThread(threading.Thread):
     """``fit_lanes`` beside the test, as the engine runs it."""
 
-    def __init__(self, jobs: list[SFTJob], **arguments: Any) -> None:
+    def __init__(self, jobs: list[TrainingJob], **arguments: Any) -> None:
         super().__init__(daemon=True)
         self._jobs, self._arguments = jobs, arguments
         self.trained: list[TrainedAdapter] = []
@@ -104,6 +104,7 @@ def _weights(folder: Path) -> Any:
 def _assert_same_training(trained: TrainedAdapter, expected: SFTResult, folder: Path) -> None:
     np = pytest.importorskip("numpy")
     result = trained.result
+    assert isinstance(result, SFTResult)
     assert (result.steps, result.rows, result.rows_seen) == (expected.steps, NUM_ROWS, 2 * NUM_ROWS)
     assert (result.data_hash, result.completion_tokens) == (expected.data_hash, expected.completion_tokens)
     np.testing.assert_allclose(result.losses, expected.losses, rtol=1e-4)
@@ -124,7 +125,7 @@ def test_a_killed_worker_and_a_lost_driver_change_nothing(
     ada = [make_example(index) for index in range(NUM_ROWS)]
     bo = [make_example(index, agent="bo", completion=f"Sum: {index}") for index in range(NUM_ROWS)]
     jobs = [  # cy never agreed with a verdict
-        SFTJob(agent=agent, name=f"{agent}@r-v1", output=str(tmp_path / "adapters" / agent))
+        TrainingJob(agent=agent, name=f"{agent}@r-v1", output=str(tmp_path / "adapters" / agent))
         for agent in ("ada", "cy", "bo")
     ]
     feed = make_feed_actor(tmp_path / "feed")
@@ -183,7 +184,7 @@ def test_a_killed_worker_and_a_lost_driver_change_nothing(
 
 def test_jobs_that_exclude_each_other_are_refused_before_anything_starts(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"settings": SETTINGS, "base_model": "m", "feed": None, "storage_path": tmp_path}
-    job = SFTJob(agent="ada", name="ada@r-v1", output=str(tmp_path / "ada"))
+    job = TrainingJob(agent="ada", name="ada@r-v1", output=str(tmp_path / "ada"))
     with pytest.raises(ConfigError, match="no agent to train"):
         fit_lanes([], name="r", **arguments)
     with pytest.raises(ConfigError, match="two adapters have the name 'ada@r-v1'"):

@@ -1,0 +1,134 @@
+"""Tree-DPO on the debates that a run has on record: each learner's newest adapter goes on from the trees."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.cluster import join_ray
+from engine.folder import RunFolder
+from engine.preferences import RecordedTrees
+from engine.progress import Progress
+from engine.recipe import TrainSettings
+from engine.stage import recorded
+from engine.training import Training, base_of, sections_of, word
+from protocols.errors import ConfigError
+from trainers.preference_file import write_preferences
+from trainers.preference_row import Preference
+from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
+from trainers.tree_dpo import TreeDPOSettings
+from trainers.worker import TrainingJob
+
+
+def train_on_preferences(path: Path, overrides: Sequence[str], *, progress: Progress) -> dict[str, Any]:
+    """One adapter for every learner that has one already: a copy of it, trained on its preferences.
+
+    Interrupted, the same command goes on from the last checkpoint; done, it trains the next version.
+
+    Args:
+        overrides: of ``train`` and ``tree_dpo`` alone, over what the run's recipe says.
+    Raises: ConfigError: not a run, one that is not finished, no preferences, or no adapter to start from. TrainerError:
+        nobody could be trained.
+    """
+    folder = RunFolder.open(path)
+    folder.lock()
+    try:
+        return _train(folder, overrides, progress)
+    finally:
+        folder.release()
+
+
+def _train(folder: RunFolder, overrides: Sequence[str], progress: Progress) -> dict[str, Any]:
+    manifest, began = folder.manifest, time.monotonic()
+    settings, how = sections_of(folder, overrides, TreeDPOSettings)
+    base = base_of(settings, progress)
+    registry = Registry(folder.path / "adapters")
+    trees = RecordedTrees(folder, settings)
+    rows = _rows(folder, trees, settings)
+    parents = {agent: _parent(folder, registry, agent, base) for agent in rows}
+    version = 1 + max(record.version for record in registry.list())
+    training = Training(
+        run_id=manifest.id,
+        settings=settings,
+        how=how,
+        base=base,
+        workplace=folder.path / "train" / f"preferences-{version}",
+        jobs=[
+            TrainingJob(
+                agent=agent,
+                method="tree_dpo",
+                name=adapter_name(agent, word(manifest.id), version),
+                output=str(folder.path / "adapters" / agent / f"v{version}"),
+                parent=str(registry.folder_of(parent)),
+            )
+            for agent, parent in parents.items()
+        ],
+        rules={agent: tuple(dict.fromkeys(row.rule for row in found)) for agent, found in rows.items()},
+    )
+    for agent, found in rows.items():
+        write_preferences(training.workplace / "rows", agent, found)
+    shown = ", ".join(f"{agent} {len(found)} on {parents[agent].name}" for agent, found in rows.items())
+    progress.note(f"training v{version} on recorded preferences: {shown}")
+    warning = _fit(training)
+    trained = training.register(
+        registry,
+        recipe_hash=manifest.fingerprint,
+        base_name=lambda agent: parents[agent].base_model,
+        parents=parents,
+        iteration=version,
+    )
+    made = {record.name: record.metrics for record in registry.list()}
+    return {
+        "run": str(folder.path),
+        "adapters": [item.name for item in trained],
+        "rows": {item.agent: item.result.rows for item in trained},
+        "supervised_rows": trees.counted.supervised,
+        "amplification": round(trees.counted.factor, 2),
+        "final_loss": {item.agent: round(item.result.losses[-1], 4) for item in trained},
+        "margin": {
+            item.agent: [round(made[item.name][key], 4) for key in ("first_margin", "final_margin")] for item in trained
+        },
+        "warnings": [warning] if warning else [],
+        "wall_s": round(time.monotonic() - began, 2),
+    }
+
+
+def _rows(folder: RunFolder, trees: RecordedTrees, settings: TrainSettings) -> dict[str, list[Preference]]:
+    """Learner -> its preferences, in the order of the record. Evaluations are never learned from."""
+    found: dict[str, list[Preference]] = {}
+    num_debates = 0
+    for stage in sorted(path.name for path in (folder.path / "journal").glob("debate*")):
+        for closed in recorded(folder, stage):
+            num_debates += 1
+            for agent, rows in trees.of(closed.debate).items():
+                found.setdefault(word(agent), []).extend(rows)
+    if not found:
+        raise ConfigError(
+            f"{folder.path}: no round of its {num_debates} debates has both a right and a wrong answer"
+            + (f" for {', '.join(settings.agents)}" if settings.agents else "")
+            + f" by train.label={settings.label}; debate other tasks, or choose another label or other agents"
+        )
+    return dict(sorted(found.items()))
+
+
+def _parent(folder: RunFolder, registry: Registry, agent: str, base: str) -> AdapterRecord:
+    record = registry.latest(agent, base_hash=weights_hash(Path(base)))
+    if record is None:
+        raise ConfigError(
+            f"{folder.path}: {agent!r} has no adapter, and preferences are learned on top of one; train it first with "
+            f"`moot train {folder.path}`, or name others in train.agents"
+        )
+    return record
+
+
+def _fit(training: Training) -> str:
+    ours = join_ray()  # before anything imports Ray, which reads its settings then
+    try:
+        return training.fit(str((training.workplace / "rows").absolute()))
+    finally:
+        if ours:
+            import ray
+
+            ray.shutdown()

@@ -13,7 +13,7 @@ from engine.preferences import RecordedTrees
 from engine.progress import Progress
 from engine.recipe import TrainSettings
 from engine.stage import recorded
-from engine.training import Training, base_of, sections_of, word
+from engine.training import Training, base_of, held, sections_of, told, word
 from protocols.errors import ConfigError
 from trainers.preference_file import write_preferences
 from trainers.preference_row import Preference
@@ -32,12 +32,8 @@ def train_on_preferences(path: Path, overrides: Sequence[str], *, progress: Prog
     Raises: ConfigError: not a run, one that is not finished, no preferences, or no adapter to start from. TrainerError:
         nobody could be trained.
     """
-    folder = RunFolder.open(path)
-    folder.lock()
-    try:
+    with held(path) as folder:
         return _train(folder, overrides, progress)
-    finally:
-        folder.release()
 
 
 def _train(folder: RunFolder, overrides: Sequence[str], progress: Progress) -> dict[str, Any]:
@@ -80,13 +76,9 @@ def _train(folder: RunFolder, overrides: Sequence[str], progress: Progress) -> d
         iteration=version,
     )
     made = {record.name: record.metrics for record in registry.list()}
-    return {
-        "run": str(folder.path),
-        "adapters": [item.name for item in trained],
-        "rows": {item.agent: item.result.rows for item in trained},
+    return told(folder, trained) | {
         "supervised_rows": trees.counted.supervised,
         "amplification": round(trees.counted.factor, 2),
-        "final_loss": {item.agent: round(item.result.losses[-1], 4) for item in trained},
         "margin": {
             item.agent: [round(made[item.name][key], 4) for key in ("first_margin", "final_margin")] for item in trained
         },

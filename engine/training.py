@@ -6,7 +6,8 @@ The loop feeds them while debates run; ``train_recorded`` feeds them what a run,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,10 +120,17 @@ def train_recorded(path: Path, overrides: Sequence[str], *, progress: Progress) 
         overrides: of ``train`` and ``sft`` alone, over what the run's recipe says.
     Raises: ConfigError: not a run, a loop that is not finished, or nothing to learn from. TrainerError: see ``fit``.
     """
+    with held(path) as folder:
+        return _train_recorded(folder, overrides, progress)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[RunFolder]:
+    """A run's folder, and nobody else at work on it. Raises: ConfigError: not a run, or somebody is."""
     folder = RunFolder.open(path)
     folder.lock()
     try:
-        return _train_recorded(folder, overrides, progress)
+        yield folder
     finally:
         folder.release()
 
@@ -157,13 +165,19 @@ def _train_recorded(folder: RunFolder, overrides: Sequence[str], progress: Progr
     trained = training.register(
         registry, recipe_hash=manifest.fingerprint, base_name=lambda _: training.base, parents={}, iteration=version
     )
+    return told(folder, trained) | {
+        "warnings": [warning] if warning else [],
+        "wall_s": round(time.monotonic() - began, 2),
+    }
+
+
+def told(folder: RunFolder, trained: Sequence[TrainedAdapter]) -> dict[str, Any]:
+    """What came of trainings, as the command tells it."""
     return {
         "run": str(folder.path),
         "adapters": [item.name for item in trained],
         "rows": {item.agent: item.result.rows for item in trained},
         "final_loss": {item.agent: round(item.result.losses[-1], 4) for item in trained},
-        "warnings": [warning] if warning else [],
-        "wall_s": round(time.monotonic() - began, 2),
     }
 
 

@@ -143,31 +143,38 @@ class Training:
         )
 
 
-def _config(settings: SFTSettings, work: Path) -> Any:
+def stepped_arguments(settings: SFTSettings | TreeDPOSettings, work: Path) -> dict[str, Any]:
+    """What every ``SteppedTrainer`` of TRL is told: steps, rate and checkpoints are ours."""
     on_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(work),
+        "gradient_accumulation_steps": 1,  # a step comes whole: see SteppedTrainer
+        "max_steps": MAX_STEPS,
+        "learning_rate": settings.learning_rate,
+        "max_grad_norm": settings.max_grad_norm,
+        "weight_decay": 0.0,
+        "optim": "adamw_torch",
+        "seed": settings.seed,
+        "use_cpu": not on_gpu,
+        "bf16": on_gpu and settings.precision == "bfloat16",
+        "fp16": False,
+        "gradient_checkpointing": False,
+        "max_length": None,
+        "remove_unused_columns": False,
+        "ignore_data_skip": True,  # the steps themselves start where the checkpoint stood
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def _config(settings: SFTSettings, work: Path) -> Any:
     return SFTConfig(
-        output_dir=str(work),
         per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=1,  # a step comes whole from the stream: see _StreamTrainer.training_step
-        max_steps=MAX_STEPS,
-        learning_rate=settings.learning_rate,
-        max_grad_norm=settings.max_grad_norm,
-        weight_decay=0.0,
-        optim="adamw_torch",
-        seed=settings.seed,
-        use_cpu=not on_gpu,
-        bf16=on_gpu and settings.precision == "bfloat16",
-        fp16=False,
-        gradient_checkpointing=False,
-        max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-        ignore_data_skip=True,  # the stream itself starts where the checkpoint stood
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **stepped_arguments(settings, work),
     )
 
 

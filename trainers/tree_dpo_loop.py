@@ -31,7 +31,7 @@ from protocols.errors import TrainerError
 from trainers.pack import Pack, Packing, TokenPair, lay_out
 from trainers.registry import WEIGHTS_NAME
 from trainers.sft import OnCheckpoint, SFTSettings
-from trainers.sft_loop import MAX_STEPS, Recorder, SteppedTrainer, adapted, save_adapter
+from trainers.sft_loop import Recorder, SteppedTrainer, adapted, save_adapter, stepped_arguments
 from trainers.tree_dpo import PackStep, SavedPlace, TreeDPOResult, TreeDPOSettings, pack_steps
 
 PER_TOKEN = ("log_probs", "entropy", "mean_logits", "is_top1")  # what TRL's loss reads of a model's output
@@ -292,32 +292,12 @@ class _Steps:
 
 
 def _config(settings: TreeDPOSettings, work: Path) -> Any:
-    on_gpu = torch.cuda.is_available()
     return DPOConfig(
-        output_dir=str(work),
         beta=settings.beta,
         loss_type=settings.loss_type,
         label_smoothing=settings.label_smoothing,
         router_aux_loss_coef=0.0,  # experts are balanced over the tokens of a pack, which are not those of the pairs
-        gradient_accumulation_steps=1,  # a step comes whole: see SteppedTrainer
-        max_steps=MAX_STEPS,
-        learning_rate=settings.learning_rate,
-        max_grad_norm=settings.max_grad_norm,
-        weight_decay=0.0,
-        optim="adamw_torch",
-        seed=settings.seed,
-        use_cpu=not on_gpu,
-        bf16=on_gpu and settings.precision == "bfloat16",
-        fp16=False,
-        gradient_checkpointing=False,
-        max_length=None,
-        remove_unused_columns=False,
-        ignore_data_skip=True,  # the steps themselves start where the checkpoint stood
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **stepped_arguments(settings, work),
     )
 
 

@@ -245,34 +245,20 @@ def _fit(
     on_checkpoint: OnCheckpoint,
 ) -> SFTResult | TreeDPOResult:
     job, settings = order.job, order.settings
-    parent, output = Path(job.parent) if job.parent else None, Path(job.output)
+    parent = Path(job.parent) if job.parent else None
+    both: dict[str, Any] = {
+        "agent": job.agent,
+        "output": Path(job.output),
+        "resume_from": resume_from,
+        "checkpoint_every": checkpoint_every,
+        "on_checkpoint": on_checkpoint,
+    }
     if isinstance(settings, SFTSettings):
-        return train_adapter(
-            model,
-            tokenizer,
-            FeedReader(feed, job.agent),
-            settings,
-            agent=job.agent,
-            output=output,
-            init_from=parent,
-            resume_from=resume_from,
-            checkpoint_every=checkpoint_every,
-            on_checkpoint=on_checkpoint,
-        )
+        return train_adapter(model, tokenizer, FeedReader(feed, job.agent), settings, init_from=parent, **both)
     if parent is None:
         raise TrainerError(f"{job.agent!r} has no adapter to start from; preferences are learned on top of one")
-    return train_preferences(
-        model,
-        tokenizer,
-        read_preferences(Path(feed), job.agent),
-        settings,
-        agent=job.agent,
-        output=output,
-        init_from=parent,
-        resume_from=resume_from,
-        checkpoint_every=checkpoint_every,
-        on_checkpoint=on_checkpoint,
-    )
+    rows = read_preferences(Path(feed), job.agent)
+    return train_preferences(model, tokenizer, rows, settings, init_from=parent, **both)
 
 
 class _LaneThread(threading.Thread):

@@ -1,13 +1,15 @@
 """Post between actors: what is put in one tick, or while a batch is under way, leaves as one batch.
 
-On Ray the call costs, not the byte: a batch of a hundred messages takes hardly longer than one. So post that comes
-thick and fast leaves at a pace, a few milliseconds apart, which no model is quick enough to notice.
+On Ray the call costs, not the byte: a batch of a hundred messages takes hardly longer than one, and a process that
+wakes up for each has its caches cold every time. So post that comes thick and fast leaves at a pace, some milliseconds
+apart, which no model is quick enough to notice.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from protocols.errors import UnreachableError
@@ -15,7 +17,9 @@ from protocols.errors import UnreachableError
 T = TypeVar("T")
 
 AGAIN_S = 1.0  # before a receiver that could not be reached is sent the same again
-PACE_S = 0.005  # between two batches; what comes after a pause leaves at once
+PACE_S = 0.005  # between two batches at least; what comes after a pause leaves at once
+PATIENCE_S = 0.02  # how long after a batch the next one waits to be worth a call
+WORTH = 16  # items that are
 MAX_BATCH = 1024  # messages; keeps one call's payload in the low megabytes
 
 
@@ -34,7 +38,8 @@ class Outbox(Generic[T]):
         self._items: list[T] = []
         self._leaving: list[T] = []  # the batch under way
         self._task: asyncio.Task[None] | None = None
-        self._next_s = 0.0  # of the loop's clock: no batch leaves before
+        self._left_s = -PATIENCE_S  # when the last batch left, of the loop's clock
+        self._worth_it = asyncio.Event()
         self._broken = False
 
     def __len__(self) -> int:
@@ -44,15 +49,16 @@ class Outbox(Generic[T]):
     def put(self, items: Iterable[T]) -> None:
         """Queue items, also when broken; call from the event loop. Whoever holds the asks bounds how many they are."""
         self._items.extend(items)
+        if len(self._items) >= WORTH:
+            self._worth_it.set()
         if self._items and self._task is None and not self._broken:
             self._task = asyncio.get_running_loop().create_task(self._flush())
 
     async def _flush(self) -> None:
         try:
-            clock = asyncio.get_running_loop().time
             while self._items:
-                await asyncio.sleep(max(0.0, self._next_s - clock()))  # what is ready in this tick joins, at least
-                self._next_s = clock() + PACE_S
+                await self._due()
+                self._left_s = asyncio.get_running_loop().time()
                 self._leaving, self._items = self._items[:MAX_BATCH], self._items[MAX_BATCH:]
                 while not await self._reached():
                     await asyncio.sleep(AGAIN_S)
@@ -62,6 +68,16 @@ class Outbox(Generic[T]):
             self._on_error(err)
         finally:
             self._task = None
+
+    async def _due(self) -> None:
+        clock = asyncio.get_running_loop().time
+        await asyncio.sleep(max(0.0, self._left_s + PACE_S - clock()))  # what is ready in this tick joins, at least
+        patience_s = self._left_s + PATIENCE_S - clock()
+        if len(self._items) < WORTH and patience_s > 0:
+            self._worth_it.clear()
+            with suppress(TimeoutError):  # not worth a call, but it has waited long enough
+                async with asyncio.timeout(patience_s):
+                    await self._worth_it.wait()
 
     async def _reached(self) -> bool:
         try:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from actors.mailbox import MAX_BATCH, Outbox
+from actors.mailbox import MAX_BATCH, WORTH, Outbox
 from protocols.errors import UnreachableError
 
 pytestmark = pytest.mark.asyncio
@@ -15,6 +15,7 @@ pytestmark = pytest.mark.asyncio
 @pytest.fixture(autouse=True)
 def without_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.mailbox.PACE_S", 0.0)
+    monkeypatch.setattr("actors.mailbox.PATIENCE_S", 0.0)
 
 
 class Receiver:
@@ -176,3 +177,29 @@ async def test_the_first_leaves_at_once_and_what_comes_thick_and_fast_at_a_pace(
     assert receiver.batches == [[1]], "the pace is not kept"
     await box.drain()
     assert receiver.batches == [[1], [2, 3]]
+
+
+async def test_few_wait_for_more_and_leave_as_soon_as_they_are_worth_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.mailbox.PATIENCE_S", 60.0)
+    receiver = Receiver()
+    box = receiver.box()
+    box.put([0])
+    await settle()
+    box.put(range(1, WORTH))
+    await settle()
+    assert receiver.batches == [[0]], "few leave at once"
+    box.put([WORTH])
+    await settle()
+    assert receiver.batches == [[0], list(range(1, WORTH + 1))]
+
+
+async def test_few_do_not_wait_longer_than_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.mailbox.PATIENCE_S", 0.05)
+    receiver = Receiver()
+    box = receiver.box()
+    for number in range(3):
+        box.put([number])
+        await settle()
+    assert receiver.batches == [[0]]
+    await box.drain()
+    assert receiver.batches == [[0], [1, 2]]

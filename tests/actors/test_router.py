@@ -29,6 +29,7 @@ def ask(debate: int, number: int = 0, agent: str = "ada") -> Ask:
 def _without_pace() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("actors.mailbox.PACE_S", 0.0)
+        patched.setattr("actors.mailbox.PATIENCE_S", 0.0)
         yield
 
 

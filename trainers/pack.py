@@ -118,7 +118,7 @@ def pack_pairs(pairs: Sequence[TokenPair], *, token_budget: int) -> Packing:
             trees.setdefault(pair.tree, []).append(index)
     for tree in trees.values():
         parts += _split(pairs, tree, token_budget)
-    packs = tuple(lay_out([(index, pairs[index]) for index in part]) for part in _fill(parts, token_budget))
+    packs = tuple(lay_out([(index, pairs[index]) for index in part]) for part in fill(parts, token_budget))
     return Packing(packs, tuple(refused))
 
 
@@ -198,8 +198,8 @@ def _split(pairs: Sequence[TokenPair], tree: Sequence[int], budget: int) -> list
     return [*parts, (size, part)]
 
 
-def _fill(parts: Iterable[tuple[int, list[int]]], budget: int) -> list[list[int]]:
-    """Parts put together, each where it leaves the least room."""
+def fill(parts: Iterable[tuple[int, list[int]]], budget: int) -> list[list[int]]:
+    """Parts put together, each with its size, each where it leaves the least room; one above the budget is alone."""
     filled: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # sorted: the room that is left, and in which
     for size, part in sorted(parts, key=lambda item: -item[0]):

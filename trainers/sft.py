@@ -5,6 +5,7 @@ Importing this module is cheap; torch, TRL and PEFT load with the first training
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from protocols.errors import TrainerError
+from protocols.errors import ConfigError, TrainerError
+from trainers.batches import Batching
 from trainers.stream import Cursor, RowSource, RowStream, check_trainable
 from trainers.tokenise import RowTokeniser
 
@@ -35,11 +37,14 @@ def rate_at(progress: float, schedule: Schedule, warmup: float) -> float:
 class SFTSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How an adapter is trained.
 
-    ``warmup`` is a share of the whole training, ``learning_rate`` the peak. ``batch_size`` rows go through the model at
-    once, ``gradient_accumulation`` such batches make one step; the loss is the mean over all completion tokens of a
-    step. ``precision`` is that of the frozen base; the adapter itself is always float32.
+    ``warmup`` is a share of the whole training, ``learning_rate`` the peak. A step has ``batch_size`` rows
+    ``gradient_accumulation`` times, and its loss is the mean over all their completion tokens. ``batching`` is how they
+    go through the model, which changes the time and no result: ``batch_size`` at a time, or ``token_budget`` tokens.
+    ``precision`` is that of the frozen base; its adapter is float32. With ``qlora`` the base is kept in 4 bits (NF4,
+    Dettmers et al. 2023, arXiv:2305.14314, sec. 3) and computes in ``precision``, and the adapter is bfloat16.
     """
 
+    method: Literal["lora", "qlora"] = "lora"
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
@@ -50,13 +55,16 @@ class SFTSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     epochs: int = 2
     batch_size: int = 4
     gradient_accumulation: int = 1
+    batching: Batching = "padded"
+    token_budget: int = 2048  # grouped: of a pass with its padding; packed: of a pass, which has none
+    gradient_checkpointing: bool = False  # computes what lies between layers again instead of keeping it
     max_length: int = 2048  # tokens of prompt and completion; longer rows are refused
     max_grad_norm: float = 1.0
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("rank", "epochs", "batch_size", "gradient_accumulation", "max_length"):
+        for name in ("rank", "epochs", "batch_size", "gradient_accumulation", "token_budget", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("alpha", "learning_rate", "max_grad_norm"):
@@ -69,6 +77,10 @@ class SFTSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError("target_modules is empty; name layers, or use 'all-linear'")
         if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
             raise ValueError(f"target_modules={self.target_modules!r} must be 'all-linear' or a list of layer names")
+        if self.method == "qlora" and self.precision != "bfloat16":
+            raise ValueError(
+                f"precision={self.precision} is not what method=qlora computes in; set precision: bfloat16"
+            )
 
     def rate_at(self, progress: float) -> float:
         """The learning rate as a share of the peak, ``progress`` being the share of the training that is done."""
@@ -107,23 +119,49 @@ OnCheckpoint = Callable[[Path, dict[str, float]], None]
 """Called with a checkpoint's folder, which is gone when the call is over, and the figures so far."""
 
 
-def load_base(base_model: str, precision: str) -> tuple[Any, Any]:
+def check_qlora(settings: SFTSettings) -> None:
+    """Raises: ConfigError: the settings ask for a base in 4 bits, and the library for that is not installed."""
+    if settings.method == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "sft.method=qlora needs bitsandbytes, which is not installed; run pip install 'moot[qlora]', "
+            "or set sft.method: lora"
+        )
+
+
+def load_base(base_model: str, precision: str, *, method: Literal["lora", "qlora"] = "lora") -> tuple[Any, Any]:
     """The frozen base and its tokenizer, from a folder or a name in the local cache.
 
+    Args:
+        method: ``qlora`` for linear layers in 4 bits (NF4, their scales quantised once more), on the GPU.
     Raises: TrainerError: it cannot be loaded.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    dtype = getattr(torch, precision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(base_model)
-        model = AutoModelForCausalLM.from_pretrained(base_model, dtype=getattr(torch, precision))
+        quantised = {"quantization_config": nf4(dtype)} if method == "qlora" else {}
+        model = AutoModelForCausalLM.from_pretrained(base_model, dtype=dtype, **quantised)
     except (OSError, ValueError) as err:
         reason = (str(err).strip().splitlines() or [repr(err)])[0]
         raise TrainerError(
             f"train: base model {base_model!r} cannot be loaded: {reason}; give a folder in Hugging Face layout"
         ) from err
     return model, tokenizer
+
+
+def nf4(compute_dtype: Any) -> Any:
+    """How transformers loads a base for QLoRA. Source: Dettmers et al. 2023, arXiv:2305.14314, sec. 3."""
+    from transformers import BitsAndBytesConfig
+
+    config: Any = BitsAndBytesConfig  # untyped
+    return config(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
 
 
 def train_adapter(

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,12 +24,16 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from protocols.errors import TrainerError
+from trainers.batches import deal
+from trainers.packed_attention import rows_apart
 from trainers.row_log import sync_folder
 from trainers.sft import CURSOR_NAME, RESULT_NAME, OnCheckpoint, SavedCursor, SFTResult, SFTSettings
 from trainers.stream import RowStream, Step
+from trainers.tokenise import TokenRow
 from trainers.tree_dpo import TreeDPOSettings
 
 MAX_STEPS = 10**9  # the trainer wants a number; the stream's end is what stops it
+# B: rows of a pass, or 1 where they lie end to end; T: tokens of the longest, or of all; M: tokens that carry loss.
 
 
 @contextmanager
@@ -40,6 +44,8 @@ def adapted(model: Any, settings: SFTSettings, init_from: Path | None) -> Iterat
     """
     set_seed(settings.seed)  # fresh weights are drawn here
     own_forward = "forward" in vars(model)
+    embedding_hooks = model.get_input_embeddings()._forward_hooks
+    own_hooks = set(embedding_hooks)
     peft_model: Any
     if init_from is None:
         targets = settings.target_modules
@@ -57,6 +63,9 @@ def adapted(model: Any, settings: SFTSettings, init_from: Path | None) -> Iterat
     try:
         yield peft_model
     finally:
+        model.gradient_checkpointing_disable()
+        for hook in embedding_hooks.keys() - own_hooks:  # checkpointing asks for gradients there, through two libraries
+            del embedding_hooks[hook]
         peft_model.unload()
         if not own_forward:
             vars(model).pop("forward", None)  # TRL patches it for its fused loss, once more with every training
@@ -110,7 +119,13 @@ class Training:
 
     def run(self, agent: str, resume_from: Path | None) -> SFTResult:
         """Go through the stream. Raises: TrainerError: the loss or the weights are not finite."""
-        with tempfile.TemporaryDirectory(prefix="moot-sft-") as work:
+        settings = self.settings
+        apart = (
+            rows_apart(self._model.get_base_model(), max_length=settings.max_length, precision=settings.precision)
+            if settings.batching == "packed"
+            else nullcontext()
+        )
+        with apart, tempfile.TemporaryDirectory(prefix="moot-sft-") as work:
             trainer = _StreamTrainer(self, agent, self._model, self._tokenizer, _config(self.settings, Path(work)))
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         if not all(torch.isfinite(weight).all() for weight in self._model.parameters() if weight.requires_grad):
@@ -174,26 +189,55 @@ def _config(settings: SFTSettings, work: Path) -> Any:
     return SFTConfig(
         per_device_train_batch_size=settings.batch_size,
         dataset_kwargs={"skip_prepare_dataset": True},
-        **stepped_arguments(settings, work),
+        **stepped_arguments(settings, work) | {"gradient_checkpointing": settings.gradient_checkpointing},
     )
 
 
+@contextmanager
+def scored_at(backbone: Any, places: tuple[Any, Any]) -> Iterator[None]:
+    """Within, the model's head sees these places of [B, T] alone, as one sequence of M: none of prompts or padding."""
+
+    def pick(module: Any, arguments: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state[places][None]
+        return output
+
+    hook = backbone.register_forward_hook(pick)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 class _Steps:
-    """What the trainer iterates: steps as lists of padded micro-batches.
+    """What the trainer iterates: steps as lists of passes through the model.
 
     No DataLoader: one would draw from torch's generator when it starts, and dropout after a resume would differ.
     """
 
     def __init__(self, training: Training, pad_token_id: int) -> None:
-        self._training = training
-        self._collate = DataCollatorForLanguageModeling(pad_token_id=pad_token_id)
+        self._training, self._packed = training, training.settings.batching == "packed"
+        self.collate = DataCollatorForLanguageModeling(pad_token_id=pad_token_id, padding_free=self._packed)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        size = self._training.settings.batch_size
+        how = self._training.settings
         for step in self._training.stream:
-            rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in step.rows]
             self._training.took(step)
-            yield [self._collate(rows[at : at + size]) for at in range(0, len(rows), size)]
+            lengths = [row.num_tokens for row in step.rows]
+            dealt = deal(lengths, how.batching, batch_size=how.batch_size, token_budget=how.token_budget)
+            yield [self._pass([step.rows[index] for index in indices]) for indices in dealt]
+
+    def _pass(self, rows: list[TokenRow]) -> dict[str, Any]:
+        """TRL's batch, but for its labels: ``places``, two of [M], where they are scored, and ``shift_labels``: [1, M].
+
+        Packed rows have ``row_lengths`` beside TRL's own keys.
+        """
+        batch: dict[str, Any] = self.collate([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+        targets = batch.pop("labels")[:, 1:]
+        batch["places"] = torch.where(targets != -100)
+        batch["shift_labels"] = targets[batch["places"]][None]
+        if self._packed:
+            batch["row_lengths"] = tuple(row.num_tokens for row in rows)
+        return batch
 
 
 class SteppedTrainer(Trainer):
@@ -269,13 +313,18 @@ class _StreamTrainer(SteppedTrainer, SFTTrainer):
             args=config,
             processing_class=tokenizer,
             train_dataset=Dataset.from_list([{"input_ids": [0], "labels": [0]}]),  # looked at, never trained on
-            data_collator=self._steps._collate,
+            data_collator=self._steps.collate,
             callbacks=[Recorder(training)],
         )
         self.remove_callback(PrinterCallback)
+        self._backbone = model.get_base_model().base_model
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        with scored_at(self._backbone, inputs.pop("places")):
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _count(self, step: list[dict[str, Any]]) -> Any:
-        return sum(batch["labels"][:, 1:].ne(-100).sum() for batch in step)
+        return torch.tensor(sum(batch["shift_labels"].numel() for batch in step))
 
 
 class Recorder(TrainerCallback):

@@ -31,7 +31,7 @@ from protocols.errors import TrainerError
 from trainers.pack import Pack, Packing, TokenPair, lay_out
 from trainers.registry import WEIGHTS_NAME
 from trainers.sft import OnCheckpoint, SFTSettings
-from trainers.sft_loop import Recorder, SteppedTrainer, adapted, save_adapter, stepped_arguments
+from trainers.sft_loop import Recorder, SteppedTrainer, adapted, save_adapter, scored_at, stepped_arguments
 from trainers.tree_dpo import PackStep, SavedPlace, TreeDPOResult, TreeDPOSettings, pack_steps
 
 PER_TOKEN = ("log_probs", "entropy", "mean_logits", "is_top1")  # what TRL's loss reads of a model's output
@@ -242,13 +242,7 @@ class TreeDPOTrainer(SteppedTrainer, DPOTrainer):
 
     def _forward(self, model: Any, inputs: Any, *, alone: bool = False) -> Any:
         """What the fused head says of completion tokens, [1, M] each: it is handed the places that score them alone."""
-
-        def pick(module: Any, arguments: Any, output: Any) -> Any:
-            output.last_hidden_state = output.last_hidden_state[:, inputs["sources"]]
-            return output
-
-        hook = self._backbone.register_forward_hook(pick)
-        try:
+        with scored_at(self._backbone, (0, inputs["sources"])):
             return model(
                 input_ids=inputs["input_ids"],
                 position_ids=inputs["position_ids"],
@@ -257,8 +251,6 @@ class TreeDPOTrainer(SteppedTrainer, DPOTrainer):
                 fused_lm_head=True,
                 use_cache=False,
             )
-        finally:
-            hook.remove()
 
     def _spread(self, outputs: Any, inputs: Any) -> dict[str, Tensor]:
         """From completion tokens to branches: [B, C] each, 0 where a branch has no token."""

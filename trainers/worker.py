@@ -189,7 +189,8 @@ def train_lane(config: dict[str, Any]) -> None:
     settings: SFTSettings | TreeDPOSettings = config["settings"]
     quiet()
     try:
-        model, tokenizer = load_base(config["base_model"], settings.precision)
+        method: Any = settings.method if isinstance(settings, SFTSettings) else "lora"
+        model, tokenizer = load_base(config["base_model"], settings.precision, method=method)
     except TrainerError as err:
         for job in jobs:
             _note_failure(job, err)

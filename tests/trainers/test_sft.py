@@ -66,6 +66,9 @@ def tokenise(base: tuple[Any, Any]) -> RowTokeniser:
         ("target_modules", "q_proj"),
         ("target_modules", []),
         ("schedule", "steps"),
+        ("batching", "paded"),
+        ("token_budget", 0),
+        ("method", "qlora"),  # in float32
         ("rnak", 4),
     ],
 )
@@ -300,6 +303,54 @@ def test_a_training_resumes_to_the_last_bit_from_any_checkpoint(
         resumed = train(f"from-{step}", resume_from=kept[step - 1])
         assert (resumed.losses, resumed.rows_seen, resumed.first_step_at) == (whole.losses, 14, whole.first_step_at)
         got = _weights(tmp_path / f"from-{step}")
+        assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+@training
+def test_how_rows_go_through_the_model_changes_no_result(
+    base: tuple[Any, Any], make_example: MakeExample, tmp_path: Path
+) -> None:
+    import torch
+
+    lengths = (3, 40, 5, 90, 7, 20, 60, 1, 33)
+    examples = [make_example(index, completion="x" * length) for index, length in enumerate(lengths)]
+    examples[4] = msgspec.structs.replace(examples[4], prompt=CHAT, earlier=(EarlierReply(1), EarlierReply(3)))
+    shape: dict[str, Any] = {"rank": 4, "epochs": 2, "batch_size": 2, "gradient_accumulation": 3, "token_budget": 220}
+    kept: list[Path] = []
+
+    def keep(folder: Path, figures: dict[str, float]) -> None:
+        kept.append(tmp_path / f"checkpoint-{figures['step']}")
+        shutil.copytree(folder, kept[-1])
+
+    def train(output: str, resume_from: Path | None = None, on_checkpoint: Any = None, **how: Any) -> Any:
+        result = train_adapter(
+            *base,
+            ListSource(examples),
+            SFTSettings(**shape, **how),
+            agent="ada",
+            output=tmp_path / output,
+            resume_from=resume_from,
+            checkpoint_every=2 if on_checkpoint else 0,
+            on_checkpoint=on_checkpoint,
+        )
+        assert vars(base[0]).keys().isdisjoint({"forward", "peft_config"})
+        assert base[0].config._attn_implementation == "sdpa"
+        assert not base[0].is_gradient_checkpointing and not base[0].get_input_embeddings()._forward_hooks
+        return result, _weights(tmp_path / output)
+
+    padded, wanted = train("padded")
+    for batching in ("grouped", "packed"):
+        result, got = train(batching, batching=batching)
+        assert result.losses == pytest.approx(padded.losses, rel=1e-5)
+        assert (result.steps, result.rows_seen, result.completion_tokens) == (4, 18, padded.completion_tokens)
+        for name in wanted:
+            torch.testing.assert_close(got[name], wanted[name], rtol=1e-3, atol=1e-5, msg=name)
+
+    how: dict[str, Any] = {"batching": "packed", "dropout": 0.2}
+    whole, wanted = train("whole", on_checkpoint=keep, **how)
+    for output, more in (("resumed", {"resume_from": kept[0]}), ("recomputed", {"gradient_checkpointing": True})):
+        result, got = train(output, **how, **more)
+        assert result.losses == whole.losses
         assert all(torch.equal(got[name], wanted[name]) for name in wanted)
 
 

@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from protocols.graph import Debate, decode_debate  # noqa: E402
-from protocols.machine import Opened, Record, Replied, Request  # noqa: E402
+from protocols.machine import Close, Opened, Record, Replied, Request  # noqa: E402
 from protocols.message import Ask  # noqa: E402
 from protocols.tree import preference_tree  # noqa: E402
 from trainers.pack import Packing, TokenPair, pack_pairs  # noqa: E402
@@ -96,28 +96,31 @@ def grown(replies: int, trees: int) -> list[Row]:
     return rows
 
 
-async def held() -> list[Debate]:
-    """The recipe's debates with its scripted model, in this process: machine and model alone, without Ray."""
+async def held(plan: dict[str, Any]) -> list[Debate]:
+    """A recipe's debates with its scripted model, in this process: machine and model alone, without Ray."""
     from actors.scripted import ScriptedBackend, ScriptedSettings
     from engine.named_protocol import find_protocol
     from engine.recipe import build_recipe
     from engine.tasks import load_split
 
-    recipe = build_recipe(RECIPE, where="benchmark")
+    recipe = build_recipe(plan, where="benchmark")
     settings = recipe.models["simulated"].settings
     assert isinstance(settings, ScriptedSettings)  # as the recipe above says
     backend, debates = ScriptedBackend(settings), list[Debate]()
     cast = {role: tuple(player.name for player in players) for role, players in recipe.players.items()}
     for number, task in enumerate(load_split(recipe.tasks).train):
-        debate = Debate(id=f"debate/{task.id}", task=task, protocol="reflect", seed=number, cast=cast)
+        debate = Debate(id=f"debate/{task.id}", task=task, protocol=recipe.protocol, seed=number, cast=cast)
         machine = find_protocol(recipe.protocol)(recipe.settings, recipe.players, recipe.prompts)
         commands = machine.receive(Opened(debate_id=debate.id, task=task, seed=number))
         waiting = list[Ask]()
         while not machine.closed:
             waiting += [command.ask for command in commands if isinstance(command, Request)]
             commands = machine.receive(Replied(await backend.generate(waiting.pop(0), None)))
-            for record in (command for command in commands if isinstance(command, Record)):
-                debate.add(record.utterance, record.edges)
+            for command in commands:
+                if isinstance(command, Record):
+                    debate.add(command.utterance, command.edges)
+                elif isinstance(command, Close):
+                    debate.close(command.verdict)
         debates.append(debate)
     return debates
 
@@ -365,7 +368,7 @@ def main() -> int:
             print(json.dumps(list(run(options.variant[0], work, folder))))
             return 0
         sets = {f"{replies} x {replies}": grown(replies, trees) for replies, trees in SETS}
-        sets["reflect"] = preferred(recorded(options.run) if options.run else asyncio.run(held()))
+        sets["reflect"] = preferred(recorded(options.run) if options.run else asyncio.run(held(RECIPE)))
         work = Work(options.model, options.budget, options.batch, sets)
         (folder / "work.json").write_bytes(msgspec.json.encode(work))
         runs = list[dict[str, Any]]()

@@ -25,7 +25,7 @@ from engine.terminal import check_people
 from protocols.catalogue import PROTOCOLS
 from protocols.errors import ConfigError
 from protocols.message import Sampling
-from trainers.sft import SFTSettings
+from trainers.sft import SFTSettings, check_bitsandbytes
 
 
 def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dict[str, Any]:
@@ -43,6 +43,8 @@ def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dic
     check_people(recipe, str(path))
     if recipe.run.traces:
         check_traces()
+    if recipe.sft.method == "qlora":
+        check_bitsandbytes()
     return {
         "recipe": str(path),
         "fingerprint": recipe.fingerprint,

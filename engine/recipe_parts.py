@@ -9,6 +9,7 @@ from actors.prices import prices_date
 from engine.named_protocol import find_protocol
 from engine.sections import suggest
 from protocols.errors import ConfigError
+from trainers.sft import check_qlora
 
 if TYPE_CHECKING:
     from engine.recipe import Recipe
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def check_recipe_parts(recipe: Recipe, where: str) -> None:
     """Raises: ConfigError: two parts contradict each other, or one names what is not there."""
-    for check in (_check_names, _check_rules, _check_budget, _check_structured, _check_batches):
+    for check in (_check_names, _check_rules, _check_training, _check_budget, _check_structured, _check_batches):
         check(recipe, where)
 
 
@@ -56,6 +57,14 @@ def _check_rules(recipe: Recipe, where: str) -> None:
             )
     try:
         recipe.train.check_learners(recipe.learners)
+    except ConfigError as err:
+        raise ConfigError(f"{where}: {err}") from err
+
+
+def _check_training(recipe: Recipe, where: str) -> None:
+    """How adapters are trained must be possible where they are trained."""
+    try:
+        check_qlora(recipe.sft, gpus=recipe.train.gpus_per_lane)
     except ConfigError as err:
         raise ConfigError(f"{where}: {err}") from err
 

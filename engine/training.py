@@ -25,7 +25,7 @@ from trainers.example import Example
 from trainers.feed import Addition, make_feed_actor
 from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
 from trainers.select import select
-from trainers.sft import SFTResult, SFTSettings
+from trainers.sft import SFTResult, SFTSettings, check_qlora
 from trainers.tree_dpo import TreeDPOResult, TreeDPOSettings
 from trainers.worker import TrainedAdapter, TrainingJob, fit_lanes, is_trained, read_trained
 
@@ -219,10 +219,11 @@ def sections_of(folder: RunFolder, overrides: Sequence[str], how: type[H]) -> tu
                 + ("; tree_dpo.* goes with --preferences" if section == "sft" else "")
             )
         apply_override(data, override)
-    return (
-        read_section(data["train"], TrainSettings, "moot train", "train"),
-        read_section(data[section], how, "moot train", section),
-    )
+    train = read_section(data["train"], TrainSettings, "moot train", "train")
+    settings = read_section(data[section], how, "moot train", section)
+    if isinstance(settings, SFTSettings):
+        check_qlora(settings, gpus=train.gpus_per_lane)
+    return train, settings
 
 
 def _rows(folder: RunFolder, settings: TrainSettings) -> dict[str, list[list[Example]]]:

@@ -40,8 +40,8 @@ class SFTSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ``warmup`` is a share of the whole training, ``learning_rate`` the peak. A step has ``batch_size`` rows
     ``gradient_accumulation`` times, and its loss is the mean over all their completion tokens. ``batching`` is how they
     go through the model, which changes the time and no result: ``batch_size`` at a time, or ``token_budget`` tokens.
-    ``precision`` is that of the frozen base; its adapter is float32. With ``qlora`` the base is kept in 4 bits (NF4,
-    Dettmers et al. 2023, arXiv:2305.14314, sec. 3) and computes in ``precision``, and the adapter is bfloat16.
+    ``precision`` is that of the frozen base; its adapter is float32. With ``qlora`` the linear layers of
+    the base are kept in 4 bits and compute in ``precision``, and the adapter is bfloat16.
     """
 
     method: Literal["lora", "qlora"] = "lora"
@@ -119,9 +119,18 @@ OnCheckpoint = Callable[[Path, dict[str, float]], None]
 """Called with a checkpoint's folder, which is gone when the call is over, and the figures so far."""
 
 
-def check_qlora(settings: SFTSettings) -> None:
-    """Raises: ConfigError: the settings ask for a base in 4 bits, and the library for that is not installed."""
-    if settings.method == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
+def check_qlora(settings: SFTSettings, *, gpus: int) -> None:
+    """Raises: ConfigError: the settings ask for a base in 4 bits, and the training has no GPU."""
+    if settings.method == "qlora" and not gpus:
+        raise ConfigError(
+            "sft.method=qlora trains on a GPU, and train.gpus_per_lane=0; set train.gpus_per_lane: 1, "
+            "or sft.method: lora"
+        )
+
+
+def check_bitsandbytes() -> None:
+    """Raises: ConfigError: the library that keeps a base in 4 bits is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
             "sft.method=qlora needs bitsandbytes, which is not installed; run pip install 'moot[qlora]', "
             "or set sft.method: lora"
@@ -132,9 +141,11 @@ def load_base(base_model: str, precision: str, *, method: Literal["lora", "qlora
     """The frozen base and its tokenizer, from a folder or a name in the local cache.
 
     Args:
-        method: ``qlora`` for linear layers in 4 bits (NF4, their scales quantised once more), on the GPU.
-    Raises: TrainerError: it cannot be loaded.
+        method: ``qlora`` for linear layers in 4 bits, on the GPU if there is one.
+    Raises: TrainerError: it cannot be loaded. ConfigError: what ``method`` needs is not installed.
     """
+    if method == "qlora":
+        check_bitsandbytes()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -152,7 +163,10 @@ def load_base(base_model: str, precision: str, *, method: Literal["lora", "qlora
 
 
 def nf4(compute_dtype: Any) -> Any:
-    """How transformers loads a base for QLoRA. Source: Dettmers et al. 2023, arXiv:2305.14314, sec. 3."""
+    """How transformers loads a base for QLoRA: NF4, its scales quantised once more.
+
+    Source: Dettmers et al. 2023, arXiv:2305.14314, sec. 3.
+    """
     from transformers import BitsAndBytesConfig
 
     config: Any = BitsAndBytesConfig  # untyped

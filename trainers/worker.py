@@ -191,7 +191,7 @@ def train_lane(config: dict[str, Any]) -> None:
     try:
         method: Any = settings.method if isinstance(settings, SFTSettings) else "lora"
         model, tokenizer = load_base(config["base_model"], settings.precision, method=method)
-    except TrainerError as err:
+    except MootError as err:
         for job in jobs:
             _note_failure(job, err)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ def test_examples_that_pay_want_nothing_but_their_keys(name: str, monkeypatch: p
     [
         ("agents.ada.max_tokens=2048", r"agents\.ada\.max_tokens=2048 leaves no room .*max_model_len=2048"),
         ("train.base_model=/nowhere", r"train\.base_model='/nowhere': there is no such folder"),
+        ("sft.method=full", r"sft\.method='full': Invalid enum value 'full'; use one of: lora, qlora"),
+        ("sft.batching=paked", r"sft\.batching='paked': Invalid enum value"),
     ],
 )
 def test_what_could_never_work_is_found_before_it_starts(override: str, says: str) -> None:
@@ -98,3 +101,16 @@ def test_a_model_folder_that_is_not_there_is_found_now(tmp_path: Path, monkeypat
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"models.simulated needs vLLM, which is not installed; install moot with"):
         check_recipe(path, [], None)
+
+
+def test_a_base_in_four_bits_needs_a_gpu_and_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["sft.method=qlora", "sft.precision=bfloat16"]
+    with pytest.raises(
+        ConfigError, match=r"society\.yaml: sft\.method=qlora trains on a GPU, and train\.gpus_per_lane=0"
+    ):
+        check_recipe(ROOT / "recipes" / "society.yaml", wanted, limit=None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
+    with pytest.raises(
+        ConfigError, match=r"needs bitsandbytes, .*; run pip install 'moot\[qlora\]', or set sft\.method"
+    ):
+        check_recipe(ROOT / "recipes" / "society.yaml", [*wanted, "train.gpus_per_lane=1"], limit=None)

@@ -105,9 +105,7 @@ def make_tiny_model(folder: Path) -> Path:
     fast = make_fast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
     fast.add_special_tokens({"additional_special_tokens": ["<|start|>"]})
     fast.chat_template = TEMPLATE
-    torch.set_num_threads(
-        1
-    )  # two wait for each other longer than this model takes, ten times as long on a busy machine
+    torch.set_num_threads(1)  # with two, they wait for each other; on a busy machine ten times as long as they work
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(fast),

@@ -126,7 +126,7 @@ class Training:
             else nullcontext()
         )
         with apart, tempfile.TemporaryDirectory(prefix="moot-sft-") as work:
-            trainer = _StreamTrainer(self, agent, self._model, self._tokenizer, _config(self.settings, Path(work)))
+            trainer = _StreamTrainer(self, agent, self._model, self._tokenizer, _config(settings, Path(work)))
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         if not all(torch.isfinite(weight).all() for weight in self._model.parameters() if weight.requires_grad):
             raise TrainerError(f"training {agent!r} ended on weights that are not finite; lower train.learning_rate")

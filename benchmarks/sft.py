@@ -1,6 +1,6 @@
 """What supervised finetuning costs through moot, beside the same rows in TRL's own SFTTrainer.
 
-    python benchmarks/sft.py [--model small|embedded] [--rounds 3] [--steps 12] [--batch 8] [--json FILE]
+    python benchmarks/sft.py [--model small|embedded] [--rounds 3] [--steps 12] [--batch 8] [--threads 1] [--json FILE]
 
 The rows are what a selection takes from debates of three seats and three rounds, held here with the scripted model:
 openings, and last replies under the whole chat, so their lengths differ as they do in a run; before each reply stand up
@@ -57,10 +57,11 @@ RECIPE: dict[str, Any] = {
 
 
 class Work(msgspec.Struct):
-    """What a variant is given: a model folder, the rows in feed order, rows of a step."""
+    """What a variant is given: a model folder, rows of a step, the rows in feed order."""
 
     model: str
     batch: int
+    threads: int
     rows: list[Example]
 
 
@@ -163,13 +164,14 @@ def moot(work: Work, batching: Any, folder: Path) -> dict[str, list[float]]:
     """What ``moot train`` does with the same rows."""
     from engine.cluster import join_ray
     from trainers.feed import Addition, make_feed_actor
+    from trainers.mix import Mix
     from trainers.sft import SFTResult, SFTSettings
     from trainers.worker import TrainingJob, fit_lanes
 
     join_ray()  # before anything imports Ray
     import ray
 
-    feed = make_feed_actor(folder / "feed")
+    feed = make_feed_actor(folder / "feed", mix=Mix(how="all"))  # in the order that TRL has
     debates: dict[str, list[Example]] = {}
     for row in work.rows:
         debates.setdefault(row.debate_id, []).append(row)
@@ -186,17 +188,17 @@ def moot(work: Work, batching: Any, folder: Path) -> dict[str, list[float]]:
     job = TrainingJob(agent="ada", name="ada@bench-v1", output=str(folder / "ada"))
     (trained,) = fit_lanes(
         [job], settings=settings, base_model=work.model, feed=feed, storage_path=folder / "storage", name="bench",
-        cpus_per_worker=os.cpu_count() or 1,
+        cpus_per_worker=work.threads,
     )  # fmt: skip
     ray.shutdown()
     assert isinstance(trained.result, SFTResult)
     return {"times": list(trained.result.step_times), "losses": list(trained.result.losses)}
 
 
-def run_apart(variant: str, file: Path) -> dict[str, Any]:
+def run_apart(variant: str, file: Path, threads: int) -> dict[str, Any]:
     from trainers.worker import worker_env
 
-    env = os.environ | (worker_env(os.cpu_count() or 1) if variant == "trl" else {})
+    env = os.environ | (worker_env(threads) if variant == "trl" else {})
     command = [sys.executable, __file__, "--variant", variant, str(file)]
     began = time.time()
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=3600, check=False)
@@ -256,6 +258,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=8, help="rows of a step")
+    parser.add_argument("--threads", type=int, default=1, help="of the process that trains, and CPUs of its worker")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--variant", nargs=2, metavar=("NAME", "WORK"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -270,13 +273,13 @@ def main() -> int:
 
         examples = selected(options.steps * options.batch)
         model = embedded_model_path() if options.model == "embedded" else small_model(folder / "model", examples)
-        work = Work(str(model), options.batch, examples)
+        work = Work(str(model), options.batch, options.threads, examples)
         (folder / "work.json").write_bytes(msgspec.json.encode(work))
         lengths = [len(row["input_ids"]) for row in tokenised(work)]
         runs = list[dict[str, Any]]()
         for number in range(options.rounds):
             for variant in VARIANTS if number % 2 else VARIANTS[::-1]:
-                runs.append(run_apart(variant, folder / "work.json"))
+                runs.append(run_apart(variant, folder / "work.json", options.threads))
     rows = [figures(variant, lengths, options.batch, runs) for variant in VARIANTS]
     print(f"{len(lengths)} rows of {min(lengths)} to {max(lengths)} tokens, {sum(lengths)} in all")
     print("\n".join(table(rows)))

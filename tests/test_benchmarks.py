@@ -1,4 +1,5 @@
-"""What the benchmarks claim of themselves: peers debate in moot's own words, and a barrier holds rounds apart."""
+"""What the benchmarks claim of themselves: peers debate in moot's own words, a barrier holds rounds apart, padding is
+no work done."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import asyncio
 
 import pytest
 
-from benchmarks import peers_work
+from benchmarks import peers_work, sft
 from benchmarks.barrier import Barrier
 from protocols.conversation import Player
 from protocols.machine import Command, Opened, Replied, Request
@@ -53,3 +54,15 @@ async def test_a_barrier_lets_a_round_pass_when_the_one_before_is_over() -> None
     assert not later.done()
     barrier.leave(tickets[1], None)
     assert await later == 1
+
+
+def test_tokens_a_second_are_those_of_rows_behind_the_first_step() -> None:
+    lengths = [1, 3, 4, 6, 2, 2]
+    runs = [
+        {"variant": "trl", "times": [5.0, 7.0, 9.0], "losses": [4.0, 2.0, 1.0], "first_step_s": 5.0},
+        {"variant": "padded", "times": [6.0, 7.0, 8.0], "losses": [4.0, 2.0, 1.1], "first_step_s": 6.0},
+    ]
+    told = sft.figures("padded", lengths, 2, runs)
+    assert (told["tokens_per_s"], told["of_trl"], told["steps"]) == ([7.0], [2.0], 3)
+    assert told["loss_difference"] == pytest.approx(0.1)
+    assert told["filled"] == pytest.approx(18 / (2 * 3 + 2 * 6 + 2 * 2))

@@ -210,6 +210,11 @@ def train_adapter(
 
     if output.exists():
         raise TrainerError(f"{output} exists already; an adapter is written once: use a new name or remove the folder")
+    if settings.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise TrainerError(
+            f"the base {model.name_or_path!r} has no layers that can be computed again; "
+            "set sft.gradient_checkpointing: false"
+        )
     saved = _read_cursor(resume_from)
     tokenise = RowTokeniser(tokenizer, vocab_size=model.get_input_embeddings().num_embeddings)
     stream = RowStream(

@@ -304,6 +304,8 @@ class SteppedTrainer(Trainer):
 class _StreamTrainer(SteppedTrainer, SFTTrainer):
     """TRL's trainer over a row stream."""
 
+    loss_is_scaled_for_ga = True  # by the tokens of the whole step
+
     def __init__(self, training: Training, agent: str, model: Any, tokenizer: Any, config: Any) -> None:
         pad = tokenizer.pad_token_id
         self._training, self._agent = training, agent
@@ -318,6 +320,10 @@ class _StreamTrainer(SteppedTrainer, SFTTrainer):
         )
         self.remove_callback(PrinterCallback)
         self._backbone = model.get_base_model().base_model
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        self.current_gradient_accumulation_steps = len(inputs)  # a mixture's balance of experts is a mean over passes
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         with scored_at(self._backbone, inputs.pop("places")):

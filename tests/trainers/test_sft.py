@@ -355,6 +355,29 @@ def test_how_rows_go_through_the_model_changes_no_result(
 
 
 @training
+def test_a_mixtures_balance_counts_once_a_step(
+    base: tuple[Any, Any], make_example: MakeExample, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    balance = {"num_local_experts": 4, "output_router_logits": True, "router_aux_loss_coef": 0.5}
+    config = MixtralConfig(vocab_size=len(base[1]), num_key_value_heads=2, sliding_window=None, **shape, **balance)
+    torch.manual_seed(0)
+    make_model: Any = MixtralForCausalLM  # untyped
+    model, losses = make_model(config), list[float]()
+    source = ListSource([make_example(index) for index in range(4)])
+    for size in (4, 1):  # one pass a step, or four
+        settings = SFTSettings(
+            rank=4, epochs=1, batch_size=size, gradient_accumulation=4 // size, target_modules=("q_proj",)
+        )
+        losses += train_adapter(model, base[1], source, settings, agent="ada", output=tmp_path / str(size)).losses
+    assert losses[0] > math.log(len(base[1])) + 0.9  # about 0.5 times the two experts that a token goes to
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
+@training
 def test_a_training_can_start_from_an_earlier_adapter(
     base: tuple[Any, Any], make_example: MakeExample, tmp_path: Path
 ) -> None:
@@ -375,7 +398,7 @@ def test_a_training_can_start_from_an_earlier_adapter(
 
 @training
 def test_a_failed_training_writes_nothing_and_gives_the_base_back(
-    tiny_model: Path, make_example: MakeExample, tmp_path: Path
+    tiny_model: Path, make_example: MakeExample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
@@ -394,6 +417,10 @@ def test_a_failed_training_writes_nothing_and_gives_the_base_back(
         model.get_input_embeddings().weight[70] = math.nan
     source = ListSource([make_example(0), make_example(1, token_ids=(70, 257))])
     with pytest.raises(TrainerError, match=r"training 'ada': the loss of step 1 is nan; lower train.learning_rate"):
+        train_adapter(model, tokenizer, source, settings, **arguments)
+    monkeypatch.setattr(model, "supports_gradient_checkpointing", False)
+    settings = SFTSettings(rank=4, gradient_checkpointing=True)
+    with pytest.raises(TrainerError, match=r"has no layers that can be computed again; set sft.gradient_checkpointing"):
         train_adapter(model, tokenizer, source, settings, **arguments)
     assert list(tmp_path.iterdir()) == []
     assert set(model.state_dict()) == names

@@ -64,6 +64,11 @@ def rows_apart(model: Any, *, max_length: int, precision: str) -> Iterator[None]
             f"(sft.max_length={max_length}); set sft.batching: grouped, or sft.max_length: {window}"
         )
     attention = model.config._attn_implementation
+    if attention != "sdpa":  # what transformers takes wherever it can; without it a model has something that sdpa lacks
+        raise TrainerError(
+            f"the base {model.name_or_path!r} attends by {attention}, and packed rows need sdpa; "
+            "set sft.batching: grouped"
+        )
     model.set_attn_implementation(NAME)
     try:
         _probe(model, precision)

@@ -64,6 +64,14 @@ def test_a_model_that_does_not_keep_rows_apart_is_refused(model: Any, monkeypatc
         rows_apart(model, max_length=64, precision="float32"),
     ):
         pass
+    monkeypatch.setattr(model.config, "sliding_window", None)
+    model.set_attn_implementation("eager")
+    with (
+        pytest.raises(TrainerError, match=r"attends by eager, and packed rows need sdpa; set sft.batching: grouped"),
+        rows_apart(model, max_length=64, precision="float32"),
+    ):
+        pass
+    model.set_attn_implementation("sdpa")
     query = torch.zeros(1, 2, 5, 4)
     with pytest.raises(TrainerError, match=r"Linear does not tell its attention where packed rows end"):
         packed_attention(torch.nn.Linear(1, 1), query, query, query, None)

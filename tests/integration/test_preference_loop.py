@@ -13,7 +13,7 @@ from trainers.preference_file import read_preferences
 
 __all__ = ["tiny_model"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 RECIPE = """
 name: both

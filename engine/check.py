@@ -26,6 +26,7 @@ from protocols.catalogue import PROTOCOLS
 from protocols.errors import ConfigError
 from protocols.message import Sampling
 from trainers.sft import SFTSettings, check_bitsandbytes
+from trainers.tree_dpo import TreeDPOSettings
 
 
 def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dict[str, Any]:
@@ -136,6 +137,7 @@ def recipe_schema() -> dict[str, Any]:
         Sampling,
         TrainSettings,
         SFTSettings,
+        TreeDPOSettings,
         LoopSettings,
         RunSettings,
         Price,
@@ -182,6 +184,7 @@ def recipe_schema() -> dict[str, Any]:
         "cast": {"type": "object", "additionalProperties": names},
         "train": {"$ref": "#/$defs/TrainSettings"},
         "sft": {"$ref": "#/$defs/SFTSettings"},
+        "tree_dpo": {"$ref": "#/$defs/TreeDPOSettings"},
         "loop": {"$ref": "#/$defs/LoopSettings"},
         "run": {"$ref": "#/$defs/RunSettings"},
         "prices": {"type": "object", "additionalProperties": {"$ref": "#/$defs/Price"}},

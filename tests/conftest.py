@@ -41,7 +41,8 @@ def _set_environment() -> None:
 
 
 _set_environment()
-collect_ignore = [] if find_spec("mlflow") else ["engine/test_track_mlflow.py"]
+_ONLY_WITH = {"mlflow": "engine/test_track_mlflow.py", "bitsandbytes": "trainers/test_qlora_training.py"}
+collect_ignore = [file for library, file in _ONLY_WITH.items() if not find_spec(library)]
 settings.register_profile("moot", deadline=None, max_examples=40)  # a busy machine is slow, not wrong
 settings.register_profile("ci", parent=settings.get_profile("moot"), derandomize=True)
 settings.register_profile("thorough", parent=settings.get_profile("moot"), max_examples=1000)

@@ -27,7 +27,7 @@ from protocols.errors import ConfigError
 from protocols.graph import Debate
 from protocols.statistics import Statistics, statistics
 from trainers.registry import Registry
-from trainers.sft import RESULT_NAME, SFTResult
+from trainers.sft import RESULT_NAME
 
 SHOWN = 4  # whole transcripts a stage
 
@@ -109,7 +109,8 @@ def _iterations(folder: RunFolder) -> tuple[Iteration, ...]:
     found = []
     for number in range(1, _num_iterations(folder) + 1):
         closed = sorted(item.at for item in recorded(folder, f"debate-{number}"))
-        firsts = [result.first_step_at for _, result in _training_results(folder, number)]
+        results = [result for _, result in _training_results(folder, number)]
+        firsts = [result.first_step_at for result in results if result.first_step_at is not None]
         found.append(
             Iteration(iteration=number, closed_unix_s=tuple(closed), first_step_unix_s=min(firsts, default=None))
         )
@@ -121,9 +122,17 @@ def _num_iterations(folder: RunFolder) -> int:
     return max(numbers, default=0)
 
 
-def _training_results(folder: RunFolder, iteration: int) -> list[tuple[str, SFTResult]]:
+class _Told(msgspec.Struct):
+    """What all kinds of trainings leave in their result."""
+
+    losses: tuple[float, ...]
+    step_times: tuple[float, ...] = ()
+    first_step_at: float | None = None  # services do not say
+
+
+def _training_results(folder: RunFolder, iteration: int) -> list[tuple[str, _Told]]:
     files = sorted((folder.path / "adapters").glob(f"*/v{iteration}/{RESULT_NAME}"))
-    return [(file.parent.parent.name, msgspec.json.decode(file.read_bytes(), type=SFTResult)) for file in files]
+    return [(file.parent.parent.name, msgspec.json.decode(file.read_bytes(), type=_Told)) for file in files]
 
 
 def _trainings(folder: RunFolder) -> tuple[Training, ...]:

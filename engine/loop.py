@@ -7,20 +7,22 @@ that is not goes on from its journal, its feed and its last checkpoint.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from actors.backend import AdapterRef
 from actors.catalogue import BACKENDS
+from actors.prices import Amount
 from actors.remote import of_actor
 from engine.cluster import Cluster
 from engine.evaluate import SINGLE_AGENT, Evaluation, evaluate
 from engine.folder import RunFolder, write_atomically
+from engine.hosted import HostedTraining, hosted_job, left_usd, rows_of
 from engine.progress import Progress
 from engine.recipe import Recipe
+from engine.side_by_side import all_fitted, in_thread
 from engine.stage import Closed, StageResult, run_stage
 from engine.tasks import Split
 from engine.training import Training
@@ -32,8 +34,6 @@ from trainers.feed import Addition, make_feed_actor
 from trainers.registry import AdapterRecord, Registry, adapter_name
 from trainers.select import select
 from trainers.worker import TrainingJob
-
-R = TypeVar("R")
 
 
 class Loop:
@@ -69,10 +69,10 @@ class Loop:
 
     async def _debate_and_train(self, iteration: int) -> None:
         """Debates stream their rows into the trainings, which start with the first of them."""
-        training = self._training(iteration)
+        training, hosted = self._training(iteration), self._hosted(iteration)
         training.workplace.mkdir(parents=True, exist_ok=True)
         feed = make_feed_actor(training.workplace / "feed", mix=self._recipe.train.mix)
-        fitting = _in_thread(lambda: training.fit(feed))
+        fitting = [in_thread(lambda: training.fit(feed))] if training.jobs else []
         num_closed = 0
 
         async def learn(closed: list[Closed]) -> None:
@@ -100,17 +100,30 @@ class Loop:
             for agent in self._recipe.learners
         )
         self._progress.note(f"train-{iteration}: rows {shown}; training until all are used")
-        if warning := await fitting:
+        if hosted.jobs:
+            fitting.append(asyncio.create_task(self._fit_hosted(hosted, feed)))
+        for warning in await all_fitted(fitting):
             self.warnings.append(warning)
             self._progress.note(f"warning: {warning}")
-        trained = training.register(
+        recipe_hash = self._recipe.fingerprint
+        trained = hosted.register(self._registry, recipe_hash=recipe_hash, iteration=iteration)
+        trained += training.register(
             self._registry,
-            recipe_hash=self._recipe.fingerprint,
+            recipe_hash=recipe_hash,
             base_name=self._base_name,
             parents=self._serving,
             iteration=iteration,
         )
         self._folder.mark_done(f"train-{iteration}", {"adapters": [item.name for item in trained]})
+
+    async def _fit_hosted(self, hosted: HostedTraining, feed: Any) -> str:
+        """Returns: a warning, or "". What the jobs cost is out of the run's budget then."""
+        rows = await rows_of(feed, [job.agent for job in hosted.jobs])
+        left = left_usd(self._recipe, self._folder)
+        warning, cost_usd = await hosted.fit(rows, self._progress.note, left_usd=left)
+        if cost_usd and self._cluster.keeper is not None:
+            await of_actor(self._cluster.keeper.charge.remote(Amount(cost_usd)))
+        return warning
 
     def _training(self, iteration: int) -> Training:
         return Training(
@@ -123,11 +136,35 @@ class Loop:
             rules={agent: self._recipe.train.rules_of(agent, self._recipe.cast) for agent in self._recipe.learners},
         )
 
+    def _hosted(self, iteration: int) -> HostedTraining:
+        run = self._folder.manifest.id
+        return HostedTraining(
+            workplace=self._folder.path / "train" / f"iteration-{iteration}",
+            jobs=[
+                hosted_job(
+                    self._recipe,
+                    self._folder,
+                    agent,
+                    adapter_name(agent, run, iteration),
+                    iteration,
+                    parent=self._parent(agent),
+                )
+                for agent in self._recipe.hosted
+            ],
+            rules={agent: self._recipe.train.rules_of(agent, self._recipe.cast) for agent in self._recipe.hosted},
+        )
+
+    def _parent(self, agent: str) -> AdapterRecord | None:
+        """Whose weights its next training goes on from."""
+        return self._serving.get(agent) if self._recipe.loop.init_from == "previous" else None
+
     def _jobs(self, iteration: int) -> list[TrainingJob]:
-        """One adapter for every learner, named by the iteration: resuming names the same."""
+        """One adapter for every learner that is trained here, named by the iteration: resuming names the same."""
         jobs = []
         for agent in self._recipe.learners:
-            parent = self._serving.get(agent) if self._recipe.loop.init_from == "previous" else None
+            if agent in self._recipe.hosted:
+                continue
+            parent = self._parent(agent)
             name = adapter_name(agent, self._folder.manifest.id, iteration)
             output = self._folder.path / "adapters" / agent / f"v{iteration}"
             before = str(self._registry.folder_of(parent)) if parent else None
@@ -154,9 +191,18 @@ class Loop:
 
 
 async def publish(cluster: Cluster, recipe: Recipe, record: AdapterRecord, registry: Registry) -> None:
-    """Put one adapter into its agent's model; asks from the return on are answered by it."""
-    ref = AdapterRef(name=record.name, agent=record.agent, path=str(registry.folder_of(record)))
-    await cluster.hosts.publish(recipe.agents[record.agent].model, ref)
+    """Put one adapter into its agent's model; asks from the return on are answered by it.
+
+    Raises: ConfigError: a service keeps it, and the agent speaks through no service. AgentError: it cannot be served.
+    """
+    model = recipe.agents[record.agent].model
+    if record.model and recipe.models[model].backend != "openai":
+        raise ConfigError(
+            f"adapter {record.name!r} is the model {record.model!r} of a service, but {record.agent} speaks through "
+            f"models.{model} ({recipe.models[model].backend}); give it a model of backend openai at that service"
+        )
+    path = str(registry.folder_of(record))
+    await cluster.hosts.publish(model, AdapterRef(name=record.name, agent=record.agent, path=path, model=record.model))
 
 
 async def evaluate_stage(
@@ -210,7 +256,7 @@ def summary(result: StageResult) -> dict[str, Any]:
 
 
 def base_model_of(recipe: Recipe, tell: Callable[[str], None] | None = None) -> str:
-    """The folder of the model that the learners speak through, which is the one to train.
+    """The folder of the model that the learners speak through, which is the one to train; "" where services train all.
 
     Raises: ConfigError: they speak through several, or through one that cannot be trained here.
     """
@@ -218,14 +264,17 @@ def base_model_of(recipe: Recipe, tell: Callable[[str], None] | None = None) -> 
         return recipe.train.base_model
     if not recipe.learners:
         raise ConfigError(f"protocol {recipe.protocol!r} names nobody to train; set train.agents to those who learn")
-    models = {recipe.agents[agent].model for agent in recipe.learners}
+    models = {recipe.agents[agent].model for agent in recipe.learners if agent not in recipe.hosted}
+    if not models:
+        return ""
     bases = {str(getattr(recipe.models[name].settings, "model", "")) for name in models}
     if len(bases) != 1 or "" in bases:
         backends = ", ".join(sorted({recipe.models[name].backend for name in models}))
         trainable = ", ".join(name for name, spec in BACKENDS.items() if "model" in spec.settings.__struct_fields__)
         raise ConfigError(
             f"train.agents speak through {', '.join(sorted(models))} ({backends}); learners must share one model of a "
-            f"backend that can be trained ({trainable}), or train.base_model must name a model folder"
+            f"backend that can be trained ({trainable}), or train.base_model must name a model folder; of backend "
+            "openai, finetune has the service train them"
         )
     base = bases.pop()
     if base != "embedded":
@@ -233,37 +282,3 @@ def base_model_of(recipe: Recipe, tell: Callable[[str], None] | None = None) -> 
     from actors.embedded import embedded_model_path
 
     return str(embedded_model_path(tell))
-
-
-async def _in_daemon(work: Callable[[], R]) -> R:
-    """Run in a daemon thread, so that an interrupted driver can leave: its work is resumable, waiting for it is not."""
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[R] = loop.create_future()
-
-    def settle(result: R | None, err: BaseException | None) -> None:
-        if outcome.cancelled():
-            return
-        if err is not None:
-            outcome.set_exception(err)
-        else:
-            outcome.set_result(result)  # type: ignore[arg-type]  # work returned it
-
-    def body() -> None:
-        try:
-            result = work()
-        except BaseException as err:
-            _tell(loop, settle, None, err)
-        else:
-            _tell(loop, settle, result, None)
-
-    threading.Thread(target=body, name="moot-train", daemon=True).start()
-    return await outcome
-
-
-def _tell(loop: asyncio.AbstractEventLoop, settle: Callable[..., None], *outcome: Any) -> None:
-    if not loop.is_closed():  # the driver has left: nobody waits any more
-        loop.call_soon_threadsafe(settle, *outcome)
-
-
-def _in_thread(work: Callable[[], R]) -> asyncio.Task[R]:
-    return asyncio.get_running_loop().create_task(_in_daemon(work))

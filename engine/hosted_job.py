@@ -76,11 +76,11 @@ class Purse:
     def __init__(self, left_usd: float | None = None) -> None:
         self._left_usd = left_usd
 
-    def take(self, name: str, most_usd: float) -> None:
-        """Raises: PausedError: it does not fit."""
+    def take(self, name: str, most_usd: float, *, begun: bool) -> None:
+        """Raises: PausedError: it does not fit, and is not ``begun`` already."""
         if self._left_usd is None:
             return
-        if most_usd > self._left_usd:
+        if most_usd > self._left_usd and not begun:
             raise PausedError(
                 f"{PAUSED}training {name} may cost up to ${most_usd:.4f}, and ${max(self._left_usd, 0.0):.4f} of "
                 "run.budget.usd are left; go on with `moot resume RUN --budget usd=Y`"
@@ -158,10 +158,11 @@ class Tender:
     async def _begun(self, order: Order, rows: bytes) -> Job:
         """The job of these rows, begun now unless it was before."""
         ticket = self._ticket(order.key)
-        if ticket.job:
-            return await self._answered(partial(self._service.look, ticket.job))
-        if (job := await self._answered(partial(self._service.find_job, order))) is None:
-            self._purse.take(self._job.name, self._job.most_usd(rows))
+        job = await self._answered(
+            partial(self._service.look, ticket.job) if ticket.job else partial(self._service.find_job, order)
+        )
+        self._purse.take(self._job.name, self._job.most_usd(rows), begun=job is not None)
+        if job is None:
             if not ticket.file:
                 file = await self._answered(partial(self._found_or_uploaded, order, rows))
                 ticket = self._keep(msgspec.structs.replace(ticket, file=file))

@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 import pytest_asyncio
+import yaml
 
 from actors.budget import Budget
 from actors.openai_settings import FinetuneSettings, OpenAISettings
@@ -310,6 +311,12 @@ def test_what_does_not_go_with_it_is_one_sentence(override: str, told: str) -> N
     with pytest.raises(ConfigError) as caught:
         built(override)
     assert told in str(caught.value)
+
+
+def test_the_page_shows_a_recipe_that_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "hosted.md").read_text(encoding="utf-8")
+    shown = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+    assert build_recipe(shown, where="hosted.md").hosted == ("generator-1", "generator-2", "generator-3")
 
 
 def test_a_budget_is_kept_where_prices_are_known() -> None:

@@ -2,11 +2,11 @@
 
     python benchmarks/chaos.py [--points 100] [--loops 2] [--seed 1] [--json FILE]
 
-Every ten kills share a run; a kill of the driver, or of the head with it, is followed by `moot resume`. A service
-that no kill reaches counts what it is asked. Told, for each kind of process: kills, after how many of them the run had
-to be submitted again, how many asks were asked again beside those in flight at the kill, and the seconds from the kill
-until all that was in flight is on record. A raylet's processes outlive it for a moment: in flight is then what was so
-at any time between the kill and their end.
+Every five kills share a run, and what came too late in one is done in a further one; a kill of the driver, or of the
+head with it, is followed by `moot resume`. A service that no kill reaches counts what it is asked. Told, for each kind
+of process: kills, after how many of them the run had to be submitted again, how many asks were asked again beside those
+in flight at the kill, and the seconds from the kill until all that was in flight is on record. A raylet's processes
+outlive it for a moment: in flight is then what was so at any time between the kill and their end.
 
 Each of --loops takes three of the points: kills in a whole loop on a Ray of its own, of the training's worker and the
 feed of rows. There recovered means that such a process lives again, and asks are not counted.
@@ -62,8 +62,7 @@ def accounts(seed: int, points: int, loops: int) -> Iterator[Account]:
     with tempfile.TemporaryDirectory(prefix="moot-chaos-") as folder:
         if points > 0:
             with chaos_in(Path(folder) / "runs") as chaos:
-                for number, drawn in enumerate(plan(seed, points)):
-                    yield chaos.run(f"run-{number}", drawn)
+                yield from chaos.runs(plan(seed, points))
         if loops > 0:
             model = make_tiny_model(Path(folder) / "model")
             with moot_in(Path(folder) / "loops") as moot:

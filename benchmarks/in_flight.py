@@ -3,8 +3,9 @@
     python benchmarks/in_flight.py [--debates 10000] [--seconds 60] [--latency 10] [--json FILE]
 
 Debates of three agents and two rounds, run as a recipe runs them: driver, one arena with its journal on disk, one agent
-host with a scripted model whose latency is lognormal (sigma 0.5). Three asks of each debate are open at any time, so at
-a median of 10 s, each round as long as its slowest reply, some 1,830 replies come in a second. After a warm-up the figures are of a window of ``--seconds``:
+host with a scripted model whose latency is lognormal (sigma 0.5). Three asks of each debate are open at any time, and a
+round is as long as its slowest reply: at a median of 10 s some 1,830 replies come in a second. After a warm-up the
+figures are of a window of ``--seconds``:
 
 - delay: from a reply's arrival in the arena until the asks that it enables are handed to Ray, its commit included;
 - CPU of a durable turn: user and system time of the arena's and the host's process over the window, by replies, less

@@ -59,10 +59,11 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Account(msgspec.Struct, frozen=True):
-    """Of one run: each kill's figures, and what should not be, a sentence each."""
+    """Of one run: each kill's figures, what should not be, a sentence each, and the kills it was over before."""
 
     figures: list[Figures]
     faults: list[str]
+    missed: Sequence[Point] = ()
 
 
 def plan(seed: int, points: int) -> list[list[Point]]:

@@ -58,7 +58,7 @@ class LoopChaos:
         one = self._start(name)
         seconds = []
         for point in points:
-            one.strike(point)
+            assert one.strike(point), "the loop was over before it could be struck"
             one.until_up(point)
             seconds.append(time.time() - one.strikes[-1].at)
         found = _what_came_of(one)

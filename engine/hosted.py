@@ -12,12 +12,13 @@ import msgspec
 
 from actors.openai_finetuning import OpenAIFinetuning
 from actors.openai_settings import OpenAISettings
+from actors.policy import PAUSED
 from actors.remote import of_actor
 from engine.folder import RunFolder
 from engine.hosted_job import HostedJob, Note, Purse, Tender
 from engine.recipe import Recipe
 from engine.spending import spent_so_far
-from protocols.errors import ReplyError, TrainerError
+from protocols.errors import PausedError, ReplyError, TrainerError
 from trainers.example import Example
 from trainers.feed import MAX_PAGE_ROWS, decode_page
 from trainers.hosted import read_hosted
@@ -64,6 +65,11 @@ class HostedTraining(msgspec.Struct, frozen=True, kw_only=True):
             told = await Tender(job, service, self.workplace / "hosted" / job.agent, purse, note).train(rows)
         except (TrainerError, ReplyError) as err:
             told = str(err)
+        except OSError as err:  # what was begun must not be given up for it
+            raise PausedError(
+                f"{PAUSED}{job.name}: {err.filename or self.workplace} cannot be written: {err.strerror or err}; free "
+                "the disk, then go on with `moot resume RUN`"
+            ) from err
         finally:
             await service.close()
         return told and f"{job.name}: {told}"

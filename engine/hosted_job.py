@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
-from actors.openai_finetuning import Job, OpenAIFinetuning, Order
+from actors.openai_finetuning import Job, OpenAIFinetuning, Order, Point
 from actors.openai_settings import MAX_SUFFIX, FinetuneSettings, OpenAISettings
 from actors.policy import PAUSED, stops_run, why_stopped
 from actors.prices import PER
@@ -112,6 +112,7 @@ class Tender:
         """Returns: a warning, or "". The version's folder is there then.
 
         Raises: TrainerError, ReplyError: it cannot be trained. PausedError: not now, and neither can any other.
+            OSError: the disk refuses.
         """
         rows = hosted_rows(examples)
         self._check(rows)
@@ -122,9 +123,9 @@ class Tender:
             job = await self._over(await self._begun(order, rows.lines))
             if job.status != "succeeded" or not job.fine_tuned_model:
                 raise self._service.why_failed(job)
-        except (ReplyError, TrainerError) as err:
+        except ReplyError as err:
             self._ticket_file.unlink(missing_ok=True)  # taken up again, it begins anew
-            if isinstance(err, ReplyError) and stops_run(err):
+            if stops_run(err):
                 raise PausedError(why_stopped(self._job.model, err)) from err
             raise
         await self._until_ready(job.fine_tuned_model)
@@ -183,7 +184,9 @@ class Tender:
         while not job.over:
             await self._pause(pause_s, f"job {job.id} is not over ({job.status})")
             pause_s = min(pause_s * 2, self._settings.max_poll_s)
-            job = await self._answered(partial(self._service.look, job.id))
+            before, job = job.status, await self._answered(partial(self._service.look, job.id))
+            if job.status != before and not job.over:
+                self._note(f"{self._job.name}: job {job.id} is {job.status}")
         return job
 
     async def _until_ready(self, model: str) -> None:
@@ -220,8 +223,16 @@ class Tender:
             )
         await asyncio.sleep(pause_s)
 
+    async def _curve(self, job: Job) -> list[Point]:
+        """What the service does not tell is no reason to lose what it has trained."""
+        try:
+            return await self._answered(partial(self._service.curve, job.id))
+        except ReplyError as err:
+            self._note(f"{self._job.name}: job {job.id} tells no losses: {err}")
+            return []
+
     async def _result(self, job: Job, model: str, rows: HostedRows) -> HostedResult:
-        curve = await self._answered(partial(self._service.curve, job.id))
+        curve = await self._curve(job)
         told = job.hyperparameters.n_epochs if job.hyperparameters else None
         tokens = job.trained_tokens or 0
         return HostedResult(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import msgspec
 
-from protocols.errors import TrainerError
 from trainers.registry import HOSTED_NAME
 from trainers.row_log import sync_folder
 from trainers.sft import RESULT_NAME
@@ -51,18 +50,16 @@ class HostedResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_hosted(folder: Path, result: HostedResult) -> None:
-    """Raises: TrainerError: the disk refuses."""
+    """Raises: OSError: the disk refuses."""
     draft = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(draft, ignore_errors=True)  # of a run that was killed here
-    try:
-        draft.mkdir(parents=True)
-        (draft / HOSTED_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(result.hosted), indent=2) + b"\n")
-        (draft / RESULT_NAME).write_bytes(msgspec.json.encode(result))
-        sync_folder(draft)
-        draft.rename(folder)
-        sync_folder(folder.parent)
-    except OSError as err:
-        raise TrainerError(f"{folder} cannot be written: {err}; free the disk and resume the run") from err
+    draft.mkdir(parents=True)
+    (draft / HOSTED_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(result.hosted), indent=2) + b"\n")
+    (draft / RESULT_NAME).write_bytes(msgspec.json.encode(result))
+    for path in (draft / HOSTED_NAME, draft / RESULT_NAME, draft):
+        sync_folder(path)
+    draft.rename(folder)
+    sync_folder(folder.parent)
 
 
 def read_hosted(folder: Path) -> HostedResult | None:

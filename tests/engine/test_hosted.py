@@ -91,7 +91,7 @@ async def test_rows_become_a_registered_version(service: FakeFinetuning, tmp_pat
     assert record.metrics["steps"] == 6 and record.metrics["final_loss"] == pytest.approx(1 / 6)  # 2 x 12 rows by 4
     assert record.metrics["trained_tokens"] == job.trained_tokens and record.metrics["epochs"] == 2
     assert spent_so_far(run).usd == pytest.approx(cost)
-    assert [note.partition(": ")[0] for note in notes] == ["ada@r-v1"] * 2
+    assert [note.partition(": ")[0] for note in notes] == ["ada@r-v1"] * 3  # begun, running, done
     assert (await hosted.fit({}, notes.append)) == ("", 0.0) and len(service.jobs) == 1
 
 
@@ -205,6 +205,27 @@ async def test_a_refused_key_pauses_and_is_written_nowhere(
     await hosted.fit({"ada": rows()}, NOTES.append)
     texts = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] + [str(caught.value), *NOTES]
     assert len(texts) > 3 and not any(key[-9:] in text for text in texts for key in (service.key, wrong))
+
+
+@pytest.mark.asyncio
+async def test_losses_that_are_not_told_are_no_loss(service: FakeFinetuning, tmp_path: Path) -> None:
+    events = ("GET /v1/fine_tuning/jobs/ftjob-0/events", 404, failed("no such page"))
+    service.refuse = [events]
+    hosted = training(service, tmp_path)
+    assert (await hosted.fit({"ada": rows()}, NOTES.append))[0] == ""
+    hosted.register(registry := Registry(tmp_path / "adapters"), recipe_hash="h", iteration=1)
+    (record,) = registry.list()
+    assert record.metrics["steps"] == 0 and "final_loss" not in record.metrics
+
+
+@pytest.mark.asyncio
+async def test_a_full_disk_pauses_and_gives_up_no_job(service: FakeFinetuning, tmp_path: Path) -> None:
+    (tmp_path / "adapters").write_text("in the way of a folder")
+    with pytest.raises(PausedError, match=r"adapters.* cannot be written: .*; free the disk, then go on"):
+        await training(service, tmp_path).fit({"ada": rows()}, NOTES.append)
+    (tmp_path / "adapters").unlink()
+    await training(service, tmp_path).fit({"ada": rows()}, NOTES.append)
+    assert len(service.jobs) == 1
 
 
 @pytest.mark.asyncio

@@ -249,6 +249,8 @@ class ChatBackend(ApiBackend):
         assert isinstance(self._settings, OpenAISettings)
         url = f"{self._settings.base_url.rstrip('/')}/models/{quote(model, safe=':')}"
         answer = await self.client.call("GET", url)
+        if answer.status in (401, 403) and b"scope" in answer.body:
+            return True  # a key may be for completions alone: nobody says no
         if answer.status not in (200, 404):
             raise openai_error(answer, self._place)
         return answer.status == 200

@@ -21,8 +21,8 @@ from protocols.errors import ReplyError
 
 TAG = "moot_adapter"  # the field of a job's metadata that says which version it trains
 KEY = "moot_key"  # and the one that says on what and how
-LIVE = frozenset({"validating_files", "queued", "running", "paused", "succeeded"})
-OVER = frozenset({"succeeded", "failed", "cancelled"})
+IN_VAIN = frozenset({"failed", "cancelled"})
+OVER = IN_VAIN | {"succeeded"}
 MAX_FILES = 10_000  # a page of the list of files
 
 
@@ -161,7 +161,7 @@ class OpenAIFinetuning(Endpoint):
         query: dict[str, str | int] = {"limit": PAGE, f"metadata[{TAG}]": order.tag}
         async for job in self._pages(_Page[Job], self.url, query):
             told = job.metadata or {}  # looked at here, too: a service may leave the query's filter aside
-            if (told.get(TAG), told.get(KEY)) == (order.tag, order.key) and job.status in LIVE:
+            if (told.get(TAG), told.get(KEY)) == (order.tag, order.key) and job.status not in IN_VAIN:
                 return job
         return None
 

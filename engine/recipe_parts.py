@@ -143,7 +143,9 @@ def _check_finetune(recipe: Recipe, where: str) -> None:
                 "here; leave out one of the two"
             )
         price = recipe.price_of(model)
-        if recipe.run.budget.usd and (settings is None or not settings.epochs or price is None or not price.training):
+        if recipe.run.budget.usd and (
+            settings is None or not settings.epochs or price is None or price.training is None
+        ):
             raise ConfigError(
                 f"{at}: run.budget.usd={recipe.run.budget.usd:g} needs to know the most that a training may cost; set "
                 f"finetune.epochs, and training in models.{model}.price, in US dollars per million tokens"

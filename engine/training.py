@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,6 @@ from engine.progress import Progress
 from engine.recipe import TrainSettings, apply_override, build_recipe
 from engine.resources import held_to, machines_of_cluster
 from engine.sections import read_section
-from engine.side_by_side import all_fitted, in_thread
 from engine.stage import recorded
 from protocols.errors import ConfigError, PausedError, TrainerError
 from trainers.example import Example
@@ -156,35 +155,35 @@ def _train_recorded(folder: RunFolder, overrides: Sequence[str], progress: Progr
     version = 1 + max((record.version for record in registry.list()), default=0)
     workplace = folder.path / "train" / f"recorded-{version}"
     names = {word(agent): adapter_name(word(agent), word(manifest.id), version) for agent in rows}
-    hosted = HostedTraining(
-        workplace=workplace,
-        jobs=_hosted_jobs(folder, settings, names, version),
-        rules={word(agent): _rules_in(found) for agent, found in rows.items()},
-    )
-    here = names.keys() - {job.agent for job in hosted.jobs}
+    rules = {word(agent): _rules_in(found) for agent, found in rows.items()}
+    hosted = HostedTraining(workplace=workplace, jobs=_hosted_jobs(folder, settings, names, version), rules=rules)
     training = Training(
         run_id=manifest.id,
         settings=settings,
         how=sft,
-        base=base_of(settings, progress) if here else "",
+        base="" if hosted.jobs else base_of(settings, progress),
         workplace=workplace,
         jobs=[
             TrainingJob(agent=agent, name=name, output=str(folder.path / "adapters" / agent / f"v{version}"))
             for agent, name in names.items()
-            if agent in here
+            if not hosted.jobs
         ],
-        rules=hosted.rules,
+        rules=rules,
     )
     workplace.mkdir(parents=True, exist_ok=True)
     shown = ", ".join(f"{agent} {sum(map(len, found))}" for agent, found in rows.items())
     progress.note(f"training v{version} from recorded debates: rows {shown}")
-    warnings = _fit_from(training, hosted, rows, progress)
+    examples = _fed(training, rows)
+    if hosted.jobs:
+        warning, _ = asyncio.run(hosted.fit(examples, progress.note))
+    else:
+        warning = _fit_here(training)
     trained = training.register(
         registry, recipe_hash=manifest.fingerprint, base_name=lambda _: training.base, parents={}, iteration=version
     )
     trained += hosted.register(registry, recipe_hash=manifest.fingerprint, iteration=version)
     return told(folder, trained) | {
-        "warnings": warnings,
+        "warnings": [warning] if warning else [],
         "wall_s": round(time.monotonic() - began, 2),
     }
 
@@ -200,23 +199,26 @@ def told(folder: RunFolder, trained: Sequence[TrainedAdapter]) -> dict[str, Any]
 
 
 def _hosted_jobs(folder: RunFolder, settings: TrainSettings, names: Mapping[str, str], version: int) -> list[HostedJob]:
-    """Of the agents that their service trains; none where a base is named, which is then trained here."""
+    """Of the agents that their service trains, which are all or none; none where a base is named to be trained here.
+
+    Raises: ConfigError: a service trains some of them alone.
+    """
     manifest = folder.manifest
     if settings.base_model or "models" not in manifest.recipe:  # an import has none
         return []
     path = Path(manifest.recipe_path)
     recipe = build_recipe(manifest.recipe, where=str(path), folder=path.parent)
-    return [
-        hosted_job(recipe, folder, agent, name, version)
-        for agent, name in names.items()
-        if agent in recipe.agents and recipe.models[recipe.agents[agent].model].finetune
-    ]
+    found = [name for name in names if name in recipe.agents and recipe.models[recipe.agents[name].model].finetune]
+    if others := [name for name in names if name not in found and found]:
+        raise ConfigError(
+            f"{folder.path}: services train {', '.join(found)}, but not {', '.join(others)}; train them one after the "
+            "other: choose by train.agents, and name train.base_model for those who are trained here"
+        )
+    return [hosted_job(recipe, folder, name, names[name], version) for name in found]
 
 
-def _fit_from(
-    training: Training, hosted: HostedTraining, rows: dict[str, list[list[Example]]], progress: Progress
-) -> list[str]:
-    """Returns: warnings."""
+def _fed(training: Training, rows: dict[str, list[list[Example]]]) -> dict[str, list[Example]]:
+    """Put the rows into the training's feed. Returns: by agent those that can be read there, mixed."""
     debates: dict[str, dict[str, list[Example]]] = {}
     for agent, found in rows.items():
         for examples in found:
@@ -229,31 +231,20 @@ def _fit_from(
     try:
         feed.add_many(additions)
         feed.finish()
-        mixed = {job.agent: feed.examples(job.agent) for job in hosted.jobs}
+        return {word(agent): feed.examples(word(agent)) for agent in rows}
     finally:
         feed.close()
-    ours = join_ray() if training.jobs else False  # before anything imports Ray, which reads its settings then
+
+
+def _fit_here(training: Training) -> str:
+    ours = join_ray()  # before anything imports Ray, which reads its settings then
+    import ray
+
     try:
-        return asyncio.run(_fit(training, hosted, mixed, progress))
+        return training.fit(make_feed_actor(training.workplace / "feed", mix=training.settings.mix))
     finally:
         if ours:
-            import ray
-
             ray.shutdown()
-
-
-async def _fit(
-    training: Training, hosted: HostedTraining, rows: Mapping[str, Sequence[Example]], progress: Progress
-) -> list[str]:
-    async def at_services() -> str:
-        warning, _ = await hosted.fit(rows, progress.note)
-        return warning
-
-    fitting: list[Awaitable[str]] = [at_services()] if hosted.jobs else []
-    if training.jobs:
-        feed = make_feed_actor(training.workplace / "feed", mix=training.settings.mix)
-        fitting.append(in_thread(lambda: training.fit(feed)))
-    return await all_fitted(fitting)
 
 
 def sections_of(folder: RunFolder, overrides: Sequence[str], how: type[H]) -> tuple[TrainSettings, H]:

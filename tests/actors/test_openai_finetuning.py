@@ -12,6 +12,9 @@ import pytest_asyncio
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
 from actors.backend import AdapterRef
+from actors.batch_book import BatchSettings
+from actors.batched import BatchedBackend
+from actors.openai_batches import OpenAIBatches
 from actors.openai_chat import ChatBackend
 from actors.openai_finetuning import OpenAIFinetuning, Order
 from actors.openai_settings import FinetuneSettings, OpenAISettings
@@ -133,9 +136,16 @@ async def test_a_hosted_version_answers_by_its_model_s_id(service: FakeFinetunin
         begun = await jobs.start(ORDER, await jobs.upload(ORDER, ROWS))
         while not (await jobs.look(begun.id)).over:
             pass
-        service.refuse = [("GET /v1/models/", 503, failed("later"))]  # nobody says that it is not there
+        scope = failed("You have insufficient permissions: missing scopes: api.model.read")
+        service.refuse = [("GET /v1/models/", 503, failed("later")), ("GET /v1/models/", 403, scope)]
+        await backend.load_adapter(TUNED)  # nobody says that it is not there
         await backend.load_adapter(TUNED)
         await backend.load_adapter(TUNED)
+        service.refuse = [("GET /v1/models/", 401, failed("Incorrect API key provided"))]
+        with pytest.raises(ReplyError, match="does not accept the key"):
+            await backend.load_adapter(TUNED)
+        with pytest.raises(AgentError, match="a batch is for one; leave out batch"):
+            await BatchedBackend(backend, OpenAIBatches(backend, service.url), BatchSettings()).load_adapter(TUNED)
         reply = await backend.generate(ask(user("What is 2 + 3?")), TUNED)
         assert (reply.model, reply.adapter) == (TUNED.model, TUNED.name)
         assert (await backend.generate(ask(user("What is 2 + 3?")), None)).model == BASE

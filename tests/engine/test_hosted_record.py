@@ -96,6 +96,14 @@ def test_a_service_that_refuses_pauses_and_the_same_command_goes_on(run: RunFold
     assert max(service.begun.values()) == 1 and len(service.files) == 2
 
 
+def test_who_is_trained_here_waits_for_another_call(run: RunFolder, service: FakeFinetuning) -> None:
+    run.manifest.recipe["models"]["local"] = {"backend": "vllm", "model": "embedded"}
+    run.manifest.recipe["agents"]["bo"]["model"] = "local"
+    run.save()
+    assert "services train ada, but not bo; train them one after the other" in told("train", run.path, code=2)
+    assert told("train", run.path, "train.agents=[ada]")["adapters"] == ["ada@r-v1"]
+
+
 def test_a_base_that_is_named_is_trained_here(run: RunFolder, service: FakeFinetuning) -> None:
     said = told("train", run.path, "train.base_model=nowhere", code=2)
     assert "train.base_model='nowhere': there is no such folder" in said and service.calls == []

@@ -104,8 +104,8 @@ def test_a_loop_killed_while_a_service_trains_has_one_job_a_version(
     assert outcome["cost_usd"] == pytest.approx(trained + said, abs=1e-5)
 
     again = RunOnDisk(Path(command_here("eval", run.path, "--run-dir", moot.folder / "again")["run"]))
-    spoke = {node.reply.adapter for debate in again.debates("eval-0").values() for node in debate.utterances}
-    assert spoke == {f"{agent}@r-v2" for agent in AGENTS}
+    newest = {node.reply.adapter for debate in again.debates("eval-0").values() for node in debate.utterances}
+    assert newest == {f"{agent}@r-v2" for agent in AGENTS}
     assert command_here("compare", run.path, again.path)["changes"]
     page = Path(command_here("report", run.path, "-o", moot.folder / "copy.html")["report"]).read_text()
     assert "ada@r-v2" in page

@@ -11,7 +11,7 @@ import pytest
 from protocols.catalogue import build_machine, load_protocol_prompts
 from protocols.conversation import Player
 from protocols.errors import TrainerError
-from protocols.message import ImagePart, assistant, system, user
+from protocols.message import Ask, ImagePart, assistant, system, user
 from protocols.society import SocietySettings
 from protocols.task import Task
 from tests.fakes import node_of, play
@@ -73,8 +73,10 @@ def test_a_critic_s_row_of_a_real_debate(loss: Any) -> None:
     protocol = SocietySettings(rounds=2)
     cast = {"generator": tuple(Player(name=agent) for agent in ("ada", "bo", "cy"))}
     machine = build_machine("society", protocol, cast, load_protocol_prompts("society", protocol))
-    wrong = lambda ask: node_of(ask).startswith("0.") and node_of(ask).endswith(".0")  # noqa: E731
-    answer = lambda ask: r"\boxed{3}" if wrong(ask) else r"\boxed{2}"  # noqa: E731
+
+    def answer(ask: Ask) -> str:
+        return r"\boxed{3}" if node_of(ask) == "0.answer.0" else r"\boxed{2}"
+
     played = play(machine, Task(id="t", question="1 + 1", gold=("2",)), answer, debate_id="debate/t")
     played.debate.cast = {role: tuple(player.name for player in players) for role, players in cast.items()}
     chosen = select(Selection(rule="critic", loss=loss, agents=("ada",)), played.debate)["ada"]

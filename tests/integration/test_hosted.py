@@ -27,7 +27,7 @@ models:
     backend: openai
     model: {BASE}
     base_url: URL/v1
-    api_key_env: MOOT_TEST_KEY
+    api_key_file: KEY_FILE
     price: {{input: 1, output: 2, training: 3, tuned_input: 10, tuned_output: 20}}
     finetune: {{epochs: 1, batch_size: 6, poll_s: 0.05, max_poll_s: 0.1}}
 agents:
@@ -52,15 +52,15 @@ def service() -> Iterator[FakeFinetuning]:
 
 @pytest.fixture
 def moot(service: FakeFinetuning, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moot]:
-    folder = tmp_path_factory.mktemp("hosted")
-    (folder / "hosted.yaml").write_text(RECIPE.replace("URL", service.url))
+    folder, key_file = tmp_path_factory.mktemp("hosted"), tmp_path_factory.mktemp("key") / "key"
+    key_file.write_text(KEY)
+    (folder / "hosted.yaml").write_text(RECIPE.replace("URL", service.url).replace("KEY_FILE", str(key_file)))
     with moot_in(folder) as moot:
-        moot.env["MOOT_TEST_KEY"] = KEY
         yield moot
 
 
 def test_a_loop_killed_while_a_service_trains_has_one_job_a_version(
-    moot: Moot, service: FakeFinetuning, local_ray: Any, monkeypatch: pytest.MonkeyPatch
+    moot: Moot, service: FakeFinetuning, local_ray: Any
 ) -> None:
     run, service.held = RunOnDisk(moot.folder / "r"), True
     process = moot.start_until(
@@ -73,7 +73,6 @@ def test_a_loop_killed_while_a_service_trains_has_one_job_a_version(
             os.kill(pid, signal.SIGKILL)
     assert not (run.path / "adapters" / "registry.json").exists()
 
-    monkeypatch.setenv("MOOT_TEST_KEY", KEY)
     service.held = False
     outcome = command_here("resume", run.path)
     assert outcome["warnings"] == [] and outcome["set_aside"] == 0
@@ -95,7 +94,7 @@ def test_a_loop_killed_while_a_service_trains_has_one_job_a_version(
         names = {agent: f"{agent}@r-v{version}" if version else "" for agent in AGENTS}
         models = {agent: records[name]["model"] if name else BASE for agent, name in names.items()}
         assert spoke == {(agent, names[agent], models[agent]) for agent in AGENTS}
-        assert {node.reply.cost_usd for node in nodes} == {(12 * 1 + 7 * 2) / 1e6 * (10 if version else 1)}
+        assert {node.reply.cost_usd for node in nodes} == {(12 * 10 + 7 * 20 if version else 12 + 7 * 2) / 1e6}
     trained = sum(job.trained_tokens for job in jobs.values()) * 3 / 1e6
     assert outcome["training_usd"] == pytest.approx(trained, abs=1e-6)
     said = sum(

@@ -1,6 +1,6 @@
 """OpenAI's fine-tuning jobs: a file of chats goes up, a job is started, found again, looked at, and its curve read.
 
-Nothing is remembered here and nothing tried again; see ``engine.hosted`` for who does.
+Nothing is remembered here and nothing tried again: whoever has something trained does both.
 """
 
 from __future__ import annotations

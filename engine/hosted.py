@@ -15,7 +15,7 @@ from actors.openai_settings import OpenAISettings
 from actors.policy import PAUSED
 from actors.remote import of_actor
 from engine.folder import RunFolder
-from engine.hosted_job import HostedJob, Note, Purse, Tender
+from engine.hosted_job import Allowance, HostedJob, Note, Tender
 from engine.recipe import Recipe
 from engine.spending import spent_so_far
 from protocols.errors import PausedError, ReplyError, TrainerError
@@ -46,10 +46,12 @@ class HostedTraining(msgspec.Struct, frozen=True, kw_only=True):
             is found again. AgentError: there is no key.
         """
         pending = [job for job in self.jobs if read_hosted(job.output) is None]
-        purse = Purse(left_usd)
+        allowance = Allowance(left_usd)
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._tend(job, rows.get(job.agent, ()), purse, note)) for job in pending]
+                tasks = [
+                    group.create_task(self._tend(job, rows.get(job.agent, ()), allowance, note)) for job in pending
+                ]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         warning = "; ".join(told for task in tasks if (told := task.result()))
@@ -58,11 +60,11 @@ class HostedTraining(msgspec.Struct, frozen=True, kw_only=True):
         results = [result for job in pending if (result := read_hosted(job.output))]
         return warning, sum(result.cost_usd for result in results)
 
-    async def _tend(self, job: HostedJob, rows: Sequence[Example], purse: Purse, note: Note) -> str:
+    async def _tend(self, job: HostedJob, rows: Sequence[Example], allowance: Allowance, note: Note) -> str:
         service = OpenAIFinetuning(job.service)
         service.open()
         try:
-            told = await Tender(job, service, self.workplace / "hosted" / job.agent, purse, note).train(rows)
+            told = await Tender(job, service, self.workplace / "hosted" / job.agent, allowance, note).train(rows)
         except (TrainerError, ReplyError) as err:
             told = str(err)
         except OSError as err:  # what was begun must not be given up for it

@@ -70,7 +70,7 @@ class HostedJob(msgspec.Struct, frozen=True, kw_only=True):
         return len(rows) * (self.settings.epochs or 1) * (self.training_price or 0.0) / PER
 
 
-class Purse:
+class Allowance:
     """US dollars that jobs may still cost; None: no limit."""
 
     def __init__(self, left_usd: float | None = None) -> None:
@@ -102,9 +102,11 @@ class Tender:
     Errors that pass are waited for, ever longer, as long as ``finetune.max_wait_s`` allows.
     """
 
-    def __init__(self, job: HostedJob, service: OpenAIFinetuning, folder: Path, purse: Purse, note: Note) -> None:
+    def __init__(
+        self, job: HostedJob, service: OpenAIFinetuning, folder: Path, allowance: Allowance, note: Note
+    ) -> None:
         self._job, self._service, self._folder = job, service, folder
-        self._purse, self._note = purse, note
+        self._allowance, self._note = allowance, note
         self._settings = job.settings
         self._until_s = time.monotonic() + self._settings.max_wait_s
 
@@ -162,7 +164,7 @@ class Tender:
         job = await self._answered(
             partial(self._service.look, ticket.job) if ticket.job else partial(self._service.find_job, order)
         )
-        self._purse.take(self._job.name, self._job.most_usd(rows), begun=job is not None)
+        self._allowance.take(self._job.name, self._job.most_usd(rows), begun=job is not None)
         if job is None:
             if not ticket.file:
                 file = await self._answered(partial(self._found_or_uploaded, order, rows))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -18,8 +18,10 @@ from engine.evaluate import SINGLE_AGENT, Evaluation
 from engine.findings import describe
 from engine.folder import RunFolder
 from engine.model_card import model_card
+from engine.stage_names import BEFORE_PREFERENCES
 from protocols.errors import ConfigError
 from trainers.hosted import read_hosted
+from trainers.preference import Pairing
 from trainers.registry import CONFIG_NAME, FILE_NAME, WEIGHTS_NAME, AdapterRecord, Registry, weights_hash
 
 EMBEDDED = "embedded"
@@ -162,7 +164,9 @@ def _hub_name(record: AdapterRecord, given: str) -> str:
 
 def _results(run: Path, record: AdapterRecord) -> dict[str, str]:
     """What the run's agents reached with this version, of the measures that are about this one."""
-    file = run / "results" / f"eval-{record.metrics.get('iteration', -1):.0f}.json"
+    stage = f"eval-{record.metrics.get('iteration', -1):.0f}"
+    between = run / "results" / f"{stage}{BEFORE_PREFERENCES}.json"
+    file = between if record.rule not in get_args(Pairing) and between.exists() else run / "results" / f"{stage}.json"
     if not file.is_file():
         return {}
     found = msgspec.json.decode(file.read_bytes(), type=Evaluation)

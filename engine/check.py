@@ -51,7 +51,7 @@ def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dic
         "train": len(tasks.train),
         "test": len(tasks.test),
         "calls": calls(recipe, tasks),
-        "adapters": len(recipe.learners) * recipe.loop.iterations,
+        "adapters": len(recipe.learners) * recipe.loop.iterations * (1 + recipe.loop.preferences),
     }
 
 

@@ -23,6 +23,7 @@ from engine.report_data import (
     UsageTotals,
 )
 from engine.stage import recorded
+from engine.stage_names import iteration_of, label_of, order_of
 from protocols.errors import ConfigError
 from protocols.graph import Debate
 from protocols.statistics import Statistics, statistics
@@ -73,7 +74,7 @@ def collect(folder: RunFolder) -> ReportData:
 def _evaluations(folder: RunFolder) -> tuple[tuple[str, Evaluation], ...]:
     found = []
     files = [file for file in (folder.path / "results").glob("*.json") if not file.stem.endswith("-statistics")]
-    for file in sorted(files, key=_number):
+    for file in sorted(files, key=lambda file: order_of(file.stem)):
         evaluation = msgspec.json.decode(file.read_bytes(), type=Evaluation)
         found.append((_label(file.stem, folder.manifest), evaluation))
     return tuple(found)
@@ -81,10 +82,11 @@ def _evaluations(folder: RunFolder) -> tuple[tuple[str, Evaluation], ...]:
 
 def _label(stage: str, manifest: Manifest) -> str:
     """What the page calls a stage of debates."""
-    kind, _, number = stage.partition("-")
-    alone = "with the newest adapters" if manifest.adapters_from else "as they are"
-    known = {"debate": PLAIN_DEBATES, "eval-0": alone if manifest.kind == "eval" else "before training"}
-    return known.get(stage, f"debates of iteration {number}" if kind == "debate" else f"after iteration {number}")
+    if stage == "debate":
+        return PLAIN_DEBATES
+    if manifest.kind == "eval":
+        return "with the newest adapters" if manifest.adapters_from else "as they are"
+    return label_of(stage)
 
 
 def _statistics(folder: RunFolder, stages: list[str]) -> tuple[tuple[str, Statistics], ...]:
@@ -100,11 +102,6 @@ def _statistics(folder: RunFolder, stages: list[str]) -> tuple[tuple[str, Statis
     return tuple(found)
 
 
-def _number(file: Path) -> int:
-    word = file.stem.rpartition("-")[2]
-    return int(word) if word.isdigit() else 0
-
-
 def _iterations(folder: RunFolder) -> tuple[Iteration, ...]:
     found = []
     for number in range(1, _num_iterations(folder) + 1):
@@ -118,8 +115,7 @@ def _iterations(folder: RunFolder) -> tuple[Iteration, ...]:
 
 
 def _num_iterations(folder: RunFolder) -> int:
-    numbers = [int(name.rpartition("-")[2]) for name in folder.manifest.done if name.startswith("debate-")]
-    return max(numbers, default=0)
+    return max((iteration_of(name) for name in folder.manifest.done if name.startswith("debate-")), default=0)
 
 
 class _Told(msgspec.Struct):
@@ -131,8 +127,11 @@ class _Told(msgspec.Struct):
 
 
 def _training_results(folder: RunFolder, iteration: int) -> list[tuple[str, _Told]]:
-    files = sorted((folder.path / "adapters").glob(f"*/v{iteration}/{RESULT_NAME}"))
-    return [(file.parent.parent.name, msgspec.json.decode(file.read_bytes(), type=_Told)) for file in files]
+    """Agent -> how its supervised finetuning went."""
+    names = folder.manifest.done.get(f"train-{iteration}", {}).get("adapters", ())
+    registry = Registry(folder.path / "adapters")
+    found = {record.agent: registry.folder_of(record) / RESULT_NAME for record in map(registry.get, names)}
+    return [(agent, msgspec.json.decode(file.read_bytes(), type=_Told)) for agent, file in sorted(found.items())]
 
 
 def _trainings(folder: RunFolder) -> tuple[Training, ...]:

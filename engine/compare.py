@@ -15,6 +15,7 @@ import msgspec
 from engine.evaluate import FINAL_VOTE, SINGLE_AGENT, Difference, Evaluation, paired
 from engine.folder import Manifest, RunFolder
 from engine.likelihoods import read_likelihoods
+from engine.stage_names import order_of
 from protocols.errors import ConfigError
 from protocols.statistics import Statistics
 from trainers.likelihood import Likelihood
@@ -173,7 +174,7 @@ def _sides(spec: str, *, all_stages: bool) -> list[Side]:
 def _evaluated(folder: RunFolder) -> list[str]:
     """Stages with an evaluation, in the order they were held."""
     names = [file.stem for file in (folder.path / "results").glob("*.json") if not file.stem.endswith("-statistics")]
-    return sorted(names, key=lambda name: (len(name), name))  # eval-2 before eval-10
+    return sorted(names, key=order_of)
 
 
 def side_of(folder: RunFolder, stage: str) -> Side:

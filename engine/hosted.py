@@ -131,7 +131,7 @@ def left_usd(recipe: Recipe, folder: RunFolder) -> float | None:
     return budget - spent_so_far(folder).usd if budget else None
 
 
-async def rows_of(feed: Any, agents: Sequence[str]) -> dict[str, list[Example]]:
+async def fed_rows(feed: Any, agents: Sequence[str]) -> dict[str, list[Example]]:
     """All rows of agents, of a feed actor that is finished."""
     found: dict[str, list[Example]] = {}
     for agent in agents:

@@ -1,5 +1,6 @@
 """The iterated loop: debate, train every agent while the debates run, swap the adapters in, evaluate, again.
 
+With ``loop.preferences`` an iteration has a second training: what the first came to goes on from the debates' trees.
 Every arrow is a stage with a name; a stage that is done is written into the run's manifest and passed by on resume, one
 that is not goes on from its journal, its feed and its last checkpoint.
 """
@@ -7,33 +8,37 @@ that is not goes on from its journal, its feed and its last checkpoint.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from actors.backend import AdapterRef
-from actors.catalogue import BACKENDS
 from actors.prices import Amount
 from actors.remote import of_actor
+from engine.base_model import base_model_of
 from engine.cluster import Cluster
 from engine.evaluate import SINGLE_AGENT, Evaluation, evaluate
 from engine.folder import RunFolder, write_atomically
-from engine.hosted import HostedTraining, hosted_job, left_usd, rows_of
+from engine.hosted import HostedTraining, fed_rows, hosted_job, left_usd
+from engine.preferences import RecordedTrees
 from engine.progress import Progress
 from engine.recipe import Recipe
 from engine.side_by_side import all_fitted, in_thread
 from engine.stage import Closed, StageResult, run_stage
+from engine.stage_names import BEFORE_PREFERENCES, label_of
 from engine.tasks import Split
+from engine.train_preferences import preference_training, recorded_preferences, rows_of
 from engine.training import Training
 from protocols.errors import ConfigError
 from protocols.graph import Debate
 from protocols.message import Usage
 from protocols.statistics import statistics
 from trainers.feed import Addition, make_feed_actor
+from trainers.preference_row import Preference
 from trainers.registry import AdapterRecord, Registry, adapter_name
 from trainers.select import select
-from trainers.worker import TrainingJob
+from trainers.worker import TrainedAdapter, TrainingJob
 
 
 class Loop:
@@ -50,22 +55,29 @@ class Loop:
 
     async def run(self) -> list[tuple[str, Evaluation]]:
         """Returns: the evaluations, the one before the first iteration first."""
-        evaluations = await self._evaluated(0)
+        evaluations = await self._evaluated("eval-0")
         for iteration in range(1, self._recipe.loop.iterations + 1):
             if not self._done(f"train-{iteration}"):
                 await self._debate_and_train(iteration)
-            await self._publish(iteration)
-            evaluations += await self._evaluated(iteration)
+            await self._publish(self._version(iteration))
+            if self._recipe.loop.preferences:
+                evaluations += await self._evaluated(f"eval-{iteration}{BEFORE_PREFERENCES}")
+                if not self._done(f"prefer-{iteration}"):
+                    await self._prefer(iteration)
+                await self._publish(self._version(iteration) + 1)
+            evaluations += await self._evaluated(f"eval-{iteration}")
         return evaluations
 
-    async def _evaluated(self, iteration: int) -> list[tuple[str, Evaluation]]:
+    def _version(self, iteration: int) -> int:
+        """Of the adapters of supervised finetuning; those of preferences are numbered with them."""
+        return 2 * iteration - 1 if self._recipe.loop.preferences else iteration
+
+    async def _evaluated(self, stage: str) -> list[tuple[str, Evaluation]]:
         """The held-out tasks, debated by the agents as they are."""
         if not self._recipe.loop.evaluate:
             return []
-        label = "before training" if iteration == 0 else f"after iteration {iteration}"
-        return [
-            (label, await evaluate_stage(self._cluster, self._folder, f"eval-{iteration}", self._tasks, self._progress))
-        ]
+        found = await evaluate_stage(self._cluster, self._folder, stage, self._tasks, self._progress)
+        return [(label_of(stage), found)]
 
     async def _debate_and_train(self, iteration: int) -> None:
         """Debates stream their rows into the trainings, which start with the first of them."""
@@ -103,27 +115,66 @@ class Loop:
         if hosted.jobs:
             fitting.append(asyncio.create_task(self._fit_hosted(hosted, feed)))
         for warning in await all_fitted(fitting):
-            self.warnings.append(warning)
-            self._progress.note(f"warning: {warning}")
-        recipe_hash = self._recipe.fingerprint
-        trained = hosted.register(self._registry, recipe_hash=recipe_hash, iteration=iteration)
-        trained += training.register(
-            self._registry,
-            recipe_hash=recipe_hash,
-            base_name=self._base_name,
-            parents=self._serving,
-            iteration=iteration,
-        )
-        self._folder.mark_done(f"train-{iteration}", {"adapters": [item.name for item in trained]})
+            self._warn(warning)
+        theirs = hosted.register(self._registry, recipe_hash=self._recipe.fingerprint, iteration=iteration)
+        self._register(f"train-{iteration}", training, iteration, theirs)
 
     async def _fit_hosted(self, hosted: HostedTraining, feed: Any) -> str:
         """Returns: a warning, or "". What the jobs cost is out of the run's budget then."""
-        rows = await rows_of(feed, [job.agent for job in hosted.jobs])
+        rows = await fed_rows(feed, [job.agent for job in hosted.jobs])
         left = left_usd(self._recipe, self._folder)
         warning, cost_usd = await hosted.fit(rows, self._progress.note, left_usd=left)
         if cost_usd and self._cluster.keeper is not None:
             await of_actor(self._cluster.keeper.charge.remote(Amount(cost_usd)))
         return warning
+
+    async def _prefer(self, iteration: int) -> None:
+        """Everybody's adapter goes on from what the iteration's debates prefer; who has none yet learns nothing."""
+        stage = f"prefer-{iteration}"
+        rows = await in_thread(lambda: self._preferences(iteration))
+        if bare := [agent for agent in rows if agent not in self._serving]:
+            self._warn(f"{stage}: {', '.join(bare)} could not be trained before, and preferences go on from an adapter")
+        rows = {agent: found for agent, found in rows.items() if agent in self._serving}
+        if not rows:
+            self._warn(
+                f"{stage}: no round of debate-{iteration} has both a right and a wrong answer by "
+                f"train.label={self._recipe.train.label} for who learns; the adapters stay as they are"
+            )
+            self._folder.mark_done(stage, {"adapters": []})
+            return
+        self._progress.note(f"{stage}: pairs " + ", ".join(f"{agent} {len(found)}" for agent, found in rows.items()))
+        training = preference_training(
+            self._folder,
+            self._recipe.train,
+            self._recipe.tree_dpo,
+            self._base,
+            rows,
+            {agent: self._registry.folder_of(self._serving[agent]) for agent in rows},
+            self._version(iteration) + 1,
+        )
+        self._warn(await in_thread(lambda: training.fit(str(rows_of(training)))))
+        self._register(stage, training, iteration)
+
+    def _preferences(self, iteration: int) -> dict[str, list[Preference]]:
+        trees = RecordedTrees(self._folder, self._recipe.train)
+        found, _ = recorded_preferences(self._folder, trees, [f"debate-{iteration}"])
+        return {agent: rows for agent, rows in found.items() if agent in self._recipe.learners}
+
+    def _warn(self, warning: str) -> None:
+        if warning:
+            self.warnings.append(warning)
+            self._progress.note(f"warning: {warning}")
+
+    def _register(self, stage: str, training: Training, iteration: int, theirs: Sequence[TrainedAdapter] = ()) -> None:
+        """``theirs``: versions that services have trained, which are in the registry already."""
+        trained = training.register(
+            self._registry,
+            recipe_hash=self._recipe.fingerprint,
+            base_name=self._base_name,
+            parents=self._serving,
+            iteration=iteration,
+        )
+        self._folder.mark_done(stage, {"adapters": [item.name for item in (*theirs, *trained)]})
 
     def _training(self, iteration: int) -> Training:
         return Training(
@@ -137,46 +188,40 @@ class Loop:
         )
 
     def _hosted(self, iteration: int) -> HostedTraining:
-        run = self._folder.manifest.id
+        version = self._version(iteration)
+        names = {agent: adapter_name(agent, self._folder.manifest.id, version) for agent in self._recipe.hosted}
         return HostedTraining(
             workplace=self._folder.path / "train" / f"iteration-{iteration}",
             jobs=[
-                hosted_job(
-                    self._recipe,
-                    self._folder,
-                    agent,
-                    adapter_name(agent, run, iteration),
-                    iteration,
-                    parent=self._parent(agent),
-                )
-                for agent in self._recipe.hosted
+                hosted_job(self._recipe, self._folder, agent, name, version, parent=self._parent(agent))
+                for agent, name in names.items()
             ],
-            rules={agent: self._recipe.train.rules_of(agent, self._recipe.cast) for agent in self._recipe.hosted},
+            rules={agent: self._recipe.train.rules_of(agent, self._recipe.cast) for agent in names},
         )
 
     def _parent(self, agent: str) -> AdapterRecord | None:
-        """Whose weights its next training goes on from."""
+        """What its next training goes on from."""
         return self._serving.get(agent) if self._recipe.loop.init_from == "previous" else None
 
     def _jobs(self, iteration: int) -> list[TrainingJob]:
         """One adapter for every learner that is trained here, named by the iteration: resuming names the same."""
-        jobs = []
+        jobs, version = [], self._version(iteration)
         for agent in self._recipe.learners:
             if agent in self._recipe.hosted:
                 continue
             parent = self._parent(agent)
-            name = adapter_name(agent, self._folder.manifest.id, iteration)
-            output = self._folder.path / "adapters" / agent / f"v{iteration}"
+            name = adapter_name(agent, self._folder.manifest.id, version)
+            output = self._folder.path / "adapters" / agent / f"v{version}"
             before = str(self._registry.folder_of(parent)) if parent else None
             jobs.append(TrainingJob(agent=agent, name=name, output=str(output), parent=before))
         return jobs
 
-    async def _publish(self, iteration: int) -> None:
-        """The agents answer with their new versions from here on."""
+    async def _publish(self, version: int) -> None:
+        """The agents answer with this version from here on."""
         for agent in self._recipe.learners:
-            name = adapter_name(agent, self._folder.manifest.id, iteration)
+            name = adapter_name(agent, self._folder.manifest.id, version)
             if name not in {record.name for record in self._registry.list()}:
-                continue  # it could not be trained in this iteration: a warning says so
+                continue  # it could not be trained: a warning says so
             record = self._registry.get(name)
             await publish(self._cluster, self._recipe, record, self._registry)
             self._serving[agent] = record
@@ -253,32 +298,3 @@ def summary(result: StageResult) -> dict[str, Any]:
             "completion_tokens": result.usage.completion_tokens,
         },
     }
-
-
-def base_model_of(recipe: Recipe, tell: Callable[[str], None] | None = None) -> str:
-    """The folder of the model that the learners speak through, which is the one to train; "" where services train all.
-
-    Raises: ConfigError: they speak through several, or through one that cannot be trained here.
-    """
-    if recipe.train.base_model:
-        return recipe.train.base_model
-    if not recipe.learners:
-        raise ConfigError(f"protocol {recipe.protocol!r} names nobody to train; set train.agents to those who learn")
-    models = {recipe.agents[agent].model for agent in recipe.learners if agent not in recipe.hosted}
-    if not models:
-        return ""
-    bases = {str(getattr(recipe.models[name].settings, "model", "")) for name in models}
-    if len(bases) != 1 or "" in bases:
-        backends = ", ".join(sorted({recipe.models[name].backend for name in models}))
-        trainable = ", ".join(name for name, spec in BACKENDS.items() if "model" in spec.settings.__struct_fields__)
-        raise ConfigError(
-            f"train.agents speak through {', '.join(sorted(models))} ({backends}); learners must share one model of a "
-            f"backend that can be trained ({trainable}), or train.base_model must name a model folder; of backend "
-            "openai, finetune has the service train them"
-        )
-    base = bases.pop()
-    if base != "embedded":
-        return base
-    from actors.embedded import embedded_model_path
-
-    return str(embedded_model_path(tell))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 
+from engine.base_model import base_model_of
 from engine.folder import RunFolder
-from engine.loop import base_model_of
 from engine.recipe import TrainSettings, build_recipe
 from engine.sections import read_section
 from protocols.errors import ConfigError

@@ -62,7 +62,8 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     iterations: int = 1
     init_from: Literal["previous", "base"] = "base"
-    evaluate: bool = True  # on the held-out tasks, before the first and after every iteration
+    evaluate: bool = True  # on the held-out tasks, before the first training and after every one
+    preferences: bool = False  # each iteration's adapters go on from the preferences of its debates: two trainings
 
     def __post_init__(self) -> None:
         if self.iterations < 1:

@@ -142,10 +142,14 @@ def _check_finetune(recipe: Recipe, where: str) -> None:
                 f"{at}: its service trains {name}, while train.base_model={recipe.train.base_model!r} would train it "
                 "here; leave out one of the two"
             )
+        if recipe.loop.preferences:
+            raise ConfigError(
+                f"{at}: its service trains {name}, and preferences are learned here, on top of an adapter; set "
+                "loop.preferences=false, or leave finetune out"
+            )
         price = recipe.price_of(model)
-        if recipe.run.budget.usd and (
-            settings is None or not settings.epochs or price is None or price.training is None
-        ):
+        known = settings is not None and settings.epochs and price is not None and price.training is not None
+        if recipe.run.budget.usd and not known:
             raise ConfigError(
                 f"{at}: run.budget.usd={recipe.run.budget.usd:g} needs to know the most that a training may cost; set "
                 f"finetune.epochs, and training in models.{model}.price, in US dollars per million tokens"

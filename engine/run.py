@@ -14,6 +14,7 @@ import msgspec
 from actors.logs import log_to_file
 from actors.prices import NOTHING
 from engine.attendant import Attendant
+from engine.base_model import base_model_of
 from engine.changes import check_same, check_unchanged, differences, keep_changes, taken_up
 from engine.cluster import Cluster, in_copy_of_a_job
 from engine.evaluate import FINAL_VOTE, SINGLE_AGENT, Evaluation, evaluate
@@ -26,7 +27,7 @@ from engine.folder import (
     versions,
     write_atomically,
 )
-from engine.loop import Loop, base_model_of, evaluate_stage, keep_statistics, publish, summary
+from engine.loop import Loop, evaluate_stage, keep_statistics, publish, summary
 from engine.media import collect_media
 from engine.mirror_folder import fetch_missing, mirrored
 from engine.named_protocol import find_protocol

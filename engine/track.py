@@ -11,7 +11,7 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import msgspec
 
 from engine.compare import diversity_of, side_of
 from engine.folder import RunFolder
+from engine.stage_names import BEFORE_PREFERENCES, iteration_of
 from engine.trackers import TRACKERS, About, Point, Tracker
 from protocols.errors import ConfigError, MootError
 from protocols.statistics import Statistics
@@ -32,6 +33,8 @@ FILE_NAME = "figures.jsonl"
 CLOSE_S = 60.0  # that a tracker may take at the end, an upload included
 PER_STEP = {"losses": "loss", "learning_rates": "learning_rate", "step_tokens": "tokens"}
 """Lists of a training's result with an entry a step -> what an entry is called; others keep their name."""
+
+TRAININGS = ("train", "prefer")  # begin the names of such stages
 
 Warn = Callable[[str], None]
 
@@ -150,29 +153,34 @@ class _FigureFile:
 
 def points_of(folder: RunFolder, stage: str) -> Iterator[Point]:
     """All figures of a stage that is done."""
-    kind, _, number = stage.partition("-")
-    step = int(number) if number.isdigit() else 0
-    if kind == "train":
-        registry = Registry(folder.path / "adapters")
-        names = folder.manifest.done[stage].get("adapters", ())
-        for record in registry.list():
-            if record.name in names:
-                yield from _trained(registry, record)
+    kind, _, _ = stage.partition("-")
+    if kind in TRAININGS:
+        done = [names for name in folder.manifest.done if name.startswith(f"{kind}-") for names in _made(folder, name)]
+        for name in _made(folder, stage):
+            yield from _trained(Registry(folder.path / "adapters"), name, kind, done)
     else:
-        yield from _debated(folder, kind, stage, step)
+        series = kind + (BEFORE_PREFERENCES if stage.endswith(BEFORE_PREFERENCES) else "")
+        yield from _debated(folder, series, stage, iteration_of(stage))
 
 
-def _trained(registry: Registry, record: AdapterRecord) -> Iterator[Point]:
-    """A point a step, counted on from the agent's earlier versions."""
-    before = [one for one in registry.list() if one.agent == record.agent and one.version < record.version]
-    offset = sum(len(_result(registry, one)["losses"]) for one in before)
+def _made(folder: RunFolder, stage: str) -> Sequence[str]:
+    """Names of the adapters that a training made."""
+    names: Sequence[str] = folder.manifest.done[stage].get("adapters", ())
+    return names
+
+
+def _trained(registry: Registry, name: str, kind: str, alike: Collection[str]) -> Iterator[Point]:
+    """A point a step, counted on from the agent's earlier versions that were trained the same way."""
+    record = registry.get(name)
+    earlier = [one for one in registry.list() if one.agent == record.agent and one.version < record.version]
+    offset = sum(len(_result(registry, one)["losses"]) for one in earlier if one.name in alike)
     result = _result(registry, record)
     steps = len(result["losses"])
     lists = {key: value for key, value in result.items() if isinstance(value, list) and len(value) == steps}
     times = lists.pop("step_times", [record.created_at] * steps)
     for number, at in enumerate(times):
         figures = {PER_STEP.get(key, key): float(value[number]) for key, value in lists.items()}
-        yield Point(series=f"train/{record.agent}", step=offset + number + 1, at=at, figures=figures)
+        yield Point(series=f"{kind}/{record.agent}", step=offset + number + 1, at=at, figures=figures)
 
 
 def _result(registry: Registry, record: AdapterRecord) -> dict[str, Any]:
@@ -180,7 +188,7 @@ def _result(registry: Registry, record: AdapterRecord) -> dict[str, Any]:
     return found
 
 
-def _debated(folder: RunFolder, kind: str, stage: str, step: int) -> Iterator[Point]:
+def _debated(folder: RunFolder, series: str, stage: str, step: int) -> Iterator[Point]:
     """One point: accuracies, agreement and wording by round, what a debate took."""
     results = folder.path / "results"
     if not (file := results / f"{stage}-statistics.json").exists():
@@ -199,4 +207,4 @@ def _debated(folder: RunFolder, kind: str, stage: str, step: int) -> Iterator[Po
         told = msgspec.structs.asdict(found).items()
         figures |= {f"{name.replace('_', ' ')}, round {number}": value for name, value in told}
     known = {name: value for name, value in figures.items() if value is not None}
-    yield Point(series=kind, step=step, at=file.stat().st_mtime, figures=known)
+    yield Point(series=series, step=step, at=file.stat().st_mtime, figures=known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,26 +46,9 @@ def _train(folder: RunFolder, overrides: Sequence[str], progress: Progress) -> d
     rows = _rows(folder, trees, settings)
     parents = {agent: _parent(folder, registry, agent, base) for agent in rows}
     version = 1 + max(record.version for record in registry.list())
-    training = Training(
-        run_id=manifest.id,
-        settings=settings,
-        how=how,
-        base=base,
-        workplace=folder.path / "train" / f"preferences-{version}",
-        jobs=[
-            TrainingJob(
-                agent=agent,
-                method="tree_dpo",
-                name=adapter_name(agent, word(manifest.id), version),
-                output=str(folder.path / "adapters" / agent / f"v{version}"),
-                parent=str(registry.folder_of(parent)),
-            )
-            for agent, parent in parents.items()
-        ],
-        rules={agent: tuple(dict.fromkeys(row.rule for row in found)) for agent, found in rows.items()},
+    training = preference_training(
+        folder, settings, how, base, rows, {agent: registry.folder_of(one) for agent, one in parents.items()}, version
     )
-    for agent, found in rows.items():
-        write_preferences(training.workplace / "rows", agent, found)
     shown = ", ".join(f"{agent} {len(found)} on {parents[agent].name}" for agent, found in rows.items())
     progress.note(f"training v{version} on recorded preferences: {shown}")
     warning = _fit(training)
@@ -88,22 +71,77 @@ def _train(folder: RunFolder, overrides: Sequence[str], progress: Progress) -> d
     }
 
 
-def _rows(folder: RunFolder, trees: RecordedTrees, settings: TrainSettings) -> dict[str, list[Preference]]:
-    """Learner -> its preferences, in the order of the record. Evaluations are never learned from."""
+def preference_training(
+    folder: RunFolder,
+    settings: TrainSettings,
+    how: TreeDPOSettings,
+    base: str,
+    rows: Mapping[str, Sequence[Preference]],
+    parents: Mapping[str, Path],
+    version: int,
+) -> Training:
+    """A training of everybody who has rows, each on top of an adapter of theirs; the rows are on disk when it returns.
+
+    Args:
+        parents: agent -> the folder of the adapter to go on from.
+    """
+    run_id = folder.manifest.id
+    training = Training(
+        run_id=run_id,
+        settings=settings,
+        how=how,
+        base=base,
+        workplace=folder.path / "train" / f"preferences-{version}",
+        jobs=[
+            TrainingJob(
+                agent=agent,
+                method="tree_dpo",
+                name=adapter_name(agent, word(run_id), version),
+                output=str(folder.path / "adapters" / agent / f"v{version}"),
+                parent=str(parents[agent]),
+            )
+            for agent in rows
+        ],
+        rules={agent: tuple(dict.fromkeys(row.rule for row in found)) for agent, found in rows.items()},
+    )
+    for agent, found in rows.items():
+        write_preferences(rows_of(training), agent, found)
+    return training
+
+
+def rows_of(training: Training) -> Path:
+    """Where a training on preferences finds its rows."""
+    return (training.workplace / "rows").absolute()
+
+
+def recorded_preferences(
+    folder: RunFolder, trees: RecordedTrees, stages: Sequence[str]
+) -> tuple[dict[str, list[Preference]], int]:
+    """Learner -> the preferences of these stages' debates, in the order of the record; and the number of debates."""
     found: dict[str, list[Preference]] = {}
     num_debates = 0
-    for stage in sorted(path.name for path in (folder.path / "journal").glob("debate*")):
+    for stage in stages:
         for closed in recorded(folder, stage):
             num_debates += 1
             for agent, rows in trees.of(closed.debate).items():
-                found.setdefault(word(agent), []).extend(rows)
+                found.setdefault(agent, []).extend(rows)
+    return dict(sorted(found.items())), num_debates
+
+
+def _rows(folder: RunFolder, trees: RecordedTrees, settings: TrainSettings) -> dict[str, list[Preference]]:
+    """Evaluations are never learned from."""
+    stages = sorted(path.name for path in (folder.path / "journal").glob("debate*"))
+    found, num_debates = recorded_preferences(folder, trees, stages)
     if not found:
         raise ConfigError(
             f"{folder.path}: no round of its {num_debates} debates has both a right and a wrong answer"
             + (f" for {', '.join(settings.agents)}" if settings.agents else "")
             + f" by train.label={settings.label}; debate other tasks, or choose another label or other agents"
         )
-    return dict(sorted(found.items()))
+    rows: dict[str, list[Preference]] = {}
+    for agent, one in found.items():
+        rows.setdefault(word(agent), []).extend(one)
+    return rows
 
 
 def _parent(folder: RunFolder, registry: Registry, agent: str, base: str) -> AdapterRecord:
@@ -121,7 +159,7 @@ def _parent(folder: RunFolder, registry: Registry, agent: str, base: str) -> Ada
 def _fit(training: Training) -> str:
     ours = join_ray()  # before anything imports Ray, which reads its settings then
     try:
-        return training.fit(str((training.workplace / "rows").absolute()))
+        return training.fit(str(rows_of(training)))
     finally:
         if ours:
             import ray

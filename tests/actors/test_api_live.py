@@ -43,7 +43,7 @@ from protocols.graph import Debate
 from protocols.message import Reply, system, user
 from tests.actors.fake_api import KEY, ask
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 READY_S = 240
 HEAD = "Answer in a few words, as a patient teacher of arithmetic would answer a child who asks."

@@ -116,7 +116,7 @@ def test_another_file_in_the_wheel_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1500)
 @pytest.mark.filterwarnings("default")
 def test_real_model_is_whole_and_speaks() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -284,7 +284,7 @@ class AtTerminal:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1500)
 def test_a_person_plays_in_a_run_at_a_terminal(tmp_path: Path) -> None:
     recipe = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
     (tmp_path / "human.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")

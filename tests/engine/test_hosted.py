@@ -17,11 +17,11 @@ from actors.budget import Budget
 from actors.openai_settings import FinetuneSettings, OpenAISettings
 from actors.prices import Amount
 from actors.shared_gate import Keeper
+from engine.base_model import base_model_of
 from engine.check import recipe_schema
 from engine.fork import _touched
 from engine.hosted import HostedTraining
 from engine.hosted_job import HostedJob
-from engine.loop import base_model_of
 from engine.recipe import Recipe, apply_override, build_recipe
 from engine.side_by_side import all_fitted
 from engine.spending import spent_so_far
@@ -325,6 +325,7 @@ def test_a_recipe_says_who_is_trained_where() -> None:
         ("models.gpt={backend: azure, endpoint: 'https://r', deployment: d, finetune: {}}", "finetune={} is not known"),
         ("models.gpt={backend: scripted, finetune: {}}", "models.gpt.finetune={} is not known"),
         ("train.base_model=embedded", "its service trains ada, while train.base_model='embedded' would train it here"),
+        ("loop.preferences=true", "its service trains ada, and preferences are learned here, on top of an adapter"),
         ("run.budget.usd=5", "run.budget.usd=5 needs to know the most that a training may cost; set finetune.epochs"),
         ("models.gpt.price={input: 1, output: 1, training: -1}", "training=-1.0 must be a number of US dollars"),
     ],

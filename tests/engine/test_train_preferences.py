@@ -33,7 +33,7 @@ def told(*arguments: str, code: int = 0) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 @pytest.mark.filterwarnings("default")
 def test_a_student_taught_and_then_shown_what_is_better(tmp_path: Path, tiny_model: Path, local_ray: Any) -> None:
     folder = finished(

@@ -58,10 +58,10 @@ class Process:
     def running(self) -> bool:
         return self._popen.poll() is None
 
-    def wait(self, timeout_s: float = 240.0) -> int:
+    def wait(self, timeout_s: float = 600.0) -> int:
         return self._popen.wait(timeout_s)
 
-    def running_when(self, ready: Callable[[], bool], timeout_s: float = 300.0) -> bool:
+    def running_when(self, ready: Callable[[], bool], timeout_s: float = 600.0) -> bool:
         """Poll until it is so or the command has ended. Returns: whether it is so and the command still runs."""
         return waited(lambda: ready() or not self.running, timeout_s) and self.running
 

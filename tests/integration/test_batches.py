@@ -18,7 +18,7 @@ from tests.actors.fake_api import failed, said
 from tests.actors.fake_batches import FakeBatches, Outcome, batches_in_a_thread, claude_error, message
 from tests.integration.command import Moot, RunOnDisk, command_here, moot_in
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 TASKS = 20
 RECIPE = """

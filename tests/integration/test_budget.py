@@ -13,7 +13,7 @@ from protocols.errors import PausedError
 from protocols.machine import AgentFailed, Replied
 from tests.integration.command import Moot, RunOnDisk, run_here
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 RECIPE = """
 name: society

@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.command import RunOnDisk, run_here
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 RECIPE = """
 name: society

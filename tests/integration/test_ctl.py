@@ -16,7 +16,7 @@ from protocols.graph import decode_debate
 from protocols.machine import Opened
 from tests.integration.command import Moot, Process, RunOnDisk, check_clean, moot_in, waited
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 # one ask in three is refused; where both are, nobody has said anything, and the debate is set aside
 TASKS = 300

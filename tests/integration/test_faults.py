@@ -13,7 +13,7 @@ from protocols.message import Failure, Outcome, Reply
 from tests.integration.command import Moot, Process, RunOnDisk, check_clean, moot_in
 from tests.integration.fault_server import FAULTS, Seen, fault_server, read_log
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 DEBATES, CHANCE, MAX_TRIES = 2_000, 0.1, 4
 RECIPE = """

@@ -15,7 +15,7 @@ from actors.scripted import ScriptedSettings
 from engine.hosts import Hosts
 from tests.integration.command import Moot, Process, RunOnDisk, check_clean, run_here, timeless, waited
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 HOSTS = 3
 RECIPE = """

@@ -15,7 +15,7 @@ from trainers.sft import RESULT_NAME
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1500),
     pytest.mark.filterwarnings("default"),  # Ray and transformers deprecate parts of their own
 ]
 

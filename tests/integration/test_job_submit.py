@@ -27,7 +27,7 @@ from tests.integration.command import ROOT, Moot, Process, RunOnDisk, moot_in, t
 from tests.integration.local_cluster import free_ports
 from tests.test_repository import tracked_files
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 ADDRESS = "127.0.0.2"  # nobody else reaches it; 127.0.0.1 would be replaced by the machine's own in workers' commands

@@ -16,7 +16,7 @@ import pytest
 from tests.integration.command import Moot, Process, RunOnDisk, check_clean, command_here, moot_in
 from trainers.sft import RESULT_NAME, SFTResult
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 AGENTS = ("ada", "bo", "cy")
 TASKS, HELD_OUT, EPOCHS = 20, 2, 2

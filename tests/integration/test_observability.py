@@ -19,7 +19,7 @@ from engine.progress import Progress
 from engine.run import start
 from tests.actors.test_traces import collected, collecting
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 INTERVAL_S = 1  # between two reports of Ray's processes
 RECIPE = """

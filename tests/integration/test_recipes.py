@@ -21,7 +21,7 @@ from protocols.catalogue import PROTOCOLS
 from protocols.graph import Debate, Utterance
 
 pytest.importorskip("vllm")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 ROOT = Path(__file__).parents[2]
 MODEL = ["models.smollm2.max_model_len=2048", "models.smollm2.max_adapters=0", "run.max_open=8"]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.command import Moot, Process, RunOnDisk, check_clean, timeless
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 TASKS = 80  # enough that even a very busy machine does not finish before it is interrupted
 RECIPE = f"""

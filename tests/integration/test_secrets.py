@@ -13,7 +13,7 @@ from protocols.machine import AgentFailed, Replied
 from tests.integration.command import Moot, RunOnDisk, check_clean, command_here, moot_in
 from tests.integration.fault_server import fault_server, read_log
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 IN_ENV = "Zq7xW3vK9pLm+" + "2RtY8bNc/4HdF6sJ="  # of no known form, and spelled otherwise in a URL
 IN_FILE = "sk-ant-api03-" + "Uw5eGh1Tz0_aQi8PoXn4-Vb"

@@ -16,7 +16,7 @@ from tests.integration.command import ROOT, Moot, RunOnDisk, check_clean, moot_i
 from tests.tiny_vision_model import IMAGE_TOKENS, make_tiny_vision_model, picture
 
 pytest.importorskip("vllm")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture

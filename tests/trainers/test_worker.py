@@ -117,7 +117,7 @@ def _assert_same_training(trained: TrainedAdapter, expected: SFTResult, folder: 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # Ray and transformers deprecate parts of their own
-@pytest.mark.timeout(900)  # four starts of a training worker; minutes where others use the cores
+@pytest.mark.timeout(1500)  # four starts of a training worker
 def test_a_killed_worker_and_a_lost_driver_change_nothing(
     local_ray: Any, tiny_model: Path, make_example: Callable[..., Example], tmp_path: Path
 ) -> None:

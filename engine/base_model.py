@@ -1,0 +1,38 @@
+"""Which model a recipe trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from actors.catalogue import BACKENDS
+from engine.recipe import Recipe
+from protocols.errors import ConfigError
+
+
+def base_model_of(recipe: Recipe, tell: Callable[[str], None] | None = None) -> str:
+    """The folder of the model that the learners speak through, which is the one to train; "" where services train all.
+
+    Raises: ConfigError: they speak through several, or through one that cannot be trained here.
+    """
+    if recipe.train.base_model:
+        return recipe.train.base_model
+    if not recipe.learners:
+        raise ConfigError(f"protocol {recipe.protocol!r} names nobody to train; set train.agents to those who learn")
+    models = {recipe.agents[agent].model for agent in recipe.learners if agent not in recipe.hosted}
+    if not models:
+        return ""
+    bases = {str(getattr(recipe.models[name].settings, "model", "")) for name in models}
+    if len(bases) != 1 or "" in bases:
+        backends = ", ".join(sorted({recipe.models[name].backend for name in models}))
+        trainable = ", ".join(name for name, spec in BACKENDS.items() if "model" in spec.settings.__struct_fields__)
+        raise ConfigError(
+            f"train.agents speak through {', '.join(sorted(models))} ({backends}); learners must share one model of a "
+            f"backend that can be trained ({trainable}), or train.base_model must name a model folder; of backend "
+            "openai, finetune has the service train them"
+        )
+    base = bases.pop()
+    if base != "embedded":
+        return base
+    from actors.embedded import embedded_model_path
+
+    return str(embedded_model_path(tell))

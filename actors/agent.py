@@ -430,7 +430,7 @@ class AgentHost:
         self._running += 1
         self._speaking[version] += 1
         try:
-            return self._priced(sendable(await self._backend.generate(ask, adapter)))
+            return self._priced(sendable(await self._backend.generate(ask, adapter)), adapter)
         finally:
             self._running -= 1
             self._speaking[version] -= 1
@@ -439,7 +439,8 @@ class AgentHost:
                 if (outgoing := self._outgoing.pop(version, None)) is not None:
                     await self._take_out(outgoing)
 
-    def _priced(self, reply: Reply) -> Reply:
+    def _priced(self, reply: Reply, adapter: AdapterRef | None) -> Reply:
         """With what it cost, where the backend has not said so and the price is known."""
-        cost = reply.cost_usd or self._meter.cost_usd(reply.usage)
+        tuned = adapter is not None and bool(adapter.model)
+        cost = reply.cost_usd or self._meter.cost_usd(reply.usage, tuned=tuned)
         return msgspec.structs.replace(reply, cost_usd=cost) if cost else reply

@@ -131,12 +131,7 @@ class ApiBackend:
     async def start(self) -> BackendInfo:
         """Raises: AgentError: the key is not there or not accepted, or nobody answers."""
         if self._client is None:
-            try:
-                self._key = read_key(self._key_env, self._key_file)
-            except ConfigError as err:
-                raise AgentError(f"model {self._model!r}: {err}") from err
-            headers = self._headers | (self._auth(self._key) if self._key else {})
-            self._client = JsonClient(self._url, headers=headers, key=self._key)
+            self.connect()
             try:
                 await self._probe()
             except BaseException:
@@ -149,6 +144,15 @@ class ApiBackend:
             takes_images=self._takes_images,
             takes_adapters=self._takes_adapters,
         )
+
+    def connect(self) -> None:
+        """Read the key; nobody is asked anything yet. Raises: AgentError: it is not there."""
+        try:
+            self._key = read_key(self._key_env, self._key_file)
+        except ConfigError as err:
+            raise AgentError(f"model {self._model!r}: {err}") from err
+        headers = self._headers | (self._auth(self._key) if self._key else {})
+        self._client = JsonClient(self._url, headers=headers, key=self._key)
 
     @property
     def _takes_adapters(self) -> bool:

@@ -76,7 +76,8 @@ OPENAI_RULES = (
     Rule("context_too_long", codes=frozenset({"context_length_exceeded", "exceed_context_size_error"})),
     Rule("context_too_long", statuses=CLIENT_ERRORS, says=TOO_LONG),
     Rule("quota", statuses=frozenset({402})),
-    Rule("quota", codes=frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})),
+    Rule("quota", codes=frozenset({"insufficient_quota", "exceeded_quota"})),
+    Rule("quota", codes=frozenset({"billing_hard_limit_reached", "billing_not_active"})),
     *COMMON,
 )
 ANTHROPIC_RULES = (

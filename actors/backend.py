@@ -16,7 +16,8 @@ class AdapterRef(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     agent: str
-    path: str  # folder in PEFT layout
+    path: str  # folder in PEFT layout; of a hosted version, where its record lies
+    model: str = ""  # a hosted version: a whole model, by the id that its service gave it
 
 
 class BackendInfo(msgspec.Struct, frozen=True, kw_only=True):

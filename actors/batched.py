@@ -137,6 +137,9 @@ class BatchedBackend:
         return self._inner.decode(result, ask, adapter, time.monotonic() - began)
 
     async def load_adapter(self, adapter: AdapterRef) -> None:
+        """Raises: AgentError: see the backend inside; or its service trained it, and a batch is for one model."""
+        if adapter.model:
+            raise AgentError(f"adapter {adapter.name!r} is a model of its own, and a batch is for one; leave out batch")
         await self._inner.load_adapter(adapter)
 
     async def unload_adapter(self, adapter: AdapterRef) -> None:

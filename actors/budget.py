@@ -55,6 +55,11 @@ class Purse:
         """The most that the tries under way can come to."""
         return Amount(self._reserved_usd, self._reserved_tokens)
 
+    def charge(self, spent: Amount) -> None:
+        """Something was bought that is no try."""
+        self._usd += spent.usd
+        self._tokens += spent.tokens
+
     def tell(self, told: Told, now_s: float) -> None:
         if isinstance(told, Want):
             (self._bought if told.bought else self._queue)[told.id] = told

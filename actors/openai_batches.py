@@ -67,7 +67,7 @@ class OpenAIBatches(Endpoint):
 
     async def upload(self, rows: Sequence[Row]) -> bytes:
         line = b'{"custom_id":"%s","method":"POST","url":"/v1/chat/completions","body":%s}\n'
-        body, content_type = _form(b"".join(line % (key.encode(), body) for key, body in rows))
+        body, content_type = form("batch", "batch.jsonl", b"".join(line % (key.encode(), body) for key, body in rows))
         file = await self.struct(_File, "POST", self._files, body, content_type=content_type)
         return file.id.encode()
 
@@ -132,12 +132,12 @@ class OpenAIBatches(Endpoint):
         return self.backend.refusal(Answer(400, {}, msgspec.json.encode({"error": error})))
 
 
-def _form(rows: bytes) -> tuple[bytes, str]:
-    """A file for the batch endpoint as multipart/form-data, and the content type that says so."""
+def form(purpose: str, name: str, rows: bytes) -> tuple[bytes, str]:
+    """JSON lines for the files endpoint as multipart/form-data, and the content type that says so."""
     boundary = uuid4().hex
     parts = (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
-        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="batch.jsonl"\r\n'
+        f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n{purpose}\r\n'
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
         "Content-Type: application/jsonl\r\n\r\n"
     )
     return b"".join((parts.encode(), rows, f"\r\n--{boundary}--\r\n".encode())), (

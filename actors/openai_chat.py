@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -20,7 +21,7 @@ from actors.http_client import Answer
 from actors.images import ReadImage
 from actors.openai_settings import AzureSettings, OpenAISettings
 from actors.rate_headers import openai_rates
-from protocols.errors import AgentError, ReplyError
+from protocols.errors import RETRYABLE, AgentError, ReplyError
 from protocols.message import Ask, FinishReason, ImagePart, Message, Reply, Usage
 
 __all__ = ["AzureSettings", "ChatBackend", "OpenAISettings"]
@@ -118,7 +119,7 @@ class ChatBackend(ApiBackend):
     def _request(self, ask: Ask, adapter: AdapterRef | None) -> dict[str, Any]:
         drawn, left_out, hosted = ask.sampling, self._left_out, self._settings.hosted
         body: dict[str, Any] = {
-            "model": adapter.name if adapter else self._model,
+            "model": (adapter.model or adapter.name) if adapter else self._model,
             "messages": [self._message(message) for message in ask.messages],
         }
         if "temperature" not in left_out and not (hosted and drawn.temperature == 1.0):
@@ -163,7 +164,7 @@ class ChatBackend(ApiBackend):
         return Reply(
             ask_id=ask.id,
             text=_text(choice.message.content),
-            model=self._model,
+            model=adapter.model if adapter and adapter.model else self._model,
             adapter=adapter.name if adapter else "",
             finish_reason=FINISH.get(choice.finish_reason, "other"),
             usage=_usage(completion.usage),
@@ -213,20 +214,50 @@ class ChatBackend(ApiBackend):
 
     @property
     def _takes_adapters(self) -> bool:
-        return isinstance(self._settings, OpenAISettings) and self._settings.lora
+        """Models that the service has trained are always taken: they need no loading."""
+        return isinstance(self._settings, OpenAISettings) and (self._settings.lora or bool(self._settings.finetune))
 
     async def load_adapter(self, adapter: AdapterRef) -> None:
-        """Raises: AgentError: the server does not take it; ``lora`` is not set."""
-        if not self._takes_adapters:
+        """Raises: AgentError: the server does not take it; ``lora`` is not set; the service has no such model."""
+        if not isinstance(settings := self._settings, OpenAISettings) or not (settings.lora or adapter.model):
             raise AgentError(
                 f"adapter {adapter.name!r} cannot be served by {self._model!r} at {self._url}; set lora: true if that "
                 "is a vLLM server started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
             )
+        if adapter.model:
+            await self._check_served(adapter)
+            return
         answer = await self._manage("load_lora_adapter", lora_name=adapter.name, lora_path=adapter.path)
         if answer.status != 200 and b"already been loaded" not in answer.body:  # a name never has two sets of weights
             raise AgentError(f"adapter {adapter.name!r} is not taken: {openai_error(answer, self._place)}")
 
+    async def _check_served(self, adapter: AdapterRef) -> None:
+        try:
+            found = await self.serves(adapter.model)
+        except ReplyError as err:
+            if err.kind in RETRYABLE:
+                return  # nobody says no; asks are tried again where need be
+            raise
+        if not found:
+            raise AgentError(
+                f"adapter {adapter.name!r}: {self._url} has no model {adapter.model!r} for this key; it may have been "
+                "deleted, or belong to another account: train the agent again, or set that account's key"
+            )
+
+    async def serves(self, model: str) -> bool:
+        """Whether the service has a model of this id, for this key. Raises: ReplyError: it does not say."""
+        assert isinstance(self._settings, OpenAISettings)
+        url = f"{self._settings.base_url.rstrip('/')}/models/{quote(model, safe=':')}"
+        answer = await self.client.call("GET", url)
+        if answer.status in (401, 403) and b"scope" in answer.body:
+            return True  # a key may be for completions alone: nobody says no
+        if answer.status not in (200, 404):
+            raise openai_error(answer, self._place)
+        return answer.status == 200
+
     async def unload_adapter(self, adapter: AdapterRef) -> None:
+        if adapter.model:
+            return  # it stays at its service
         answer = await self._manage("unload_lora_adapter", lora_name=adapter.name)
         if answer.status not in (200, 404):
             raise AgentError(f"adapter {adapter.name!r} stays loaded: {openai_error(answer, self._place)}")

@@ -36,6 +36,7 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     ``cached_input``: of prompt tokens found in the provider's cache; default: as ``input``. Prompts of more than
     ``long_from`` tokens cost the ``long_`` prices, all of their tokens. ``image_tokens``: of one image, at most.
+    ``training``: of tokens that the service trains on. ``tuned_``: of what it has trained; default: as untrained.
     """
 
     input: float
@@ -46,9 +47,15 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     long_output: float = 0.0
     image_tokens: int = IMAGE_TOKENS
     batch_discount: float = 0.0  # share taken off by the provider's batch service
+    training: float | None = None
+    tuned_input: float | None = None
+    tuned_output: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("input", "output", "cached_input", "long_input", "long_output"):
+        for name in (
+            *("input", "output", "cached_input", "long_input", "long_output"),
+            *("training", "tuned_input", "tuned_output"),
+        ):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name}={value} must be a number of US dollars from 0 up")
@@ -69,6 +76,17 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             batch_discount=0.0,
         )
 
+    @property
+    def tuned(self) -> Price:
+        """Of versions that the service has trained. A price of their own is that of all their prompt tokens."""
+        fresh, said = self.tuned_input, self.tuned_output
+        return msgspec.structs.replace(
+            self,
+            input=self.input if fresh is None else fresh,
+            output=self.output if said is None else said,
+            cached_input=self.cached_input if fresh is None else None,
+        )
+
     def cost_usd(self, usage: Usage) -> float:
         """Of one reply, US dollars."""
         long = 0 < self.long_from < usage.prompt_tokens
@@ -79,8 +97,9 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def most_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
         """The most that so many tokens can cost, US dollars."""
-        dearest = max(self.input, self.cached_input or 0.0, self.long_input)
-        return (prompt_tokens * dearest + completion_tokens * max(self.output, self.long_output)) / PER
+        dearest = max(self.input, self.cached_input or 0.0, self.long_input, self.tuned_input or 0.0)
+        said = max(self.output, self.long_output, self.tuned_output or 0.0)
+        return (prompt_tokens * dearest + completion_tokens * said) / PER
 
 
 class Amount(NamedTuple):
@@ -97,7 +116,7 @@ class Meter:
     """What asks may cost and what replies did, at one model's price. Without a price tokens alone are counted."""
 
     def __init__(self, price: Price | None = None) -> None:
-        self._price = price
+        self._price, self._tuned = price, price and price.tuned
 
     def most(self, ask: Ask) -> Amount:
         """The most that one try of this ask can come to, whatever the reply.
@@ -108,8 +127,10 @@ class Meter:
         usd = self._price.most_usd(prompt, ask.sampling.max_tokens) if self._price else 0.0
         return Amount(usd, prompt + ask.sampling.max_tokens)
 
-    def cost_usd(self, usage: Usage) -> float:
-        return self._price.cost_usd(usage) if self._price else 0.0
+    def cost_usd(self, usage: Usage, *, tuned: bool = False) -> float:
+        """``tuned``: of a version that its service has trained."""
+        price = self._tuned if tuned else self._price
+        return price.cost_usd(usage) if price else 0.0
 
     def charged(self, ask: Ask, err: ReplyError) -> Amount:
         """What a budget is charged for a try that failed."""

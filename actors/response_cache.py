@@ -25,7 +25,7 @@ KEY_VERSION = 1  # raise it when a key or an entry comes to mean something else:
 INDIFFERENT = frozenset(
     {
         *("api_key_env", "api_key_file", "context_tokens", "images", "max_concurrency"),
-        *("lora", "max_adapters", "max_rank", "max_batch", "max_wait_ms"),
+        *("lora", "finetune", "max_adapters", "max_rank", "max_batch", "max_wait_ms"),
         *("gpu_memory_utilization", "in_process", "kv_cache_mb", "threads"),
     }
 )  # settings that change no reply; a new one counts unless it is named here, which costs misses and no wrong answer
@@ -67,7 +67,11 @@ class ResponseCache:
         self._counts = Counter[str]()
 
     async def learn(self, adapter: AdapterRef) -> None:
-        """Know a version by its weights: another run may use its name, or come to the same weights by another."""
+        """Know a version by its weights: another run may use its name, or come to the same weights by another. A
+        hosted one is known by its model's id, which its service gives to nothing else."""
+        if adapter.model:
+            self._weights[adapter.name] = adapter.model
+            return
         try:
             self._weights[adapter.name] = await asyncio.to_thread(weights_digest, Path(adapter.path))
         except OSError as err:

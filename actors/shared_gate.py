@@ -77,6 +77,11 @@ class Keeper:
         self._purse.budget = budget
         self._desks[PURSE].tell([])
 
+    async def charge(self, spent: Amount) -> None:
+        """Something else than an ask has cost this: a training."""
+        self._purse.charge(spent)
+        self._desks[PURSE].tell([])
+
     async def tell(self, host: str, batch: list[tuple[str, Told]]) -> None:
         """What a host's gates have to say, by desk."""
         self._heard(host)

@@ -20,6 +20,7 @@ from engine.folder import RunFolder
 from engine.model_card import model_card
 from engine.stage_names import BEFORE_PREFERENCES
 from protocols.errors import ConfigError
+from trainers.hosted import read_hosted
 from trainers.preference import Pairing
 from trainers.registry import CONFIG_NAME, FILE_NAME, WEIGHTS_NAME, AdapterRecord, Registry, weights_hash
 
@@ -53,6 +54,7 @@ def show_adapter(run: Path, name: str) -> Outcome:
         "recipe_hash": record.recipe_hash,
         "checksum": record.checksum,
         "folder": str(registry.folder_of(record)),
+        **({"hosted": _hosted(registry, record)} if record.model else {}),
         "lineage": [item.name for item in registry.lineage(record.name)] + [record.base_model],
     }
 
@@ -64,7 +66,7 @@ def merge(run: Path, name: str, output: Path, *, base: Path | None = None, dtype
         base: the base's folder; default: what the run trained.
     Raises: ConfigError: no such base, or the output is there already. TrainerError: see ``show_adapter``; another base.
     """
-    registry, record = _find(run, name)
+    registry, record = _find_weights(run, name)
     base = base or base_folder(record)
     registry.get(record.name, base_hash=weights_hash(base), base_model=str(base))
     with _whole_folder(output) as draft:
@@ -84,7 +86,7 @@ def export(run: Path, name: str, output: Path, *, base_id: str = "") -> Outcome:
         base_id: the base's name on the hub.
     Raises: ConfigError: the output is there already. TrainerError: see ``show_adapter``.
     """
-    registry, record = _find(run, name)
+    registry, record = _find_weights(run, name)
     with _whole_folder(output) as draft:
         _export(run, registry, record, draft, base_id)
     return {"run": str(run), "adapter": record.name, "output": str(output)}
@@ -101,7 +103,7 @@ def push(run: Path, name: str, repository: str, *, base_id: str = "", public: bo
 
     from actors.api_key import read_key
 
-    registry, record = _find(run, name)
+    registry, record = _find_weights(run, name)
     key = read_key(TOKEN_ENV, "")
     with tempfile.TemporaryDirectory(prefix="moot-push-") as work:
         draft = Path(work)
@@ -187,6 +189,26 @@ def _find(run: Path, name: str) -> tuple[Registry, AdapterRecord]:
     return registry, registry.latest(name) or registry.get(name)
 
 
+def _find_weights(run: Path, name: str) -> tuple[Registry, AdapterRecord]:
+    registry, record = _find(run, name)
+    if record.model:
+        raise kept_by_service(record, "there is nothing to merge, export or push")
+    return registry, record
+
+
+def kept_by_service(record: AdapterRecord, so: str) -> ConfigError:
+    """Why something cannot be done that needs weights."""
+    return ConfigError(
+        f"adapter {record.name!r} is the model {record.model!r} of the service that trained it, which gives out no "
+        f"weights: {so}; a recipe speaks with it as `{{backend: openai, model: {record.model!r}}}`"
+    )
+
+
+def _hosted(registry: Registry, record: AdapterRecord) -> Outcome:
+    result = read_hosted(registry.folder_of(record))
+    return msgspec.to_builtins(result.hosted) if result else {}
+
+
 def _told(record: AdapterRecord) -> Outcome:
     return {
         "name": record.name,
@@ -196,6 +218,7 @@ def _told(record: AdapterRecord) -> Outcome:
         "rule": record.rule,
         "rows": record.rows,
         "metrics": record.metrics,
+        **({"model": record.model} if record.model else {}),
         "created": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(record.created_at)) + " UTC",
     }
 
@@ -209,8 +232,10 @@ def told(outcome: Outcome) -> Outcome:
 
 def _line(record: Outcome) -> str:
     figures = ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
+    model = f"  as {record['model']}" if "model" in record else ""
     return (
         f"{record['name']}  from {record['parent'] or 'the base'}  {record['rows']} rows by {record['rule']}  {figures}"
+        f"{model}"
     )
 
 

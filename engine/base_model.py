@@ -10,7 +10,7 @@ from protocols.errors import ConfigError
 
 
 def base_model_of(recipe: Recipe, tell: Callable[[str], None] | None = None) -> str:
-    """The folder of the model that the learners speak through, which is the one to train.
+    """The folder of the model that the learners speak through, which is the one to train; "" where services train all.
 
     Raises: ConfigError: they speak through several, or through one that cannot be trained here.
     """
@@ -18,14 +18,17 @@ def base_model_of(recipe: Recipe, tell: Callable[[str], None] | None = None) -> 
         return recipe.train.base_model
     if not recipe.learners:
         raise ConfigError(f"protocol {recipe.protocol!r} names nobody to train; set train.agents to those who learn")
-    models = {recipe.agents[agent].model for agent in recipe.learners}
+    models = {recipe.agents[agent].model for agent in recipe.learners if agent not in recipe.hosted}
+    if not models:
+        return ""
     bases = {str(getattr(recipe.models[name].settings, "model", "")) for name in models}
     if len(bases) != 1 or "" in bases:
         backends = ", ".join(sorted({recipe.models[name].backend for name in models}))
         trainable = ", ".join(name for name, spec in BACKENDS.items() if "model" in spec.settings.__struct_fields__)
         raise ConfigError(
             f"train.agents speak through {', '.join(sorted(models))} ({backends}); learners must share one model of a "
-            f"backend that can be trained ({trainable}), or train.base_model must name a model folder"
+            f"backend that can be trained ({trainable}), or train.base_model must name a model folder; of backend "
+            "openai, finetune has the service train them"
         )
     base = bases.pop()
     if base != "embedded":

@@ -28,7 +28,7 @@ from protocols.errors import ConfigError
 from protocols.graph import Debate
 from protocols.statistics import Statistics, statistics
 from trainers.registry import Registry
-from trainers.sft import RESULT_NAME, SFTResult
+from trainers.sft import RESULT_NAME
 
 SHOWN = 4  # whole transcripts a stage
 
@@ -106,7 +106,8 @@ def _iterations(folder: RunFolder) -> tuple[Iteration, ...]:
     found = []
     for number in range(1, _num_iterations(folder) + 1):
         closed = sorted(item.at for item in recorded(folder, f"debate-{number}"))
-        firsts = [result.first_step_at for _, result in _training_results(folder, number)]
+        results = [result for _, result in _training_results(folder, number)]
+        firsts = [result.first_step_at for result in results if result.first_step_at is not None]
         found.append(
             Iteration(iteration=number, closed_unix_s=tuple(closed), first_step_unix_s=min(firsts, default=None))
         )
@@ -117,12 +118,20 @@ def _num_iterations(folder: RunFolder) -> int:
     return max((iteration_of(name) for name in folder.manifest.done if name.startswith("debate-")), default=0)
 
 
-def _training_results(folder: RunFolder, iteration: int) -> list[tuple[str, SFTResult]]:
+class _Told(msgspec.Struct):
+    """What all kinds of trainings leave in their result."""
+
+    losses: tuple[float, ...]
+    step_times: tuple[float, ...] = ()
+    first_step_at: float | None = None  # services do not say
+
+
+def _training_results(folder: RunFolder, iteration: int) -> list[tuple[str, _Told]]:
     """Agent -> how its supervised finetuning went."""
     names = folder.manifest.done.get(f"train-{iteration}", {}).get("adapters", ())
     registry = Registry(folder.path / "adapters")
     found = {record.agent: registry.folder_of(record) / RESULT_NAME for record in map(registry.get, names)}
-    return [(agent, msgspec.json.decode(file.read_bytes(), type=SFTResult)) for agent, file in sorted(found.items())]
+    return [(agent, msgspec.json.decode(file.read_bytes(), type=_Told)) for agent, file in sorted(found.items())]
 
 
 def _trainings(folder: RunFolder) -> tuple[Training, ...]:

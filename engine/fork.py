@@ -87,7 +87,8 @@ def _touched(old: RunFolder, recipe: Recipe) -> str:
     """Why no debate of the old run would be the same; "" where they would be."""
     found = differences(old.manifest.recipe, recipe.source)
     for item in found:
-        if not item.free and item.key.partition(".")[0] not in BESIDE:
+        top, *rest = item.key.split(".")
+        if not (item.free or top in BESIDE or (top == "models" and rest[1:2] == ["finetune"])):
             return f"{item} changes every debate"
     if old.manifest.files.get("prompt_text") != recipe.prompts.digest:
         return "the text of the prompts has changed"

@@ -8,26 +8,29 @@ that is not goes on from its journal, its feed and its last checkpoint.
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
 from actors.backend import AdapterRef
+from actors.prices import Amount
 from actors.remote import of_actor
 from engine.base_model import base_model_of
 from engine.cluster import Cluster
 from engine.evaluate import SINGLE_AGENT, Evaluation, evaluate
 from engine.folder import RunFolder, write_atomically
+from engine.hosted import HostedTraining, fed_rows, hosted_job, left_usd
 from engine.preferences import RecordedTrees
 from engine.progress import Progress
 from engine.recipe import Recipe
+from engine.side_by_side import all_fitted, in_thread
 from engine.stage import Closed, StageResult, run_stage
 from engine.stage_names import BEFORE_PREFERENCES, label_of
 from engine.tasks import Split
 from engine.train_preferences import preference_training, recorded_preferences, rows_of
 from engine.training import Training
+from protocols.errors import ConfigError
 from protocols.graph import Debate
 from protocols.message import Usage
 from protocols.statistics import statistics
@@ -35,9 +38,7 @@ from trainers.feed import Addition, make_feed_actor
 from trainers.preference_row import Preference
 from trainers.registry import AdapterRecord, Registry, adapter_name
 from trainers.select import select
-from trainers.worker import TrainingJob
-
-R = TypeVar("R")
+from trainers.worker import TrainedAdapter, TrainingJob
 
 
 class Loop:
@@ -80,10 +81,10 @@ class Loop:
 
     async def _debate_and_train(self, iteration: int) -> None:
         """Debates stream their rows into the trainings, which start with the first of them."""
-        training = self._training(iteration)
+        training, hosted = self._training(iteration), self._hosted(iteration)
         training.workplace.mkdir(parents=True, exist_ok=True)
         feed = make_feed_actor(training.workplace / "feed", mix=self._recipe.train.mix)
-        fitting = _in_thread(lambda: training.fit(feed))
+        fitting = [in_thread(lambda: training.fit(feed))] if training.jobs else []
         num_closed = 0
 
         async def learn(closed: list[Closed]) -> None:
@@ -111,13 +112,26 @@ class Loop:
             for agent in self._recipe.learners
         )
         self._progress.note(f"train-{iteration}: rows {shown}; training until all are used")
-        self._warn(await fitting)
-        self._register(f"train-{iteration}", training, iteration)
+        if hosted.jobs:
+            fitting.append(asyncio.create_task(self._fit_hosted(hosted, feed)))
+        for warning in await all_fitted(fitting):
+            self._warn(warning)
+        theirs = hosted.register(self._registry, recipe_hash=self._recipe.fingerprint, iteration=iteration)
+        self._register(f"train-{iteration}", training, iteration, theirs)
+
+    async def _fit_hosted(self, hosted: HostedTraining, feed: Any) -> str:
+        """Returns: a warning, or "". What the jobs cost is out of the run's budget then."""
+        rows = await fed_rows(feed, [job.agent for job in hosted.jobs])
+        left = left_usd(self._recipe, self._folder)
+        warning, cost_usd = await hosted.fit(rows, self._progress.note, left_usd=left)
+        if cost_usd and self._cluster.keeper is not None:
+            await of_actor(self._cluster.keeper.charge.remote(Amount(cost_usd)))
+        return warning
 
     async def _prefer(self, iteration: int) -> None:
         """Everybody's adapter goes on from what the iteration's debates prefer; who has none yet learns nothing."""
         stage = f"prefer-{iteration}"
-        rows = await _in_thread(lambda: self._preferences(iteration))
+        rows = await in_thread(lambda: self._preferences(iteration))
         if bare := [agent for agent in rows if agent not in self._serving]:
             self._warn(f"{stage}: {', '.join(bare)} could not be trained before, and preferences go on from an adapter")
         rows = {agent: found for agent, found in rows.items() if agent in self._serving}
@@ -138,7 +152,7 @@ class Loop:
             {agent: self._registry.folder_of(self._serving[agent]) for agent in rows},
             self._version(iteration) + 1,
         )
-        self._warn(await _in_thread(lambda: training.fit(str(rows_of(training)))))
+        self._warn(await in_thread(lambda: training.fit(str(rows_of(training)))))
         self._register(stage, training, iteration)
 
     def _preferences(self, iteration: int) -> dict[str, list[Preference]]:
@@ -151,7 +165,8 @@ class Loop:
             self.warnings.append(warning)
             self._progress.note(f"warning: {warning}")
 
-    def _register(self, stage: str, training: Training, iteration: int) -> None:
+    def _register(self, stage: str, training: Training, iteration: int, theirs: Sequence[TrainedAdapter] = ()) -> None:
+        """``theirs``: versions that services have trained, which are in the registry already."""
         trained = training.register(
             self._registry,
             recipe_hash=self._recipe.fingerprint,
@@ -159,7 +174,7 @@ class Loop:
             parents=self._serving,
             iteration=iteration,
         )
-        self._folder.mark_done(stage, {"adapters": [item.name for item in trained]})
+        self._folder.mark_done(stage, {"adapters": [item.name for item in (*theirs, *trained)]})
 
     def _training(self, iteration: int) -> Training:
         return Training(
@@ -172,11 +187,29 @@ class Loop:
             rules={agent: self._recipe.train.rules_of(agent, self._recipe.cast) for agent in self._recipe.learners},
         )
 
+    def _hosted(self, iteration: int) -> HostedTraining:
+        version = self._version(iteration)
+        names = {agent: adapter_name(agent, self._folder.manifest.id, version) for agent in self._recipe.hosted}
+        return HostedTraining(
+            workplace=self._folder.path / "train" / f"iteration-{iteration}",
+            jobs=[
+                hosted_job(self._recipe, self._folder, agent, name, version, parent=self._parent(agent))
+                for agent, name in names.items()
+            ],
+            rules={agent: self._recipe.train.rules_of(agent, self._recipe.cast) for agent in names},
+        )
+
+    def _parent(self, agent: str) -> AdapterRecord | None:
+        """What its next training goes on from."""
+        return self._serving.get(agent) if self._recipe.loop.init_from == "previous" else None
+
     def _jobs(self, iteration: int) -> list[TrainingJob]:
-        """One adapter for every learner, named by the iteration: resuming names the same."""
+        """One adapter for every learner that is trained here, named by the iteration: resuming names the same."""
         jobs, version = [], self._version(iteration)
         for agent in self._recipe.learners:
-            parent = self._serving.get(agent) if self._recipe.loop.init_from == "previous" else None
+            if agent in self._recipe.hosted:
+                continue
+            parent = self._parent(agent)
             name = adapter_name(agent, self._folder.manifest.id, version)
             output = self._folder.path / "adapters" / agent / f"v{version}"
             before = str(self._registry.folder_of(parent)) if parent else None
@@ -203,9 +236,18 @@ class Loop:
 
 
 async def publish(cluster: Cluster, recipe: Recipe, record: AdapterRecord, registry: Registry) -> None:
-    """Put one adapter into its agent's model; asks from the return on are answered by it."""
-    ref = AdapterRef(name=record.name, agent=record.agent, path=str(registry.folder_of(record)))
-    await cluster.hosts.publish(recipe.agents[record.agent].model, ref)
+    """Put one adapter into its agent's model; asks from the return on are answered by it.
+
+    Raises: ConfigError: a service keeps it, and the agent speaks through no service. AgentError: it cannot be served.
+    """
+    model = recipe.agents[record.agent].model
+    if record.model and recipe.models[model].backend != "openai":
+        raise ConfigError(
+            f"adapter {record.name!r} is the model {record.model!r} of a service, but {record.agent} speaks through "
+            f"models.{model} ({recipe.models[model].backend}); give it a model of backend openai at that service"
+        )
+    path = str(registry.folder_of(record))
+    await cluster.hosts.publish(model, AdapterRef(name=record.name, agent=record.agent, path=path, model=record.model))
 
 
 async def evaluate_stage(
@@ -256,37 +298,3 @@ def summary(result: StageResult) -> dict[str, Any]:
             "completion_tokens": result.usage.completion_tokens,
         },
     }
-
-
-async def _in_daemon(work: Callable[[], R]) -> R:
-    """Run in a daemon thread, so that an interrupted driver can leave: its work is resumable, waiting for it is not."""
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[R] = loop.create_future()
-
-    def settle(result: R | None, err: BaseException | None) -> None:
-        if outcome.cancelled():
-            return
-        if err is not None:
-            outcome.set_exception(err)
-        else:
-            outcome.set_result(result)  # type: ignore[arg-type]  # work returned it
-
-    def body() -> None:
-        try:
-            result = work()
-        except BaseException as err:
-            _tell(loop, settle, None, err)
-        else:
-            _tell(loop, settle, result, None)
-
-    threading.Thread(target=body, name="moot-train", daemon=True).start()
-    return await outcome
-
-
-def _tell(loop: asyncio.AbstractEventLoop, settle: Callable[..., None], *outcome: Any) -> None:
-    if not loop.is_closed():  # the driver has left: nobody waits any more
-        loop.call_soon_threadsafe(settle, *outcome)
-
-
-def _in_thread(work: Callable[[], R]) -> asyncio.Task[R]:
-    return asyncio.get_running_loop().create_task(_in_daemon(work))

@@ -12,6 +12,7 @@ from actors.agent import Limits
 from actors.api_key import refuse_literal_keys
 from actors.batch_book import BatchSettings
 from actors.catalogue import BACKENDS
+from actors.openai_settings import FinetuneSettings
 from actors.prices import Price
 from actors.response_cache import CacheSettings
 from engine.sections import read_section, suggest, table
@@ -63,6 +64,11 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
         """How its asks become batches; None where each is sent by itself."""
         found = getattr(self.settings, "batch", None)
         return found if isinstance(found, BatchSettings) else None
+
+    @property
+    def finetune(self) -> FinetuneSettings | None:
+        """How its service trains those who speak through it; None where it does not."""
+        return getattr(self.settings, "finetune", None)
 
     @property
     def paid(self) -> bool:

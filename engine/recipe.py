@@ -160,6 +160,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         roles = tuple(self.train.rules) or find_protocol(self.protocol).LEARNERS
         return self.train.agents or tuple(dict.fromkeys(name for role in roles for name in self.cast.get(role, ())))
 
+    @property
+    def hosted(self) -> tuple[str, ...]:
+        """The learners that their service trains; the others are trained here."""
+        return tuple(name for name in self.learners if self.models[self.agents[name].model].finetune)
+
 
 _TOP = {
     "name": "a word for the run's folder",

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 def check_recipe_parts(recipe: Recipe, where: str) -> None:
     """Raises: ConfigError: two parts contradict each other, or one names what is not there."""
-    for check in (_check_names, _check_rules, _check_training, _check_budget, _check_structured, _check_batches):
+    checks = (
+        _check_names, _check_rules, _check_training, _check_budget, _check_structured, _check_batches, _check_finetune,
+    )  # fmt: skip
+    for check in checks:
         check(recipe, where)
 
 
@@ -138,4 +141,28 @@ def _check_batches(recipe: Recipe, where: str) -> None:
                 f"{where}: protocol.deadline_s={recipe.settings.deadline_s:g} ends a phase before a batch of "
                 f"models.{name} may end (limits.timeout_s={limits.timeout_s:g}); set protocol.deadline_s >= "
                 f"{limits.timeout_s:g}, or lower models.{name}.batch.max_wait_s"
+            )
+
+
+def _check_finetune(recipe: Recipe, where: str) -> None:
+    """An agent is trained in one place, and what that costs is known where money has a limit."""
+    for name in recipe.hosted:
+        model = recipe.agents[name].model
+        at, settings = f"{where}: models.{model}.finetune", recipe.models[model].finetune
+        if recipe.train.base_model:
+            raise ConfigError(
+                f"{at}: its service trains {name}, while train.base_model={recipe.train.base_model!r} would train it "
+                "here; leave out one of the two"
+            )
+        if recipe.loop.preferences:
+            raise ConfigError(
+                f"{at}: its service trains {name}, and preferences are learned here, on top of an adapter; set "
+                "loop.preferences=false, or leave finetune out"
+            )
+        price = recipe.price_of(model)
+        known = settings is not None and settings.epochs and price is not None and price.training is not None
+        if recipe.run.budget.usd and not known:
+            raise ConfigError(
+                f"{at}: run.budget.usd={recipe.run.budget.usd:g} needs to know the most that a training may cost; set "
+                f"finetune.epochs, and training in models.{model}.price, in US dollars per million tokens"
             )

@@ -14,6 +14,8 @@ from engine.folder import RunFolder
 from engine.journal import NoteEntry, read_events, read_graphs, read_notes
 from protocols.graph import Debate, decode_debate
 from protocols.machine import AgentFailed, Event, Replied
+from trainers.hosted import read_hosted
+from trainers.registry import HOSTED_NAME
 
 _EVENT = msgspec.msgpack.Decoder(Event)
 
@@ -44,7 +46,14 @@ class Totals(msgspec.Struct, kw_only=True):
 
 def spent_so_far(folder: RunFolder) -> Amount:
     """Of a run's budget. Raises: JournalError: a journal is damaged."""
-    return total(amount for path in _journals(folder) for amount in _amounts(path))
+    asked = total(amount for path in _journals(folder) for amount in _amounts(path))
+    return total([asked, Amount(trained_usd(folder), 0)])
+
+
+def trained_usd(folder: RunFolder) -> float:
+    """What services took for training the run's agents, US dollars."""
+    files = folder.path.glob(f"adapters/*/*/{HOSTED_NAME}")
+    return sum(result.cost_usd for file in files if (result := read_hosted(file.parent)))
 
 
 def _journals(folder: RunFolder) -> list[Path]:
@@ -83,7 +92,8 @@ def spent_note(amounts: Iterable[Amount], at: float) -> NoteEntry:
 def money(folder: RunFolder, providers: Mapping[str, str]) -> dict[str, Any]:
     """The run's totals, and those by agent, role, model and provider; of a debate the mean, and the dearest.
 
-    The totals hold all that was spent; the shares only what is part of a closed debate, so they may add up to less.
+    The totals hold all that was spent, by services for training too (``training_usd``); the shares only what is part of
+    a closed debate, so they may add up to less.
     ``cached_replies`` of closed debates took nothing.
 
     Args:
@@ -96,7 +106,8 @@ def money(folder: RunFolder, providers: Mapping[str, str]) -> dict[str, Any]:
         for graph in read_graphs(path):
             shares.add(decode_debate(graph))
     told = {"cost_usd": round(total.usd, 6), "tokens": total.tokens, "cached_replies": shares.cached}
-    return told | {"spending": shares.shown()}
+    training = {"training_usd": round(usd, 6)} if (usd := trained_usd(folder)) else {}
+    return told | training | {"spending": shares.shown()}
 
 
 class _Shares:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.adapters import kept_by_service
 from engine.cluster import join_ray
 from engine.folder import RunFolder
 from engine.preferences import RecordedTrees
@@ -144,6 +145,8 @@ def _rows(folder: RunFolder, trees: RecordedTrees, settings: TrainSettings) -> d
 
 
 def _parent(folder: RunFolder, registry: Registry, agent: str, base: str) -> AdapterRecord:
+    if hosted := next((record for record in registry.list() if record.agent == agent and record.model), None):
+        raise kept_by_service(hosted, "preferences cannot be learned on top of it here")
     record = registry.latest(agent, base_hash=weights_hash(Path(base)))
     if record is None:
         raise ConfigError(

@@ -5,6 +5,7 @@ The loop feeds them while debates run; ``train_recorded`` feeds them what a run,
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,14 +16,17 @@ import msgspec
 
 from engine.cluster import join_ray
 from engine.folder import RunFolder
+from engine.hosted import HostedTraining, hosted_job
+from engine.hosted_job import HostedJob
 from engine.progress import Progress
-from engine.recipe import TrainSettings, apply_override
+from engine.recipe import TrainSettings, apply_override, build_recipe
 from engine.resources import held_to, machines_of_cluster
 from engine.sections import read_section
 from engine.stage import recorded
-from protocols.errors import ConfigError, TrainerError
+from protocols.errors import ConfigError, PausedError, TrainerError
 from trainers.example import Example
-from trainers.feed import Addition, make_feed_actor
+from trainers.feed import LOCK_WAIT_S, Addition, Feed, make_feed_actor
+from trainers.hosted import HostedResult
 from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
 from trainers.select import select
 from trainers.sft import SFTResult, SFTSettings, check_qlora
@@ -82,6 +86,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     ) -> list[TrainedAdapter]:
         """Enter what was trained, unless it was entered before the run was interrupted."""
         trained = [read_trained(job) for job in self.jobs if is_trained(job)]
+        if not trained:
+            return []
         base_hash = weights_hash(Path(self.base))
         known = {record.name for record in registry.list()}
         for item in trained:
@@ -104,7 +110,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
         return trained
 
 
-def _figures(result: SFTResult | TreeDPOResult) -> dict[str, float]:
+def _figures(result: SFTResult | TreeDPOResult | HostedResult) -> dict[str, float]:
+    if isinstance(result, HostedResult):
+        return result.figures
     found: dict[str, float] = {"steps": result.steps, "final_loss": result.losses[-1]}
     if isinstance(result, TreeDPOResult):
         found |= {"first_margin": result.margins[0], "final_margin": result.margins[-1]}
@@ -119,9 +127,13 @@ def train_recorded(path: Path, overrides: Sequence[str], *, progress: Progress) 
     Args:
         overrides: of ``train`` and ``sft`` alone, over what the run's recipe says.
     Raises: ConfigError: not a run, a loop that is not finished, or nothing to learn from. TrainerError: see ``fit``.
+        PausedError: a service refuses for now; the same command goes on.
     """
     with held(path) as folder:
-        return _train_recorded(folder, overrides, progress)
+        try:
+            return _train_recorded(folder, overrides, progress)
+        except PausedError as err:  # of a service, which knows not what it works for
+            raise type(err)(str(err).replace("moot resume RUN", f"moot train {path}")) from err
 
 
 @contextmanager
@@ -141,30 +153,35 @@ def _train_recorded(folder: RunFolder, overrides: Sequence[str], progress: Progr
     rows = _rows(folder, settings)
     registry = Registry(folder.path / "adapters")
     version = 1 + max((record.version for record in registry.list()), default=0)
-    jobs = [
-        TrainingJob(
-            agent=word(agent),
-            name=adapter_name(word(agent), word(manifest.id), version),
-            output=str(folder.path / "adapters" / word(agent) / f"v{version}"),
-        )
-        for agent in rows
-    ]
+    workplace = folder.path / "train" / f"recorded-{version}"
+    names = {word(agent): adapter_name(word(agent), word(manifest.id), version) for agent in rows}
+    rules = {word(agent): _rules_in(found) for agent, found in rows.items()}
+    hosted = HostedTraining(workplace=workplace, jobs=_hosted_jobs(folder, settings, names, version), rules=rules)
     training = Training(
         run_id=manifest.id,
         settings=settings,
         how=sft,
-        base=base_of(settings, progress),
-        workplace=folder.path / "train" / f"recorded-{version}",
-        jobs=jobs,
-        rules={word(agent): _rules_in(found) for agent, found in rows.items()},
+        base="" if hosted.jobs else base_of(settings, progress),
+        workplace=workplace,
+        jobs=[
+            TrainingJob(agent=agent, name=name, output=str(folder.path / "adapters" / agent / f"v{version}"))
+            for agent, name in names.items()
+            if not hosted.jobs
+        ],
+        rules=rules,
     )
-    training.workplace.mkdir(parents=True, exist_ok=True)
+    workplace.mkdir(parents=True, exist_ok=True)
     shown = ", ".join(f"{agent} {sum(map(len, found))}" for agent, found in rows.items())
     progress.note(f"training v{version} from recorded debates: rows {shown}")
-    warning = _fit_from(training, rows)
+    examples = _fed(training, rows)
+    if hosted.jobs:
+        warning, _ = asyncio.run(hosted.fit(examples, progress.note))
+    else:
+        warning = _fit_here(training)
     trained = training.register(
         registry, recipe_hash=manifest.fingerprint, base_name=lambda _: training.base, parents={}, iteration=version
     )
+    trained += hosted.register(registry, recipe_hash=manifest.fingerprint, iteration=version)
     return told(folder, trained) | {
         "warnings": [warning] if warning else [],
         "wall_s": round(time.monotonic() - began, 2),
@@ -177,27 +194,54 @@ def told(folder: RunFolder, trained: Sequence[TrainedAdapter]) -> dict[str, Any]
         "run": str(folder.path),
         "adapters": [item.name for item in trained],
         "rows": {item.agent: item.result.rows for item in trained},
-        "final_loss": {item.agent: round(item.result.losses[-1], 4) for item in trained},
+        "final_loss": {item.agent: round(item.result.losses[-1], 4) for item in trained if item.result.losses},
     }
 
 
-def _fit_from(training: Training, rows: dict[str, list[list[Example]]]) -> str:
+def _hosted_jobs(folder: RunFolder, settings: TrainSettings, names: Mapping[str, str], version: int) -> list[HostedJob]:
+    """Of the agents that their service trains, which are all or none; none where a base is named to be trained here.
+
+    Raises: ConfigError: a service trains some of them alone.
+    """
+    manifest = folder.manifest
+    if settings.base_model or "models" not in manifest.recipe:  # an import has none
+        return []
+    path = Path(manifest.recipe_path)
+    recipe = build_recipe(manifest.recipe, where=str(path), folder=path.parent)
+    found = [name for name in names if name in recipe.agents and recipe.models[recipe.agents[name].model].finetune]
+    if others := [name for name in names if name not in found and found]:
+        raise ConfigError(
+            f"{folder.path}: services train {', '.join(found)}, but not {', '.join(others)}; train them one after the "
+            "other: choose by train.agents, and name train.base_model for those who are trained here"
+        )
+    return [hosted_job(recipe, folder, name, names[name], version) for name in found]
+
+
+def _fed(training: Training, rows: dict[str, list[list[Example]]]) -> dict[str, list[Example]]:
+    """Put the rows into the training's feed. Returns: by agent those that can be read there, mixed."""
+    debates: dict[str, dict[str, list[Example]]] = {}
+    for agent, found in rows.items():
+        for examples in found:
+            debates.setdefault(examples[0].debate_id, {})[word(agent)] = examples
+    additions = [
+        Addition(debate_id=debate_id, examples=examples, progress=(number + 1) / len(debates))
+        for number, (debate_id, examples) in enumerate(debates.items())
+    ]
+    feed = Feed(training.workplace / "feed", mix=training.settings.mix, lock_wait_s=LOCK_WAIT_S)
+    try:
+        feed.add_many(additions)
+        feed.finish()
+        return {word(agent): feed.examples(word(agent)) for agent in rows}
+    finally:
+        feed.close()
+
+
+def _fit_here(training: Training) -> str:
     ours = join_ray()  # before anything imports Ray, which reads its settings then
     import ray
 
     try:
-        feed = make_feed_actor(training.workplace / "feed", mix=training.settings.mix)
-        debates: dict[str, dict[str, list[Example]]] = {}
-        for agent, found in rows.items():
-            for examples in found:
-                debates.setdefault(examples[0].debate_id, {})[word(agent)] = examples
-        additions = [
-            Addition(debate_id=debate_id, examples=examples, progress=(number + 1) / len(debates))
-            for number, (debate_id, examples) in enumerate(debates.items())
-        ]
-        ray.get(feed.add_many.remote(additions))
-        ray.get(feed.finish.remote())
-        return training.fit(feed)
+        return training.fit(make_feed_actor(training.workplace / "feed", mix=training.settings.mix))
     finally:
         if ours:
             ray.shutdown()

@@ -16,6 +16,8 @@ import pytest
 from actors.agent import Limits
 from actors.batch_book import BatchSettings
 from actors.catalogue import BACKENDS
+from actors.openai_settings import FinetuneSettings
+from actors.prices import Price
 from engine.recipe import LoopSettings, RunSettings, TrainSettings
 from engine.tasks import SOURCES
 from protocols.message import Sampling
@@ -51,6 +53,8 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
         *(spec.settings for spec in BACKENDS.values()),
         *SOURCES.values(),
         BatchSettings,
+        FinetuneSettings,
+        Price,
         Limits,
         Sampling,
         TrainSettings,

@@ -158,6 +158,10 @@ class Feed:
         """Rows by agent that wait to be mixed in, where any do."""
         return {agent: mixer.num_waiting for agent, mixer in self._mixers.items() if mixer.num_waiting}
 
+    def examples(self, agent: str) -> list[Example]:
+        """All rows of an agent that can be read."""
+        return [self._example(place) for place, _ in self._rows.get(agent, [])]
+
     def data_hash(self, agent: str) -> str:
         """``hash_rows`` over the agent's rows in feed order."""
         return hash_rows(self._example(place) for place, _ in self._rows.get(agent, []))

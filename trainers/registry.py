@@ -16,6 +16,7 @@ from trainers.row_log import sync_folder
 FILE_NAME = "registry.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
+HOSTED_NAME = "hosted_model.json"  # in the place of both, where a service keeps the model
 _NAME = re.compile(r"(?P<agent>[^@]+)@(?P<run>[^@]+)-v(?P<version>[1-9][0-9]*)")
 
 
@@ -26,9 +27,9 @@ class AdapterRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     agent: str
     version: int
     path: str  # its folder; as seen from the registry's folder where it lies inside
-    checksum: str  # of the adapter's weights
+    checksum: str  # of the adapter's weights; of a hosted version, of the file that names its model
     base_model: str
-    base_hash: str  # of the base's weights
+    base_hash: str  # of the base's weights; of a hosted version, of the base's name
     data_hash: str
     rule: str
     rows: int
@@ -36,6 +37,12 @@ class AdapterRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     created_at: float
     parent: str | None = None  # name of the adapter that the training started from; None: from fresh weights
     metrics: dict[str, float] = {}
+    model: str = ""  # a hosted version: its model's id at the service that trained and keeps it
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """In its folder; the checksum is the first one's."""
+        return (HOSTED_NAME,) if self.model else (WEIGHTS_NAME, CONFIG_NAME)
 
 
 def adapter_name(agent: str, run: str, version: int) -> str:
@@ -57,6 +64,11 @@ def parse_name(name: str) -> tuple[str, int]:
 def file_hash(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hosted_base_hash(service: str, base: str) -> str:
+    """What stands for the weights of a base that nobody sees: whose it is, and its name."""
+    return hashlib.sha256(f"{service}\0{base}".encode()).hexdigest()
 
 
 def weights_hash(folder: Path) -> str:
@@ -104,18 +116,18 @@ class Registry:
         created_at: float,
         parent: str | None = None,
         metrics: Mapping[str, float] | None = None,
+        model: str = "",
     ) -> AdapterRecord:
         """Enter an adapter; durable when it returns.
 
+        Args:
+            model: the id of a model that its service keeps; "" for weights in ``path``.
         Raises: TrainerError: the name was used before, files are missing, the parent is unknown, or the agent's
             earlier adapters belong to another base.
         """
         agent, version = parse_name(name)
         if name in self._records:
             raise TrainerError(f"adapter {name!r} is registered already; a name is never used twice: raise the version")
-        for file in (WEIGHTS_NAME, CONFIG_NAME):
-            if not (path / file).is_file():
-                raise TrainerError(f"adapter {name!r}: {path / file} is missing; train it again")
         if parent is not None:
             _check_base(self._get(parent), base_model, base_hash)
         if (before := self._newest(agent)) is not None:
@@ -125,7 +137,7 @@ class Registry:
             agent=agent,
             version=version,
             path=self._stored(path),
-            checksum=file_hash(path / WEIGHTS_NAME),
+            checksum="",
             base_model=base_model,
             base_hash=base_hash,
             data_hash=data_hash,
@@ -135,7 +147,12 @@ class Registry:
             created_at=created_at,
             parent=parent,
             metrics=dict(metrics or {}),
+            model=model,
         )
+        for file in record.files:
+            if not (path / file).is_file():
+                raise TrainerError(f"adapter {name!r}: {path / file} is missing; train it again")
+        record = msgspec.structs.replace(record, checksum=file_hash(path / record.files[0]))
         self._write([*self._records.values(), record])
         self._records[name] = record
         return record
@@ -176,12 +193,12 @@ class Registry:
     def verify(self, record: AdapterRecord) -> None:
         """Raises: TrainerError: the adapter's files are missing, or not those that were registered."""
         folder = self.folder_of(record)
-        for file in (WEIGHTS_NAME, CONFIG_NAME):
+        for file in record.files:
             if not (folder / file).is_file():
                 raise TrainerError(f"adapter {record.name!r}: {folder / file} is missing; restore it or train it again")
-        if file_hash(folder / WEIGHTS_NAME) != record.checksum:
+        if file_hash(folder / record.files[0]) != record.checksum:
             raise TrainerError(
-                f"adapter {record.name!r}: {folder / WEIGHTS_NAME} is not the file that was registered; "
+                f"adapter {record.name!r}: {folder / record.files[0]} is not the file that was registered; "
                 "restore it or train it again"
             )
 

@@ -18,6 +18,7 @@ import msgspec
 from protocols.errors import ConfigError, MootError, TrainerError
 from trainers import gauges
 from trainers.feed import FeedPage, decode_page
+from trainers.hosted import HostedResult
 from trainers.preference_file import read_preferences
 from trainers.sft import RESULT_NAME, OnCheckpoint, SFTResult, SFTSettings, load_base, train_adapter
 from trainers.tree_dpo import TreeDPOResult, TreeDPOSettings, train_preferences
@@ -41,13 +42,13 @@ class TrainingJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrainedAdapter(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter in PEFT layout at ``path``, and how its training went."""
+    """An adapter in PEFT layout at ``path``, or the record of one that its service keeps, and how its training went."""
 
     agent: str
     name: str
     path: str
     parent: str | None
-    result: SFTResult | TreeDPOResult
+    result: SFTResult | TreeDPOResult | HostedResult
 
 
 class _Order(msgspec.Struct, frozen=True, kw_only=True):

@@ -84,7 +84,7 @@ def _label(stage: str, manifest: Manifest) -> str:
     """What the page calls a stage of debates."""
     if stage == "debate":
         return PLAIN_DEBATES
-    if manifest.kind == "eval":
+    if manifest.kind == "eval" and stage == "eval-0":
         return "with the newest adapters" if manifest.adapters_from else "as they are"
     return label_of(stage)
 

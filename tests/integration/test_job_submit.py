@@ -10,11 +10,10 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -101,7 +100,7 @@ def source(moot: Moot) -> Path:
 
 @pytest.fixture(scope="module")
 def nodes(moot: Moot) -> Iterator[Nodes]:
-    gcs, jobs, *ports = free_ports(28)
+    gcs, jobs, *ports = free_ports(38)
 
     def start(*options: str) -> Process:
         agent = {"dashboard-agent-grpc-port": ports.pop(), "dashboard-agent-listen-port": ports.pop()}
@@ -110,26 +109,20 @@ def nodes(moot: Moot) -> Iterator[Nodes]:
             *("--disable-usage-stats", *ANY_PORT, *options, *(f"--{name}={port}" for name, port in agent.items())),
         )
 
-    def listens() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", jobs)) == 0
-
-    ours = (f"--temp-dir={moot.temp}", f"--dashboard-port={jobs}", f"--port={gcs}")
-    head = start("--head", "--num-cpus=0", *ours)
-    assert head.running_when(listens, 120.0), head.stdout + head.stderr
-    assert waited(partial(answers, f"http://127.0.0.1:{jobs}/api/version"), 120.0), head.stdout + head.stderr
-    room = ("--num-cpus=1", '--resources={"moot_arenas": 5}')
-
-    def worker() -> Process:
+    def up(ready: Callable[[Process], bool], *options: str) -> Process:
         """Started again where it has not come up: Ray gives a node 30 s, which a busy machine can miss."""
         for _ in range(6):
-            node = start(f"--address={ADDRESS}:{gcs}", *room)
-            if node.running_when(partial(joined, node), 120.0):
+            node = start(*options)
+            if node.running_when(partial(ready, node), 120.0):
                 return node
             node.end()
         raise AssertionError(node.stdout + node.stderr)
 
-    workers = [worker() for _ in range(2)]
+    ours = (f"--temp-dir={moot.temp}", f"--dashboard-port={jobs}", f"--port={gcs}")
+    asked = f"http://127.0.0.1:{jobs}/api/version"
+    head = up(lambda node: joined(node) and answers(asked), "--head", "--num-cpus=0", *ours)
+    room = ("--num-cpus=1", '--resources={"moot_arenas": 5}')
+    workers = [up(joined, f"--address={ADDRESS}:{gcs}", *room) for _ in range(2)]
     yield Nodes(head, workers, f"http://127.0.0.1:{jobs}")
     for pid in [pid for node in (*workers, head) for pid in node.members()]:
         with suppress(ProcessLookupError):

@@ -55,9 +55,10 @@ def looped(moot: Moot) -> tuple[RunOnDisk, Process]:
     checkpoint counts once Ray Train's own record names it; a folder alone may be half written.
     """
     run = RunOnDisk(moot.folder / "runs" / "one")
-    process = moot.start("loop", "tiny.yaml", "--run-dir", "runs/one", "--json")
-
-    assert process.running_when(lambda: len(run.closed_at("debate-1")) >= 11), process.stderr
+    process = moot.start_until(
+        *("loop", "tiny.yaml", "--run-dir", "runs/one", "--json"),
+        ready=lambda _: len(run.closed_at("debate-1")) >= 11,
+    )
     (host,) = process.members("ray::AgentActor")
     os.kill(host, signal.SIGSTOP)
     assert process.running_when(lambda: kept_checkpoint(run)), process.stderr

@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from engine.adapters import kept_by_service
-from engine.cluster import join_ray
 from engine.folder import RunFolder
 from engine.preferences import RecordedTrees
 from engine.progress import Progress
 from engine.recipe import TrainSettings
 from engine.stage import recorded
-from engine.training import Training, base_of, held, sections_of, told, word
+from engine.training import Training, base_of, fit_on_ray, held, sections_of, stages_to_learn_from, told, word
 from protocols.errors import ConfigError
 from trainers.preference_file import write_preferences
 from trainers.preference_row import Preference
 from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
-from trainers.tree_dpo import TreeDPOSettings
+from trainers.tree_dpo import TreeDPOResult, TreeDPOSettings
 from trainers.worker import TrainingJob
 
 
@@ -51,7 +50,7 @@ def _train(folder: RunFolder, overrides: Sequence[str], progress: Progress) -> d
     )
     shown = ", ".join(f"{agent} {len(found)} on {parents[agent].name}" for agent, found in rows.items())
     progress.note(f"training v{version} on recorded preferences: {shown}")
-    warning = _fit(training)
+    warning = fit_on_ray(training, lambda: str(rows_of(training)))
     trained = training.register(
         registry,
         recipe_hash=manifest.fingerprint,
@@ -59,12 +58,13 @@ def _train(folder: RunFolder, overrides: Sequence[str], progress: Progress) -> d
         parents=parents,
         iteration=version,
     )
-    made = {record.name: record.metrics for record in registry.list()}
     return told(folder, trained) | {
         "supervised_rows": trees.counted.supervised,
         "amplification": round(trees.counted.factor, 2),
         "margin": {
-            item.agent: [round(made[item.name][key], 4) for key in ("first_margin", "final_margin")] for item in trained
+            item.agent: [round(margin, 4) for margin in (item.result.margins[0], item.result.margins[-1])]
+            for item in trained
+            if isinstance(item.result, TreeDPOResult)
         },
         "warnings": [warning] if warning else [],
         "wall_s": round(time.monotonic() - began, 2),
@@ -129,9 +129,7 @@ def recorded_preferences(
 
 
 def _rows(folder: RunFolder, trees: RecordedTrees, settings: TrainSettings) -> dict[str, list[Preference]]:
-    """Evaluations are never learned from."""
-    stages = sorted(path.name for path in (folder.path / "journal").glob("debate*"))
-    found, num_debates = recorded_preferences(folder, trees, stages)
+    found, num_debates = recorded_preferences(folder, trees, stages_to_learn_from(folder))
     if not found:
         raise ConfigError(
             f"{folder.path}: no round of its {num_debates} debates has both a right and a wrong answer"
@@ -154,14 +152,3 @@ def _parent(folder: RunFolder, registry: Registry, agent: str, base: str) -> Ada
             f"`moot train {folder.path}`, or name others in train.agents"
         )
     return record
-
-
-def _fit(training: Training) -> str:
-    ours = join_ray()  # before anything imports Ray, which reads its settings then
-    try:
-        return training.fit(str(rows_of(training)))
-    finally:
-        if ours:
-            import ray
-
-            ray.shutdown()

@@ -177,7 +177,7 @@ def _train_recorded(folder: RunFolder, overrides: Sequence[str], progress: Progr
     if hosted.jobs:
         warning, _ = asyncio.run(hosted.fit(examples, progress.note))
     else:
-        warning = _fit_here(training)
+        warning = fit_on_ray(training, lambda: make_feed_actor(workplace / "feed", mix=settings.mix))
     trained = training.register(
         registry, recipe_hash=manifest.fingerprint, base_name=lambda _: training.base, parents={}, iteration=version
     )
@@ -236,12 +236,13 @@ def _fed(training: Training, rows: dict[str, list[list[Example]]]) -> dict[str, 
         feed.close()
 
 
-def _fit_here(training: Training) -> str:
+def fit_on_ray(training: Training, feed: Callable[[], Any]) -> str:
+    """``Training.fit`` where no run has joined a cluster. ``feed`` is made when Ray is up."""
     ours = join_ray()  # before anything imports Ray, which reads its settings then
     import ray
 
     try:
-        return training.fit(make_feed_actor(training.workplace / "feed", mix=training.settings.mix))
+        return training.fit(feed())
     finally:
         if ours:
             ray.shutdown()
@@ -270,12 +271,16 @@ def sections_of(folder: RunFolder, overrides: Sequence[str], how: type[H]) -> tu
     return train, settings
 
 
+def stages_to_learn_from(folder: RunFolder) -> list[str]:
+    """All that a run has on record but its evaluations."""
+    return sorted(path.name for path in (folder.path / "journal").glob("debate*"))
+
+
 def _rows(folder: RunFolder, settings: TrainSettings) -> dict[str, list[list[Example]]]:
-    """Agent -> the rows of each debate, in the order of the record. Evaluations are never learned from."""
-    stages = sorted(path.name for path in (folder.path / "journal").glob("debate*"))
+    """Agent -> the rows of each debate, in the order of the record."""
     found: dict[str, list[list[Example]]] = {}
     num_debates = 0
-    for stage in stages:
+    for stage in stages_to_learn_from(folder):
         for closed in recorded(folder, stage):
             num_debates += 1
             for agent, rows in select(settings, closed.debate).items():

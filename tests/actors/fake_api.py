@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
 from actors.backend import AdapterRef
 from actors.openai_chat import ChatBackend, OpenAISettings
 from protocols.message import Ask, ImagePart, Message, Reply, Sampling, user
+
+S = TypeVar("S")
 
 Body = dict[str, Any] | list[Any] | str | bytes
 
@@ -64,19 +67,49 @@ def _response(status: int, body: Body, headers: dict[str, str]) -> web.Response:
 
 
 @contextlib.asynccontextmanager
+async def served(app: web.Application, **how: Any) -> AsyncIterator[str]:
+    """A service on a port of its own. Yields: its address."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, **how)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@contextlib.contextmanager
+def in_a_thread(serving: Callable[[], contextlib.AbstractAsyncContextManager[S]]) -> Iterator[S]:
+    """A service for tests whose own processes come and go while it stays."""
+    started, found = threading.Event(), list[S]()
+    loop = asyncio.new_event_loop()
+    over = asyncio.Event()
+
+    async def serve() -> None:
+        async with serving() as service:
+            found.append(service)
+            started.set()
+            await over.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    started.wait(20)
+    try:
+        yield found[0]
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        thread.join(20)
+        loop.close()
+
+
+@contextlib.asynccontextmanager
 async def fake_api() -> AsyncIterator[FakeApi]:
     api = FakeApi()
     app = web.Application(client_max_size=2**27)
     app.router.add_route("*", "/{path:.*}", api.handle)
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    api.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
+    async with served(app, handler_cancellation=True) as api.url:
         yield api
-    finally:
-        await runner.cleanup()
 
 
 KEY = "sk-" + "moot-test-0123456789"

@@ -5,21 +5,19 @@ Shapes and refusals are those of the services; ``test_fake_batches.py`` drives t
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import re
-import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from aiohttp import web
 
-from tests.actors.fake_api import failed, said
+from tests.actors.fake_api import failed, in_a_thread, said, served
 
 Outcome = tuple[int, dict[str, Any]] | Literal["expired", "missing"]
 Answer = Callable[[dict[str, Any]], Outcome]
@@ -286,36 +284,9 @@ def _faults(lines: list[dict[str, Any]], endpoint: str) -> list[dict[str, Any]]:
 @contextlib.asynccontextmanager
 async def fake_batches(answer: Answer = chat_answer) -> AsyncIterator[FakeBatches]:
     service = FakeBatches(answer)
-    runner = web.AppRunner(service.app(), access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    service.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
+    async with served(service.app()) as service.url:
         yield service
-    finally:
-        await runner.cleanup()
 
 
-@contextlib.contextmanager
-def batches_in_a_thread(answer: Answer = chat_answer) -> Iterator[FakeBatches]:
-    """The same for tests whose own processes come and go while the service stays."""
-    started, found = threading.Event(), []
-    loop = asyncio.new_event_loop()
-    over = asyncio.Event()
-
-    async def serve() -> None:
-        async with fake_batches(answer) as service:
-            found.append(service)
-            started.set()
-            await over.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    started.wait(20)
-    try:
-        yield found[0]
-    finally:
-        loop.call_soon_threadsafe(over.set)
-        thread.join(20)
-        loop.close()
+def batches_in_a_thread(answer: Answer = chat_answer) -> contextlib.AbstractContextManager[FakeBatches]:
+    return in_a_thread(lambda: fake_batches(answer))

@@ -5,20 +5,18 @@ Shapes and refusals are those of the service; ``test_openai_finetuning.py`` driv
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
 from actors.scripted import evaluate
-from tests.actors.fake_api import failed, said
+from tests.actors.fake_api import failed, in_a_thread, said, served
 from tests.integration.fault_server import _SUM, _first_question
 
 BASE = "gpt-4o-mini-2024-07-18"
@@ -271,36 +269,9 @@ def _faults(upload: Upload) -> str:
 @contextlib.asynccontextmanager
 async def fake_finetuning() -> AsyncIterator[FakeFinetuning]:
     service = FakeFinetuning()
-    runner = web.AppRunner(service.app(), access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    service.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
+    async with served(service.app()) as service.url:
         yield service
-    finally:
-        await runner.cleanup()
 
 
-@contextlib.contextmanager
-def finetuning_in_a_thread() -> Iterator[FakeFinetuning]:
-    """The same for tests whose own processes come and go while the service stays."""
-    started, found = threading.Event(), []
-    loop = asyncio.new_event_loop()
-    over = asyncio.Event()
-
-    async def serve() -> None:
-        async with fake_finetuning() as service:
-            found.append(service)
-            started.set()
-            await over.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    started.wait(20)
-    try:
-        yield found[0]
-    finally:
-        loop.call_soon_threadsafe(over.set)
-        thread.join(20)
-        loop.close()
+def finetuning_in_a_thread() -> contextlib.AbstractContextManager[FakeFinetuning]:
+    return in_a_thread(fake_finetuning)

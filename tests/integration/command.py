@@ -86,15 +86,24 @@ class Process:
     def all_gone(self) -> bool:
         return waited(lambda: not self.members(), GONE_S)
 
+    def kill(self) -> None:
+        """All of it at once, the hosts too, which would go on for a moment."""
+        self.signal_group(signal.SIGKILL)
+        self.wait()
+        self._kill_members()
+
+    def _kill_members(self) -> None:
+        for pid in self.members():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def end(self) -> None:
         """Whatever of it still runs is killed; these are all processes that the test started."""
         if self.running:
             self.signal_group(signal.SIGKILL)
             self.wait()
         waited(lambda: not self.members(), GONE_S)
-        for pid in self.members():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self._kill_members()
 
     def outcome(self) -> dict[str, Any]:
         """The one JSON object on stdout."""

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -85,11 +82,7 @@ def test_a_run_killed_between_submitting_and_collecting_buys_nothing_twice(
         return sum(service.rows.values()) == 3 * TASKS  # all openings
 
     process = moot.start_until("run", "society.yaml", "--run-dir", "r", "--json", ready=submitted)
-    process.signal_group(signal.SIGKILL)
-    process.wait()
-    for pid in process.members():  # the hosts too, which would go on for a moment
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    process.kill()
     assert run.outcomes("debate") == []
     assert {batch.input_file_id != "" for batch in service.batches.values()} == {True, False}
 

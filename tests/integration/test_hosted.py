@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +63,7 @@ def test_a_loop_killed_while_a_service_trains_has_one_job_a_version(
     process = moot.start_until(
         "loop", "hosted.yaml", "--run-dir", "r", "--json", ready=lambda _: len(service.jobs) == 3
     )
-    process.signal_group(signal.SIGKILL)
-    process.wait()
-    for pid in process.members():  # the hosts too, which would go on for a moment
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    process.kill()
     assert not (run.path / "adapters" / "registry.json").exists()
 
     service.held = False

@@ -25,6 +25,7 @@ from engine.terminal import check_people
 from protocols.catalogue import PROTOCOLS
 from protocols.errors import ConfigError
 from protocols.message import Sampling
+from trainers.magdi import MAGDiSettings
 from trainers.sft import SFTSettings, check_bitsandbytes
 from trainers.tree_dpo import TreeDPOSettings
 
@@ -138,6 +139,7 @@ def recipe_schema() -> dict[str, Any]:
         TrainSettings,
         SFTSettings,
         TreeDPOSettings,
+        MAGDiSettings,
         LoopSettings,
         RunSettings,
         Price,
@@ -185,6 +187,7 @@ def recipe_schema() -> dict[str, Any]:
         "train": {"$ref": "#/$defs/TrainSettings"},
         "sft": {"$ref": "#/$defs/SFTSettings"},
         "tree_dpo": {"$ref": "#/$defs/TreeDPOSettings"},
+        "magdi": {"$ref": "#/$defs/MAGDiSettings"},
         "loop": {"$ref": "#/$defs/LoopSettings"},
         "run": {"$ref": "#/$defs/RunSettings"},
         "prices": {"type": "object", "additionalProperties": {"$ref": "#/$defs/Price"}},

@@ -143,15 +143,21 @@ def resume(run: Path, budget: tuple[str, ...], as_json: bool) -> None:
 @run_argument
 @overrides_argument
 @click.option("--preferences", is_flag=True, help="Learn which answers are better (tree-DPO), on the newest adapters.")
+@click.option("--magdi", is_flag=True, help="Distil whole debates into one student by MAGDi's objective, a baseline.")
 @json_option
-def train(run: Path, overrides: tuple[str, ...], preferences: bool, as_json: bool) -> None:
+def train(run: Path, overrides: tuple[str, ...], preferences: bool, magdi: bool, as_json: bool) -> None:
     """Train one adapter an agent from the debates that a finished run, or an import, has on record."""
 
     def work(progress: Progress) -> dict[str, Any]:
+        from engine.train_magdi import train_student
         from engine.train_preferences import train_on_preferences
         from engine.training import train_recorded
+        from protocols.errors import ConfigError
 
-        return (train_on_preferences if preferences else train_recorded)(run, overrides, progress=progress)
+        if preferences and magdi:
+            raise ConfigError("--preferences and --magdi are two trainings; give one of them")
+        fit = train_on_preferences if preferences else train_student if magdi else train_recorded
+        return fit(run, overrides, progress=progress)
 
     _command(work, as_json)
 

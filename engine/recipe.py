@@ -21,6 +21,7 @@ from protocols.conversation import Player, ProtocolSettings
 from protocols.errors import ConfigError
 from protocols.message import Sampling
 from protocols.prompt import PromptSet
+from trainers.magdi import MAGDiSettings
 from trainers.mix import Mix
 from trainers.preference import TreeSettings
 from trainers.select import Selection
@@ -112,6 +113,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     train: TrainSettings
     sft: SFTSettings
     tree_dpo: TreeDPOSettings
+    magdi: MAGDiSettings
     loop: LoopSettings
     run: RunSettings
     prices: dict[str, Price]
@@ -178,6 +180,7 @@ _TOP = {
     "train": "what is learned from debates",
     "sft": "how adapters are trained",
     "tree_dpo": "how they are trained on preferences",
+    "magdi": "how `moot train --magdi` trains a student",
     "loop": "how often",
     "run": "how the work is spread",
     "prices": "what tokens cost, by model id",
@@ -285,6 +288,7 @@ def build_recipe(data: Mapping[str, Any], *, where: str, folder: Path = Path()) 
         train=read_section(data.get("train", {}), TrainSettings, where, "train"),
         sft=read_section(data.get("sft", {}), SFTSettings, where, "sft"),
         tree_dpo=read_section(data.get("tree_dpo", {}), TreeDPOSettings, where, "tree_dpo"),
+        magdi=read_section(data.get("magdi", {}), MAGDiSettings, where, "magdi"),
         loop=read_section(data.get("loop", {}), LoopSettings, where, "loop"),
         run=read_section(data.get("run", {}), RunSettings, where, "run"),
         prices={

@@ -13,11 +13,11 @@ from engine.preferences import RecordedTrees
 from engine.progress import Progress
 from engine.recipe import TrainSettings
 from engine.stage import recorded
-from engine.training import Training, base_of, fit_on_ray, held, sections_of, stages_to_learn_from, told, word
+from engine.training import Training, base_of, fit_on_ray, held, rows_of, sections_of, stages_to_learn_from, told, word
 from protocols.errors import ConfigError
-from trainers.preference_file import write_preferences
 from trainers.preference_row import Preference
 from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
+from trainers.row_file import write_rows
 from trainers.tree_dpo import TreeDPOResult, TreeDPOSettings
 from trainers.worker import TrainingJob
 
@@ -105,13 +105,8 @@ def preference_training(
         rules={agent: tuple(dict.fromkeys(row.rule for row in found)) for agent, found in rows.items()},
     )
     for agent, found in rows.items():
-        write_preferences(rows_of(training), agent, found)
+        write_rows(rows_of(training), agent, found)
     return training
-
-
-def rows_of(training: Training) -> Path:
-    """Where a training on preferences finds its rows."""
-    return (training.workplace / "rows").absolute()
 
 
 def recorded_preferences(

@@ -27,14 +27,16 @@ from protocols.errors import ConfigError, PausedError, TrainerError
 from trainers.example import Example
 from trainers.feed import LOCK_WAIT_S, Addition, Feed, make_feed_actor
 from trainers.hosted import HostedResult
+from trainers.magdi import MAGDiResult, MAGDiSettings
 from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
 from trainers.select import select
-from trainers.sft import SFTResult, SFTSettings, check_qlora
+from trainers.sft import SFTSettings, check_qlora
 from trainers.tree_dpo import TreeDPOResult, TreeDPOSettings
-from trainers.worker import TrainedAdapter, TrainingJob, fit_lanes, is_trained, read_trained
+from trainers.worker import Result, Settings, TrainedAdapter, TrainingJob, fit_lanes, is_trained, read_trained
 
-H = TypeVar("H", SFTSettings, TreeDPOSettings)
-SECTIONS: dict[type, str] = {SFTSettings: "sft", TreeDPOSettings: "tree_dpo"}  # of a recipe
+H = TypeVar("H", SFTSettings, TreeDPOSettings, MAGDiSettings)
+SECTIONS: dict[type, str] = {SFTSettings: "sft", TreeDPOSettings: "tree_dpo", MAGDiSettings: "magdi"}  # of a recipe
+OPTIONS = {"tree_dpo": "--preferences", "magdi": "--magdi"}  # section -> the option of `moot train` that reads it
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +44,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
 
     run_id: str
     settings: TrainSettings
-    how: SFTSettings | TreeDPOSettings
+    how: Settings
     base: str  # a model folder
     workplace: Path
     jobs: list[TrainingJob]
@@ -110,12 +112,14 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
         return trained
 
 
-def _figures(result: SFTResult | TreeDPOResult | HostedResult) -> dict[str, float]:
+def _figures(result: Result | HostedResult) -> dict[str, float]:
     if isinstance(result, HostedResult):
         return result.figures
     found: dict[str, float] = {"steps": result.steps, "final_loss": result.losses[-1]}
     if isinstance(result, TreeDPOResult):
         found |= {"first_margin": result.margins[0], "final_margin": result.margins[-1]}
+    if isinstance(result, MAGDiResult):
+        found |= {f"final_{name}": figures[-1] for name, figures in result.terms.items()}
     return found
 
 
@@ -188,6 +192,11 @@ def _train_recorded(folder: RunFolder, overrides: Sequence[str], progress: Progr
     }
 
 
+def rows_of(training: Training) -> Path:
+    """Where a training that needs all of its rows first finds them."""
+    return (training.workplace / "rows").absolute()
+
+
 def told(folder: RunFolder, trained: Sequence[TrainedAdapter]) -> dict[str, Any]:
     """What came of trainings, as the command tells it."""
     return {
@@ -258,10 +267,10 @@ def sections_of(folder: RunFolder, overrides: Sequence[str], how: type[H]) -> tu
     section = SECTIONS[how]
     data = {key: dict(folder.manifest.recipe.get(key, {})) for key in ("train", section)}
     for override in overrides:
-        if override.partition(".")[0] not in data:
+        if (named := override.partition(".")[0]) not in data:
             raise ConfigError(
                 f"override {override!r}: training from a record takes train.* and {section}.* alone"
-                + ("; tree_dpo.* goes with --preferences" if section == "sft" else "")
+                + (f"; {named}.* goes with {OPTIONS[named]}" if named in OPTIONS else "")
             )
         apply_override(data, override)
     train = read_section(data["train"], TrainSettings, "moot train", "train")

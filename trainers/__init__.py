@@ -2,6 +2,8 @@
 
 from trainers.example import Example
 from trainers.feed import Addition, Feed, FeedActor, FeedPage, Row, decode_page, hash_rows, make_feed_actor
+from trainers.interaction import Interaction
+from trainers.magdi import MAGDiResult, MAGDiSettings, train_on_graphs
 from trainers.mix import Mix
 from trainers.preference_row import Preference
 from trainers.registry import AdapterRecord, Registry, adapter_name, parse_name, weights_hash
@@ -19,6 +21,9 @@ __all__ = [
     "Feed",
     "FeedActor",
     "FeedPage",
+    "Interaction",
+    "MAGDiResult",
+    "MAGDiSettings",
     "Mix",
     "Preference",
     "Registry",
@@ -43,6 +48,7 @@ __all__ = [
     "read_trained",
     "select",
     "train_adapter",
+    "train_on_graphs",
     "train_preferences",
     "weights_hash",
     "worker_env",

@@ -16,7 +16,7 @@ import msgspec
 from protocols.errors import ConfigError
 from protocols.graph import Debate, Utterance
 from protocols.machine import derive_seed
-from protocols.message import FinishReason, Message, user
+from protocols.message import Message, user
 from protocols.prompt import PromptSet
 from protocols.task import render_question
 from protocols.tree import Root, preference_tree, question_prompt, tracks
@@ -25,7 +25,7 @@ from trainers.preference_row import Preference
 from trainers.retold import teacher_examples
 from trainers.rule import RuleOptions, right
 from trainers.select import Selection
-from trainers.wording import worded
+from trainers.wording import ending, worded
 
 Pairing = Literal["same_round", "transition"]
 Pair = tuple[Utterance, Utterance]  # chosen, rejected
@@ -138,14 +138,11 @@ def select_preferences(
 ) -> dict[str, list[Preference]]:
     """The preferences that a debate gives, by who learns from them; those without a row are left out.
 
-    Who: ``selection.agents``, else all in the cast who do not teach. The rest as in ``preference_rows``.
+    Who: ``selection.students``. The rest as in ``preference_rows``.
     """
-    teaching = {name for role in selection.teachers for name in debate.cast.get(role, ())}
-    everyone = dict.fromkeys(name for names in debate.cast.values() for name in names)
-    agents = selection.agents or [name for name in everyone if name not in teaching]
     chosen = {
         agent: preference_rows(debate, agent, options=selection, settings=settings, prompter=prompter)
-        for agent in agents
+        for agent in selection.students(debate.cast)
     }
     return {agent: rows for agent, rows in chosen.items() if rows}
 
@@ -250,10 +247,5 @@ def _row(
         prompt=prompt,
         chosen=worded(chosen, options.form),
         rejected=worded(rejected, options.form),
-        finish_reasons=(_ending(chosen, options), _ending(rejected, options)),
+        finish_reasons=(ending(chosen, options.form), ending(rejected, options.form)),
     )
-
-
-def _ending(node: Utterance, options: RuleOptions) -> FinishReason:
-    """Whether the words end their turn: what was put together again does, whatever the reply did."""
-    return node.reply.finish_reason if worded(node, options.form) == node.reply.text else "stop"

@@ -58,6 +58,12 @@ class Selection(RuleOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         own = (_several(names) for role, names in self.rules.items() if agent in cast.get(role, ()))
         return tuple(dict.fromkeys(name for names in own for name in names))
 
+    def students(self, cast: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+        """Who learns from what all said: ``agents``, else everybody in the cast who does not teach."""
+        teaching = {name for role in self.teachers for name in cast.get(role, ())}
+        everyone = dict.fromkeys(name for names in cast.values() for name in names)
+        return self.agents or tuple(name for name in everyone if name not in teaching)
+
     def check_learners(self, learners: Sequence[str]) -> None:
         """Raises: ConfigError: several are to learn by a rule that is for one."""
         pooled = next((name for name in self.names if name in FOR_ONE), None)

@@ -25,6 +25,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from protocols.errors import TrainerError
 from trainers.batches import deal
+from trainers.magdi import MAGDiSettings
 from trainers.packed_attention import rows_apart
 from trainers.row_log import sync_folder
 from trainers.sft import CURSOR_NAME, RESULT_NAME, OnCheckpoint, SavedCursor, SFTResult, SFTSettings
@@ -56,7 +57,13 @@ def adapted(model: Any, settings: SFTSettings, init_from: Path | None) -> Iterat
             target_modules=targets if isinstance(targets, str) else list(targets),
             task_type="CAUSAL_LM",
         )
-        peft_model = get_peft_model(model, config)
+        try:
+            peft_model = get_peft_model(model, config)
+        except ValueError as err:  # before anything was put in
+            raise TrainerError(
+                f"target_modules={targets!r} names no layer of the base {model.name_or_path!r}; name some of its "
+                "linear layers, or use all-linear"
+            ) from err
     else:
         config = _parent_config(init_from, settings)
         peft_model = PeftModel.from_pretrained(model, str(init_from), config=config, is_trainable=True)
@@ -95,7 +102,7 @@ class Stepping(Protocol):
     on_checkpoint: OnCheckpoint | None
 
     @property
-    def settings(self) -> SFTSettings | TreeDPOSettings: ...
+    def settings(self) -> SFTSettings | TreeDPOSettings | MAGDiSettings: ...
 
 
 class Training:
@@ -158,8 +165,8 @@ class Training:
         )
 
 
-def stepped_arguments(settings: SFTSettings | TreeDPOSettings, work: Path) -> dict[str, Any]:
-    """What every ``SteppedTrainer`` of TRL is told: steps, rate and checkpoints are ours."""
+def stepped_arguments(settings: SFTSettings | TreeDPOSettings | MAGDiSettings, work: Path) -> dict[str, Any]:
+    """What every ``SteppedTrainer`` is told: steps, rate and checkpoints are ours."""
     on_gpu = torch.cuda.is_available()
     return {
         "output_dir": str(work),
@@ -174,7 +181,6 @@ def stepped_arguments(settings: SFTSettings | TreeDPOSettings, work: Path) -> di
         "bf16": on_gpu and settings.precision == "bfloat16",
         "fp16": False,
         "gradient_checkpointing": False,
-        "max_length": None,
         "remove_unused_columns": False,
         "ignore_data_skip": True,  # the steps themselves start where the checkpoint stood
         "logging_steps": 1,
@@ -189,6 +195,7 @@ def _config(settings: SFTSettings, work: Path) -> Any:
     return SFTConfig(
         per_device_train_batch_size=settings.batch_size,
         dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
         **stepped_arguments(settings, work) | {"gradient_checkpointing": settings.gradient_checkpointing},
     )
 
@@ -241,7 +248,7 @@ class _Steps:
 
 
 class SteppedTrainer(Trainer):
-    """What makes TRL's trainers, mixed in before them, run over steps whose number nobody knows.
+    """A trainer over steps whose number nobody knows; mixed in before TRL's, it makes them one, too.
 
     TRL counts batches towards a step by a length it must know; where the steps end early, the rest of the gradient
     would never be applied. So a step is a list of batches, and they go through here together.

@@ -13,7 +13,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -167,7 +167,18 @@ def _example(row: Preference, text: str, reason: FinishReason) -> Example:
     )
 
 
-def pack_steps(num_packs: int, settings: TreeDPOSettings, start: Cursor = START) -> Iterator[PackStep]:
+class Paced(Protocol):
+    """Settings of a training whose rows are all there before its first step."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def gradient_accumulation(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def pack_steps(num_packs: int, settings: Paced, start: Cursor = START) -> Iterator[PackStep]:
     """All steps from a cursor on. Every epoch shuffles the packs with a seed of its own; no step spans two epochs."""
     for epoch in range(start.epoch, settings.epochs):
         order = list(range(num_packs))
@@ -216,7 +227,7 @@ def train_preferences(
         pairs.append(tokenise(row))
     packing = pack_pairs(pairs, token_budget=settings.token_budget)
     _check_packing(packing, agent, settings.token_budget)
-    saved = _read_place(resume_from, digest.hexdigest(), agent)
+    saved = read_place(resume_from, digest.hexdigest(), agent)
     check_adapter(model, init_from)
     check_model(model, packing)
     with two_adapters(model, settings, init_from) as peft_model:
@@ -235,13 +246,14 @@ def _check_packing(packing: Packing, agent: str, token_budget: int) -> None:
     raise TrainerError(f"no debate has a better and a worse reply for {agent!r} under one prompt; nothing to train on")
 
 
-def _read_place(checkpoint: Path | None, data_hash: str, agent: str) -> SavedPlace:
+def read_place(checkpoint: Path | None, data_hash: str, agent: str) -> SavedPlace:
+    """Where a checkpoint stands; the beginning without one. Raises: TrainerError: it is of other rows."""
     if checkpoint is None:
         return SavedPlace(cursor=START, data_hash=data_hash)
     saved = msgspec.json.decode((checkpoint / CURSOR_NAME).read_bytes(), type=SavedPlace)
     if saved.data_hash != data_hash:
         raise TrainerError(
-            f"the checkpoint in {checkpoint} is of other preferences than those that {agent!r} now has; "
+            f"the checkpoint in {checkpoint} is of other rows than those that {agent!r} now has; "
             "give it the same rows, or start anew without it"
         )
     return saved

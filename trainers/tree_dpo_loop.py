@@ -288,6 +288,7 @@ def _config(settings: TreeDPOSettings, work: Path) -> Any:
         beta=settings.beta,
         loss_type=settings.loss_type,
         label_smoothing=settings.label_smoothing,
+        max_length=None,
         router_aux_loss_coef=0.0,  # experts are balanced over the tokens of a pack, which are not those of the pairs
         **stepped_arguments(settings, work),
     )

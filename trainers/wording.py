@@ -8,6 +8,7 @@ from protocols.formats.outputs import MARK, output_of
 from protocols.graph import Utterance
 
 if TYPE_CHECKING:
+    from protocols.message import FinishReason
     from trainers.rule import Form
 
 HEADER = "### Answer"
@@ -24,3 +25,8 @@ def worded(node: Utterance, form: Form) -> str:
     if form == "as_said" or node.answer.value is None:
         return node.reply.text
     return f"{HEADER}\n{output_of(node)['reasoning']}\n{MARK} {node.answer.value}"
+
+
+def ending(node: Utterance, form: Form) -> FinishReason:
+    """Whether the words end their turn: what was put together again does, whatever the reply did."""
+    return node.reply.finish_reason if worded(node, form) == node.reply.text else "stop"

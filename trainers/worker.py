@@ -19,7 +19,10 @@ from protocols.errors import ConfigError, MootError, TrainerError
 from trainers import gauges
 from trainers.feed import FeedPage, decode_page
 from trainers.hosted import HostedResult
-from trainers.preference_file import read_preferences
+from trainers.interaction import Interaction
+from trainers.magdi import MAGDiResult, MAGDiSettings, train_on_graphs
+from trainers.preference_row import Preference
+from trainers.row_file import read_rows
 from trainers.sft import RESULT_NAME, OnCheckpoint, SFTResult, SFTSettings, load_base, train_adapter
 from trainers.tree_dpo import TreeDPOResult, TreeDPOSettings, train_preferences
 
@@ -28,7 +31,10 @@ READ_WAIT_S = 1.0  # how long the feed may hold a read that finds nothing
 READ_LIMIT_S = 120.0  # a feed actor that restarts on a busy machine takes this long at worst
 
 
-Method = Literal["sft", "tree_dpo"]
+Method = Literal["sft", "tree_dpo", "magdi"]
+Settings = SFTSettings | TreeDPOSettings | MAGDiSettings
+Result = SFTResult | TreeDPOResult | MAGDiResult
+RESULTS: dict[Method, type[Result]] = {"sft": SFTResult, "tree_dpo": TreeDPOResult, "magdi": MAGDiResult}
 
 
 class TrainingJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,14 +54,14 @@ class TrainedAdapter(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     path: str
     parent: str | None
-    result: SFTResult | TreeDPOResult | HostedResult
+    result: Result | HostedResult
 
 
 class _Order(msgspec.Struct, frozen=True, kw_only=True):
     """All that a checkpoint depends on: with another order it is of no use, and training starts anew."""
 
     job: TrainingJob
-    settings: SFTSettings | TreeDPOSettings
+    settings: Settings
     base_model: str
 
 
@@ -76,7 +82,7 @@ class FeedReader:
 def fit_lanes(
     jobs: Sequence[TrainingJob],
     *,
-    settings: SFTSettings | TreeDPOSettings,
+    settings: Settings,
     base_model: str,
     feed: Any,
     storage_path: Path,
@@ -98,8 +104,8 @@ def fit_lanes(
     Args:
         settings: of the jobs' method, which is one for all.
         base_model: a folder in Hugging Face layout, or a name in the local cache, readable on every node.
-        feed: handle of a feed actor; training starts at once and waits for its rows. Of preferences, which are trained
-            on when all are there: the folder that ``write_preferences`` put them into.
+        feed: handle of a feed actor; training starts at once and waits for its rows. Of preferences and of
+            whole debates, which are trained on when all are there: the folder that ``write_rows`` put them into.
         storage_path: folder for checkpoints; on several nodes, like the outputs, on storage that all share.
         num_lanes: processes that train at the same time, each with ``cpus_per_worker`` and, with ``use_gpu``, a GPU.
             The jobs of a lane follow one another, so only the first of each can train while debates run. None: as many
@@ -151,12 +157,7 @@ def read_trained(job: TrainingJob) -> TrainedAdapter:
         raise TrainerError(
             f"adapter {job.name!r} is not trained: there is no {Path(job.output) / RESULT_NAME}; train it"
         )
-    data = (Path(job.output) / RESULT_NAME).read_bytes()
-    result: SFTResult | TreeDPOResult
-    if job.method == "sft":
-        result = msgspec.json.decode(data, type=SFTResult)
-    else:
-        result = msgspec.json.decode(data, type=TreeDPOResult)
+    result = msgspec.json.decode((Path(job.output) / RESULT_NAME).read_bytes(), type=RESULTS[job.method])
     return TrainedAdapter(agent=job.agent, name=job.name, path=job.output, parent=job.parent, result=result)
 
 
@@ -187,7 +188,7 @@ def train_lane(config: dict[str, Any]) -> None:
     jobs: list[TrainingJob] = [job for job in config["jobs"] if not is_trained(job)]
     for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         os.environ.pop(variable, None)  # a lane is one process: else the model would be wrapped for several
-    settings: SFTSettings | TreeDPOSettings = config["settings"]
+    settings: Settings = config["settings"]
     quiet()
     try:
         method: Any = settings.method if isinstance(settings, SFTSettings) else "lora"
@@ -245,7 +246,7 @@ def _fit(
     resume_from: Path | None,
     checkpoint_every: int,
     on_checkpoint: OnCheckpoint,
-) -> SFTResult | TreeDPOResult:
+) -> Result:
     job, settings = order.job, order.settings
     parent = Path(job.parent) if job.parent else None
     both: dict[str, Any] = {
@@ -257,9 +258,12 @@ def _fit(
     }
     if isinstance(settings, SFTSettings):
         return train_adapter(model, tokenizer, FeedReader(feed, job.agent), settings, init_from=parent, **both)
+    if isinstance(settings, MAGDiSettings):
+        debates = read_rows(Path(feed), job.agent, Interaction)
+        return train_on_graphs(model, tokenizer, debates, settings, init_from=parent, **both)
     if parent is None:
         raise TrainerError(f"{job.agent!r} has no adapter to start from; preferences are learned on top of one")
-    rows = read_preferences(Path(feed), job.agent)
+    rows = read_rows(Path(feed), job.agent, Preference)
     return train_preferences(model, tokenizer, rows, settings, init_from=parent, **both)
 
 

@@ -5,7 +5,8 @@ Source: Chen et al. 2024 (MAGDi), arXiv:2402.01620, sec. 3; layout and node numb
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
 from typing import Any, Literal
 
 from protocols.errors import ConfigError
@@ -100,12 +101,11 @@ def magdi_graph(debate: Debate, *, edges: Edges = "causal") -> dict[str, Any]:
     if len(agents) != NUM_AGENTS or len(rounds) > NUM_ROUNDS:
         have = f"it has {len(agents)} agents in {len(rounds)} rounds"
         raise inexpressible(debate, "MAGDi's graph", f"{have}, not {NUM_AGENTS} in at most {NUM_ROUNDS}")
-    if set(agents) == set(GRAPH_AGENTS):
-        agents = list(GRAPH_AGENTS)
+    agents = in_graph_order(agents)
     nodes = [answers.get(agent) for agent in agents for answers in (rounds + [{}] * NUM_ROUNDS)[:NUM_ROUNDS]]
     if any(node is not None and node.correct is None for node in nodes):
         raise inexpressible(debate, "MAGDi's graph", "its answers were never graded, as its task has no gold answer")
-    pairs = _pairs(edges)
+    pairs = grid_edges(NUM_AGENTS, NUM_ROUNDS, edges)
     labels = [ABSENT if node is None else RIGHT if node.correct else WRONG for node in nodes]
     return {
         "id": debate.task.id,
@@ -113,12 +113,18 @@ def magdi_graph(debate: Debate, *, edges: Edges = "causal") -> dict[str, Any]:
         "node_ids": [node.id if node else None for node in nodes],
         "labels": labels,
         "edge_index": [[source for source, _ in pairs], [target for _, target in pairs]],
-        "pairs": _opposed(labels),
+        "pairs": opposed(labels),
     }
 
 
-def _opposed(labels: list[int]) -> list[tuple[int, int | None]]:
-    """Right nodes against wrong ones, the scarcer side repeated."""
+def in_graph_order(agents: Iterable[str]) -> list[str]:
+    """As the released code numbers them where they are its own; else as they come."""
+    agents = list(agents)
+    return sorted(agents, key=GRAPH_AGENTS.index) if set(agents) <= set(GRAPH_AGENTS) else agents
+
+
+def opposed(labels: Sequence[int]) -> list[tuple[int, int | None]]:
+    """Right nodes against wrong ones by number, the scarcer side repeated; none where nobody was right."""
     right = [number for number, label in enumerate(labels) if label == RIGHT]
     wrong: list[int | None] = [number for number, label in enumerate(labels) if label == WRONG]
     wrong = wrong or [None]
@@ -126,20 +132,19 @@ def _opposed(labels: list[int]) -> list[tuple[int, int | None]]:
     return [(right[at % len(right)], wrong[at % len(wrong)]) for at in range(count)]
 
 
-def _pairs(edges: Edges) -> list[tuple[int, int]]:
-    """The edges by node number: chains first, then those between agents."""
+def grid_edges(num_agents: int, num_rounds: int, edges: Edges) -> list[tuple[int, int]]:
+    """(source, target) by node number, which is num_rounds * agent + round: chains first, then between agents."""
 
     def at(agent: int, number: int) -> int:
-        return NUM_ROUNDS * agent + number
+        return num_rounds * agent + number
 
-    steps = range(NUM_ROUNDS - 1)
-    chains = [(at(agent, r), at(agent, r + 1)) for agent in range(NUM_AGENTS) for r in steps]
+    steps = range(num_rounds - 1)
+    chains = [(at(agent, r), at(agent, r + 1)) for agent in range(num_agents) for r in steps]
     cross = []
-    for one in range(NUM_AGENTS):
-        for other in range(one + 1, NUM_AGENTS):
-            for r in steps:
-                back = (at(one, r + 1), at(other, r)) if edges == "magdi_legacy" else (at(other, r), at(one, r + 1))
-                cross += [(at(one, r), at(other, r + 1)), back]
+    for one, other in combinations(range(num_agents), 2):
+        for r in steps:
+            back = (at(one, r + 1), at(other, r)) if edges == "magdi_legacy" else (at(other, r), at(one, r + 1))
+            cross += [(at(one, r), at(other, r + 1)), back]
     return chains + cross
 
 

@@ -13,8 +13,9 @@ from engine.cli import main
 from engine.folder import RunFolder
 from tests.engine.test_preferences import RECIPE, recorded
 from tests.trainers.conftest import tiny_model
-from trainers.preference_file import read_preferences
+from trainers.preference_row import Preference
 from trainers.registry import Registry, file_hash
+from trainers.row_file import read_rows
 
 __all__ = ["tiny_model"]
 
@@ -55,7 +56,7 @@ def test_a_student_taught_and_then_shown_what_is_better(tmp_path: Path, tiny_mod
     first, second = registry.list()
     assert second.parent == first.name and second.rule == "same_round" and second.rows == 11
     assert first.checksum != second.checksum == file_hash(registry.folder_of(second) / "adapter_model.safetensors")
-    rows = list(read_preferences(folder.path / "train" / "preferences-2" / "rows", "s"))
+    rows = list(read_rows(folder.path / "train" / "preferences-2" / "rows", "s", Preference))
     assert len(rows) == 11 and len({row.prompt for row in rows}) == 1
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from tests.integration.command import RunOnDisk, command_here
 from tests.trainers.conftest import tiny_model
-from trainers.preference_file import read_preferences
+from trainers.preference_row import Preference
+from trainers.row_file import read_rows
 
 __all__ = ["tiny_model"]
 
@@ -64,7 +65,7 @@ def check(run: RunOnDisk) -> None:
     assert (taught.get("parent"), preferred["parent"]) == (None, "pupil@r-v1")
     assert (taught["rule"], preferred["rule"]) == ("teacher", "same_round")
     rows = run.path / "train" / "preferences-2" / "rows"
-    assert preferred["rows"] == len(list(read_preferences(rows, "pupil"))) > 0
+    assert preferred["rows"] == len(list(read_rows(rows, "pupil", Preference))) > 0
     assert preferred["metrics"]["final_margin"] > preferred["metrics"]["first_margin"]
     assert list(run.json("run.json")["done"]) == STAGES
     for stage, speaker in (("eval-0", ""), ("eval-1-sft", "pupil@r-v1"), ("eval-1", "pupil@r-v2")):

@@ -448,7 +448,7 @@ def test_a_training_resumes_to_the_last_bit_from_any_checkpoint(
         assert resumed.margins == whole.margins
         got = _weights(tmp_path / f"from-{step}")
         assert all(torch.equal(got[name], wanted[name]) for name in wanted)
-    with pytest.raises(TrainerError, match=r"is of other preferences than those that 'ada' now has"):
+    with pytest.raises(TrainerError, match=r"is of other rows than those that 'ada' now has"):
         train("other", rows=ROWS[1:], resume_from=kept[0])
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from protocols.errors import GraphError
-from protocols.formats.magdi import Edges, _opposed, magdi_graph, read_magdi, write_magdi_graph
+from protocols.formats.magdi import Edges, magdi_graph, opposed, read_magdi, write_magdi_graph
 from tests.protocols.formats.samples import edges, ids, magdi
 
 
@@ -39,9 +39,9 @@ def test_a_graph_holds_the_pairs_of_its_own_question() -> None:
     graph = magdi_graph(read_magdi(magdi(), "f")[0])
     assert graph["labels"] == [0, 1, 2, 2, 1, 1, 2, 2, 0, 0, 2, 2]
     assert graph["pairs"] == [(1, 0), (4, 8), (5, 9)]
-    assert _opposed([1, 0, 0, 0, 1]) == [(0, 1), (4, 2), (0, 3)]
-    assert _opposed([1, 2, 1]) == [(0, None), (2, None)]
-    assert _opposed([0, 0, 2]) == []
+    assert opposed([1, 0, 0, 0, 1]) == [(0, 1), (4, 2), (0, 3)]
+    assert opposed([1, 2, 1]) == [(0, None), (2, None)]
+    assert opposed([0, 0, 2]) == []
 
 
 def pairs(kind: Edges) -> list[tuple[int, int]]:

@@ -1,19 +1,21 @@
-"""Preferences on their way to a training: one file an agent, a row a line, whole or not at all."""
+"""Rows on their way to a training that needs them all first: one file an agent, a row a line, whole or not at all."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from protocols.errors import TrainerError
-from trainers.preference_row import Preference
 from trainers.row_log import sync_folder
 
+R = TypeVar("R", bound=msgspec.Struct)
 
-def write_preferences(folder: Path, agent: str, rows: Iterable[Preference]) -> None:
+
+def write_rows(folder: Path, agent: str, rows: Iterable[msgspec.Struct]) -> None:
     """Replaces the agent's file, if there is one; durable when it returns."""
     folder.mkdir(parents=True, exist_ok=True)
     file = _file_of(folder, agent)
@@ -27,17 +29,18 @@ def write_preferences(folder: Path, agent: str, rows: Iterable[Preference]) -> N
     sync_folder(folder)
 
 
-def read_preferences(folder: Path, agent: str) -> Iterator[Preference]:
+def read_rows(folder: Path, agent: str, kind: type[R]) -> Iterator[R]:
     """Raises: TrainerError: there is no such file, or it is damaged."""
     file = _file_of(folder, agent)
-    decode = msgspec.json.Decoder(Preference).decode
+    decode = msgspec.json.Decoder(kind).decode
     try:
         with open(file, "rb") as lines:
             for number, line in enumerate(lines, 1):
                 try:
                     yield decode(line)
                 except msgspec.MsgspecError as err:
-                    raise TrainerError(f"{file}:{number}: not a preference: {err}; select the rows again") from err
+                    what = kind.__name__.lower()
+                    raise TrainerError(f"{file}:{number}: not a row ({what}): {err}; select the rows again") from err
     except OSError as err:
         raise TrainerError(f"{file}: cannot be read: {err.strerror}; select the rows again") from err
 

@@ -21,6 +21,7 @@ from actors.prices import Price
 from engine.recipe import LoopSettings, RunSettings, TrainSettings
 from engine.tasks import SOURCES
 from protocols.message import Sampling
+from trainers.magdi import MAGDiSettings
 from trainers.mix import Mix
 from trainers.sft import SFTSettings
 
@@ -60,6 +61,7 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
         TrainSettings,
         Mix,
         SFTSettings,
+        MAGDiSettings,
         LoopSettings,
         RunSettings,
     ],

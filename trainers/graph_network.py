@@ -73,7 +73,7 @@ def pooled(states: Tensor, mask: Tensor) -> Tensor:
     Padding stands behind and has no part. In the released code it stands before and is counted, so that there a node's
     features depend on what else is in its batch.
 
-    Source: Muennighoff 2022 (SGPT), arXiv:2202.08904, sec. 3.1; MAGDi's code pools like that.
+    Source: Muennighoff 2022 (SGPT), arXiv:2202.08904; MAGDi's code pools like that.
     """
     weights = mask * torch.arange(1, mask.size(1) + 1, device=mask.device)
     return (states.float() * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)

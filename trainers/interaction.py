@@ -1,6 +1,6 @@
 """A debate as the graph that one student learns from, MAGDi's way. Pure: no model, no disk, no Ray.
 
-Source: Chen et al. 2024 (MAGDi), arXiv:2402.01620, sec. 3, and its released code, whose edges and pairs are those of
+Source: Chen et al. 2024 (MAGDi), arXiv:2402.01620, as its released code has it, whose edges and pairs are those of
 ``protocols.formats.magdi``. A node that nobody spoke is no node here; there it is one of a third class, whose text is
 the question with the answer of the node before it.
 """

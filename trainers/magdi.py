@@ -2,7 +2,7 @@
 
 Importing this module is cheap; torch and PEFT load with the first training.
 
-Source: Chen et al. 2024 (MAGDi), arXiv:2402.01620, sec. 4, and its released code (dinobby/MAGDi). Departures, each with
+Source: Chen et al. 2024 (MAGDi), arXiv:2402.01620, as its released code has it (dinobby/MAGDi). Departures, each with
 its reason, are in ``docs/training.md``.
 """
 

@@ -28,8 +28,8 @@ from engine.side_by_side import all_fitted, in_thread
 from engine.stage import Closed, StageResult, run_stage
 from engine.stage_names import BEFORE_PREFERENCES, label_of
 from engine.tasks import Split
-from engine.train_preferences import preference_training, recorded_preferences, rows_of
-from engine.training import Training
+from engine.train_preferences import preference_training, recorded_preferences
+from engine.training import Training, rows_of
 from protocols.errors import ConfigError
 from protocols.graph import Debate
 from protocols.message import Usage

@@ -157,7 +157,13 @@ def read_trained(job: TrainingJob) -> TrainedAdapter:
         raise TrainerError(
             f"adapter {job.name!r} is not trained: there is no {Path(job.output) / RESULT_NAME}; train it"
         )
-    result = msgspec.json.decode((Path(job.output) / RESULT_NAME).read_bytes(), type=RESULTS[job.method])
+    try:
+        result = msgspec.json.decode((Path(job.output) / RESULT_NAME).read_bytes(), type=RESULTS[job.method])
+    except msgspec.ValidationError as err:
+        raise TrainerError(
+            f"{job.output} holds an adapter of another training than {job.method}, which was never registered; finish "
+            "that training by its own command, or remove the folder"
+        ) from err
     return TrainedAdapter(agent=job.agent, name=job.name, path=job.output, parent=job.parent, result=result)
 
 

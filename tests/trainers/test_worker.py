@@ -191,6 +191,10 @@ def test_jobs_that_exclude_each_other_are_refused_before_anything_starts(tmp_pat
         fit_lanes([job, job], name="r", **arguments)
     with pytest.raises(TrainerError, match=r"adapter 'ada@r-v1' is not trained: there is no .*ada/training.json"):
         read_trained(job)
+    (tmp_path / "ada").mkdir()
+    (tmp_path / "ada" / "training.json").write_text('{"steps": 1}')
+    with pytest.raises(TrainerError, match=r"holds an adapter of another training than sft, .* or remove the folder"):
+        read_trained(job)
     with pytest.raises(ConfigError, match="num_lanes=0 must be at least 1"):
         fit_lanes([job], name="r", num_lanes=0, **arguments)
 

@@ -209,13 +209,14 @@ def train_on_graphs(
             graphs.append(graph)
         else:
             refused += 1
-    if not graphs:
+    if not graphs and refused:
         raise TrainerError(
             f"all {refused} debates of {agent!r} have an answer longer than magdi.max_length={settings.max_length} "
             "tokens; raise magdi.max_length or ask for shorter replies"
-            if refused
-            else f"no debate has a right answer for {agent!r} to learn from; debate other tasks or choose another "
-            "train.label"
+        )
+    if not graphs:
+        raise TrainerError(
+            f"no debate has a right answer for {agent!r} to learn from; debate other tasks, or set train.label"
         )
     saved = read_place(resume_from, digest.hexdigest(), agent)
     with adapted(model, settings.adapter, init_from) as peft_model:

@@ -15,6 +15,7 @@ from protocols.task import Task
 from tests.trainers import test_maft, test_retold
 from tests.trainers.test_preference import PROMPTER
 from trainers.example import Example
+from trainers.interaction import Interaction, interaction_of
 from trainers.maft import generator_examples
 from trainers.preference import TreeSettings, preference_rows
 from trainers.preference_row import Preference
@@ -62,8 +63,19 @@ def preferences_of(debate: Debate, label: Any, root: Any = "debate") -> list[Pre
     return preference_rows(debate, "s", options=options, settings=TreeSettings(root=root), prompter=prompter)
 
 
-def texts_of(row: Example | Preference) -> str:
-    learned = (row.completion,) if isinstance(row, Example) else (row.chosen, row.rejected)
+def graphs_of(debate: Debate, label: Any) -> list[Interaction]:
+    row = interaction_of(debate, "s", options=Selection(label=label))
+    return [] if row is None else [row]
+
+
+def texts_of(row: Example | Preference | Interaction) -> str:
+    match row:
+        case Example():
+            learned: tuple[str, ...] = (row.completion,)
+        case Preference():
+            learned = (row.chosen, row.rejected)
+        case Interaction():
+            learned = row.replies
     return "\n".join([message.text for message in row.prompt] + list(learned))
 
 
@@ -79,7 +91,7 @@ debates = st.one_of(
 @given(debate=debates, label=labels)
 def test_gold_is_in_no_row(debate: Debate, label: Any) -> None:
     rows: list[Example | Preference] = [*rows_of(debate, label), *preferences_of(debate, label)]
-    for row in [*rows, *preferences_of(debate, label, "question")]:
+    for row in [*rows, *preferences_of(debate, label, "question"), *graphs_of(debate, label)]:
         assert GOLD not in texts_of(row)
 
 
@@ -94,8 +106,10 @@ def test_consensus_rows_do_not_know_gold(debate: Debate) -> None:
     ]
     assert rows_of(other, "consensus") == rows_of(debate, "consensus")
     assert preferences_of(other, "consensus") == preferences_of(debate, "consensus")
+    assert graphs_of(other, "consensus") == graphs_of(debate, "consensus")
     if debate.verdict is not None and debate.verdict.oracle:
         assert rows_of(debate, "consensus") == [] == preferences_of(debate, "consensus")
+        assert graphs_of(debate, "consensus") == []
 
 
 @settings(max_examples=30)
@@ -115,6 +129,11 @@ def test_every_row_names_nodes_of_its_debate_and_says_what_they_said(debate: Deb
         chosen, rejected = (debate.utterance(node_id) for node_id in pair.node_ids)
         assert (pair.chosen, pair.rejected) == (chosen.reply.text, rejected.reply.text)
         assert chosen.round == rejected.round and chosen.answer.value is not None
+    for graph in graphs_of(debate, label):
+        nodes = [debate.utterance(node_id) for node_id in graph.node_ids]
+        assert sorted(node.id for node in nodes) == sorted(node.id for node in debate.turns())
+        assert graph.replies == tuple(node.reply.text for node in nodes)
+        assert all(nodes[other].round == nodes[one].round + 1 for one, other in graph.edges)
 
 
 @settings(max_examples=30)
@@ -124,6 +143,8 @@ def test_what_could_not_be_read_is_never_right(debate: Debate, label: Any) -> No
     unread = {node.id for node in debate.utterances if node.answer.value is None}
     assert not unread & {row.node_ids[-1] for row in rows_of(debate, label)}
     assert not unread & {row.node_ids[0] for row in preferences_of(debate, label)}
+    for graph in graphs_of(debate, label):
+        assert not unread & {name for name, right in zip(graph.node_ids, graph.right, strict=True) if right}
 
 
 @settings(max_examples=30)
@@ -132,6 +153,7 @@ def test_rows_depend_on_their_debate_alone(debate: Debate, label: Any) -> None:
     again = decode_debate(encode_debate(debate))
     assert rows_of(again, label) == rows_of(debate, label)
     assert preferences_of(again, label) == preferences_of(debate, label)
+    assert graphs_of(again, label) == graphs_of(debate, label)
     rows = rows_of(debate, label)
     assert len(set(map(_key, rows))) == len(rows)
 
@@ -151,13 +173,14 @@ def test_the_order_of_debates_changes_no_row(rounds: list[list[str]], shuffler: 
 def test_held_out_tasks_never_teach(debate: Debate, label: Any) -> None:
     held_out = msgspec.structs.replace(debate, task=msgspec.structs.replace(debate.task, held_out=True))
     assert rows_of(held_out, label) == [] == preferences_of(held_out, label)
+    assert graphs_of(held_out, label) == []
 
 
 @pytest.mark.parametrize("label", ["consensus", "gold"])
 def test_the_properties_are_of_rows_that_there_are(label: Any) -> None:
     debate = society(["43 44 43 43", "43 43 44 43"])
     assert {row.rule for row in rows_of(debate, label)} == {"generator", "critic", "majority", "teacher"}
-    assert preferences_of(debate, label, "question")
+    assert preferences_of(debate, label, "question") and graphs_of(debate, label)
     free = reflected(["43 44 43 43", "43 43 44 43"], oracle=False, stop=())
     assert {row.rule for row in rows_of(free, label)} >= {"teacher"} and preferences_of(free, label)
     assert generator_examples(debate, "g0")

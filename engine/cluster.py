@@ -332,7 +332,7 @@ def join_ray() -> bool:
     on_term = signal.getsignal(signal.SIGTERM)  # Ray puts an exit in its place
     for left in reversed(range(RAY_TRIES if place else 1)):
         try:
-            with _few_processes():
+            with few_processes():
                 ray.init(**place, log_to_driver=False, configure_logging=False)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_term)
@@ -355,7 +355,7 @@ def in_copy_of_a_job(path: Path) -> bool:
 
 
 @contextmanager
-def _few_processes() -> Iterator[None]:
+def few_processes() -> Iterator[None]:
     """A Ray that is started here has no monitor of the autoscaler, for one machine, nor of logs, which nobody reads.
 
     ``ray start`` has switches for both, ``ray.init`` has none; each costs seconds of a small machine's CPU.

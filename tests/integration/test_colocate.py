@@ -24,8 +24,8 @@ agents:
   cy: {model: simulated}
 protocol: {name: society, rounds: 1}
 cast: {generator: [ada, bo, cy]}
-train: {rule: majority, agents: [ada], checkpoint_every: 1, threads: 1}
-sft: {rank: 4, epochs: 2, batch_size: 2, max_length: 512, learning_rate: 0.01}
+train: {rule: majority, agents: [ada], threads: 1}
+sft: {rank: 4, epochs: 1, batch_size: 2, max_length: 512, learning_rate: 0.01}
 loop: {iterations: 2, init_from: previous}
 run: {max_open: 1}
 """
@@ -39,6 +39,10 @@ def came_of(run: RunOnDisk) -> dict[str, Any]:
     adapters = [{key: record.get(key) for key in kept} for record in run.json("adapters/registry.json")]
     graphs = {stage: {key: timeless(debate) for key, debate in run.debates(stage).items()} for stage in STAGES}
     return {"adapters": adapters, "graphs": graphs, "asks": {stage: run.outcomes(stage) for stage in STAGES}}
+
+
+def engines(process: Process) -> int:
+    return len(process.members("ray::AgentActor"))
 
 
 def training(process: Process) -> bool:
@@ -65,9 +69,8 @@ def _play(moot: Moot, run: RunOnDisk) -> None:
     process = moot.start_until(
         *("loop", "one.yaml", "--run-dir", str(run.path), "--json"),
         *("run.colocate=release", f"models.tiny.num_cpus={get_num_cpus()}"),
-        ready=training,
+        ready=lambda process: "released" in process.stderr and engines(process) == ENGINES - 1,
     )
-    assert len(process.members("ray::AgentActor")) == ENGINES - 1
     process.kill()
     check_clean(process.stderr)
     assert "tiny: released while trainings run" in process.stderr and "started again" not in process.stderr
@@ -75,8 +78,8 @@ def _play(moot: Moot, run: RunOnDisk) -> None:
     process = moot.start("resume", str(run.path), "--json")
     for _ in range(2):
         assert process.running_when(lambda: training(process)), process.stderr
-        assert len(process.members("ray::AgentActor")) == ENGINES - 1
-        assert process.running_when(lambda: len(process.members("ray::AgentActor")) == ENGINES), process.stderr
+        assert engines(process) == ENGINES - 1
+        assert process.running_when(lambda: engines(process) == ENGINES), process.stderr
         assert not training(process)
     assert process.wait() == 0, process.stderr
     check_clean(process.stderr)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from actors.catalogue import BACKENDS
 from actors.vllm_settings import runs_on_cpu
@@ -18,10 +18,12 @@ from protocols.errors import ConfigError
 
 if TYPE_CHECKING:
     from engine.cluster import Cluster
-    from engine.hosts import Way
     from engine.models import Model
     from engine.progress import Progress
     from engine.recipe import Recipe
+
+Way = Literal["release", "sleep"]
+"""How a host gives up its device: its process ends and is started again later, or its model sleeps in it."""
 
 SLEEPER_SHARE = 0.51  # Ray counts a GPU shared by both as this for a model that sleeps: no two of them are on one
 LANE_SHARE = 0.49  # and as this for a lane
@@ -79,8 +81,8 @@ def check_colocation(recipe: Recipe, where: str) -> None:
     """Raises: ConfigError: a local model cannot sleep, or would for nothing."""
     if recipe.run.colocate != "sleep":
         return
-    at = f"{where}: run.colocate=sleep"
-    for name, model in _local(recipe).items():
+    at, local = f"{where}: run.colocate=sleep", _local(recipe)
+    for name, model in local.items():
         if not BACKENDS[model.backend].sleeps:
             raise ConfigError(
                 f"{at}, but models.{name} ({model.backend}) cannot sleep, which only vllm on a GPU can; set "
@@ -91,10 +93,16 @@ def check_colocation(recipe: Recipe, where: str) -> None:
                 f"{at}, but models.{name}.num_gpus={model.place.num_gpus:g}: it shares one whole GPU with a training; "
                 f"set models.{name}.num_gpus: 1, or run.colocate: release"
             )
-    if not recipe.train.gpus_per_lane:
+    if local and not recipe.train.gpus_per_lane:
         raise ConfigError(
             f"{at} gives trainings the GPUs of models, but train.gpus_per_lane=0 leaves them on CPU; set it to 1, or "
             "leave run.colocate out"
+        )
+    num_engines = sum(model.place.replicas for model in local.values())
+    if local and recipe.train.num_lanes > num_engines:
+        raise ConfigError(
+            f"{at} gives each lane the GPU of an engine, but train.num_lanes={recipe.train.num_lanes} and there are "
+            f"{num_engines}; lower it to that"
         )
 
 

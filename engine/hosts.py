@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -23,6 +23,7 @@ from actors.backend import AdapterRef
 from actors.placement import HostSpec, place, start_hosts, stop_hosts
 from actors.remote import of_actor, of_reachable, what_happened
 from actors.shared_gate import of_keeper
+from engine.colocate import Way
 from protocols.errors import AgentError, ConfigError, EngineDownError, HostLostError, PausedError
 
 log = logging.getLogger("moot.hosts")
@@ -30,9 +31,6 @@ log = logging.getLogger("moot.hosts")
 START_S = 1800.0  # of a host that is started again: a large model loads in minutes, one without a place never does
 BACKOFF_S = 0.5  # before the first start again; doubles each time
 MAX_BACKOFF_S = 30.0
-
-Way = Literal["release", "sleep"]
-"""How a host gives up its device: its process ends and is started again later, or its model sleeps in it."""
 
 
 class Hosts:

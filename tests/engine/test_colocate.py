@@ -81,6 +81,7 @@ def test_how_a_run_makes_room_is_no_part_of_what_is_run(tmp_path: Path) -> None:
             r"models\.local\.num_gpus=2: .* or run\.colocate: rel",
         ),
         (VLLM, "train.gpus_per_lane=0", r"train\.gpus_per_lane=0 leaves them on CPU; set it to 1"),
+        (VLLM, "train.num_lanes=2", r"train\.num_lanes=2 and there are 1; lower it to that"),
         (VLLM, "run.colocate=nap", r"run\.colocate='nap': .*; use one of: release, sleep"),
     ],
 )

@@ -38,13 +38,13 @@ class Listening:
     """An arena's actor, as far as hosts know it."""
 
     def __init__(self) -> None:
-        self.arena, self.lost, self.held = Arena(), list[str](), False
+        self.arena, self.lost, self.held = Arena(), list[str](), list[bool]()
 
     async def deliver(self, packed: bytes) -> None:
         await self.arena.send(packed)
 
     async def hold(self, held: bool) -> None:
-        self.held = held
+        self.held.append(held)
 
     async def host_lost(self, host: str) -> None:
         self.lost.append(host)
@@ -82,17 +82,17 @@ async def test_what_is_asked_or_published_of_a_sleeping_host_waits_until_it_is_a
     hosts, listening = await started(notes)
     watching = asyncio.ensure_future(hosts.watch())
     await hosts.send_away(["m"], "sleep")
-    assert listening.held
+    assert listening.held[-1]
     await placed[0].tell("a", msgspec.msgpack.encode([make_ask()]))
     publishing = asyncio.ensure_future(hosts.publish("m", AdapterRef(name="ada@r-v1", agent="ada", path="x")))
     await hosts.hold(True)
     await hosts.hold(False)  # paused and gone on meanwhile
     await asyncio.sleep(0.05)
-    assert listening.arena.outcomes == [] and listening.held and not publishing.done()
+    assert listening.arena.outcomes == [] and all(listening.held) and not publishing.done()
     await hosts.call_back("sleep")
     await publishing
     assert [outcome.ask_id for outcome in await listening.arena.wait(1)] == [make_ask().id]
-    assert not listening.held and (await placed[0].stats()).adapters == {"ada": "ada@r-v1"}
+    assert not listening.held[-1] and (await placed[0].stats()).adapters == {"ada": "ada@r-v1"}
     assert len(placed) == 1 and notes == [] and not watching.done()
     await hosts.stop()
     await watching

@@ -17,7 +17,7 @@ from contextlib import suppress
 
 import msgspec
 
-from actors.backend import AdapterRef, Backend, BackendInfo, KeepsAsks
+from actors.backend import AdapterRef, Backend, BackendInfo, KeepsAsks, Sleeps
 from actors.deadlines import Deadlines
 from actors.gate import Gate, Hint, TellsLoad, TellsRates, Ticket
 from actors.logs import ABOUT
@@ -96,8 +96,11 @@ class AgentHost:
         self._tries = Tries(limits, self._meter, self._send)
         self._info: BackendInfo | None = None
         self._slots, self._deadlines = Slots(1), Deadlines(limits.timeout_s)
-        self._free = asyncio.Event()  # clear: nothing is sent for now
+        self._held = self._asleep = False
+        self._free = asyncio.Event()  # clear: nothing is sent for now, for one of these reasons
         self._free.set()
+        self._idle = asyncio.Event()  # nothing is in the model
+        self._idle.set()
         self._arenas: dict[str, Outbox[Outcome | Stopped]] = {}
         self._adapters: dict[str, AdapterRef] = {}  # agent -> the version that answers now
         self._speaking: Counter[str] = Counter()  # adapter version -> asks that it is answering
@@ -130,7 +133,30 @@ class AgentHost:
 
     def hold(self, held: bool) -> None:
         """Send nothing for now, or go on. What is in the model is let finish; all else keeps its turn."""
-        (self._free.clear if held else self._free.set)()
+        self._held = held
+        self._send_or_wait()
+
+    async def sleep(self) -> None:
+        """Let the model give up its device once what is in it has finished; what is asked until ``wake`` waits.
+
+        Raises: AgentError: it cannot.
+        """
+        if not isinstance(self._backend, Sleeps):
+            raise AgentError(f"{self._name}: its model cannot sleep; set run.colocate: release")
+        self._asleep = True
+        self._send_or_wait()
+        await self._idle.wait()
+        await self._backend.sleep()
+
+    async def wake(self) -> None:
+        """The model has its device again, and what waited is sent. Safe to call twice."""
+        if isinstance(self._backend, Sleeps) and self._asleep:
+            await self._backend.wake()
+        self._asleep = False
+        self._send_or_wait()
+
+    def _send_or_wait(self) -> None:
+        (self._free.clear if self._held or self._asleep else self._free.set)()
 
     def retune(self, limits: Limits) -> None:
         """Other limits from now on; a try that is under way ends under those it began with."""
@@ -296,7 +322,7 @@ class AgentHost:
             hedged=self._tries.hedged,
             cost_usd=self._cost_usd,
             stopped=self._stopped,
-            held=not self._free.is_set(),
+            held=self._held,
             concurrency=self._slots.number,
             gates={name: gate.figures() for name, gate in self._gates.items()},
             adapters={agent: adapter.name for agent, adapter in self._adapters.items()},
@@ -428,11 +454,14 @@ class AgentHost:
         adapter = self._adapters.get(ask.agent)
         version = adapter.name if adapter else ""
         self._running += 1
+        self._idle.clear()
         self._speaking[version] += 1
         try:
             return self._priced(sendable(await self._backend.generate(ask, adapter)), adapter)
         finally:
             self._running -= 1
+            if not self._running:
+                self._idle.set()
             self._speaking[version] -= 1
             if not self._speaking[version]:
                 del self._speaking[version]

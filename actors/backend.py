@@ -48,6 +48,22 @@ class KeepsAsks(Protocol):
         ...
 
 
+@runtime_checkable
+class Sleeps(Protocol):
+    """A backend that can give up its device for a while and keep its model in main memory. The host sets ``may_sleep``
+    before ``start``, and sees to it that nothing is asked or loaded from ``sleep`` until ``wake`` has returned."""
+
+    may_sleep: bool
+
+    async def sleep(self) -> None:
+        """Returns once the device is free. What was cached of earlier prompts is gone."""
+        ...
+
+    async def wake(self) -> None:
+        """Take the device again, as it was; adapters that were loaded still are."""
+        ...
+
+
 class Backend(Protocol):
     """A model that answers asks. One backend serves any number of agents; their adapters differ, the base does not.
 

@@ -44,6 +44,7 @@ class BackendSpec(msgspec.Struct, frozen=True, kw_only=True):
     cacheable: bool = True  # a model replies, or something that plays one
     limits: Callable[..., Mapping[str, float]] = lambda settings: {}  # what they are unless a recipe says otherwise
     heavy: bool = False  # holds a model in memory: takes a CPU or a GPU of the cluster
+    sleeps: bool = False  # on a GPU: see ``actors.backend.Sleeps``
 
 
 _SERVICE: Any = {"check": check_key, "limits": default_limits, "holds_schema": leaves_form_open}
@@ -58,6 +59,7 @@ BACKENDS: dict[str, BackendSpec] = {
         takes_images=sees,
         holds_schema=always,
         heavy=True,
+        sleeps=True,
     ),
     "transformers": BackendSpec(
         settings=TransformersSettings, build=TransformersBackend, env=transformers_env, takes_images=sees, heavy=True

@@ -12,7 +12,7 @@ import msgspec
 
 from actors.admission import Account, Rates
 from actors.agent import DRAIN_S, AgentHost, HostStats, Limits
-from actors.backend import AdapterRef, BackendInfo, KeepsAsks, KeepsFiles
+from actors.backend import AdapterRef, BackendInfo, KeepsAsks, KeepsFiles, Sleeps
 from actors.catalogue import BACKENDS
 from actors.collector import calm_collector
 from actors.engine_room import EngineRoom
@@ -39,7 +39,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     ``name``: unique in the run; of several replicas of ``model`` each has its own. ``incarnation``: how often the host
     was started again.
-    ``held``: it sends nothing for now.
+    ``held``: it sends nothing for now. ``may_sleep``: its model gives up its device when it is told to sleep.
     ``folder``: the run's own. ``media``: folders of images. ``keeper``: the handle of ``actors.shared_gate.Keeper``,
     for limits that hosts share. ``budgeted``: nothing is sent that the keeper's purse does not allow.
     """
@@ -61,6 +61,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     keeper: Any = None
     budgeted: bool = False
     held: bool = False
+    may_sleep: bool = False
 
     @property
     def line(self) -> str:
@@ -78,6 +79,8 @@ class AgentActor:
             backend.read_image = ImageFolder([Path(folder) for folder in spec.media]).read
         if isinstance(backend, KeepsFiles) and spec.folder:
             backend.folder = files_of(spec)
+        if isinstance(backend, Sleeps):
+            backend.may_sleep = spec.may_sleep
         self._heavy = BACKENDS[spec.backend].heavy
         meter, gates = Meter(spec.price), dict[str, Gate]()
         self._line = Line(spec.line, spec.keeper, self._stop) if spec.keeper is not None else None
@@ -129,6 +132,12 @@ class AgentActor:
 
     async def hold(self, held: bool) -> None:
         self._host.hold(held)
+
+    async def sleep(self) -> None:
+        await self._host.sleep()
+
+    async def wake(self) -> None:
+        await self._host.wake()
 
     async def retune(self, limits: Limits) -> None:
         """Raises: ConfigError: rates for an account that nobody counts."""

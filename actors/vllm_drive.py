@@ -29,6 +29,7 @@ log = logging.getLogger("moot.vllm")
 POLL_S = 0.5  # between looks at what an engine in another process has to do
 STUCK_S = 300.0  # a step that takes longer will never end; the longest of a large prompt on a busy CPU takes seconds
 WATCH_S = 5.0  # between looks at it
+SLEEP_LEVEL = 1  # vLLM's: weights wait in main memory; level 2 throws them away, and nobody would bring them back
 CLOSE_TIMEOUT_S = 30.0  # a step of the largest batch on a busy laptop takes a few seconds
 
 T = TypeVar("T")
@@ -60,6 +61,12 @@ class Drive(Protocol):
         ...
 
     async def remove_lora(self, lora_id: int) -> None: ...
+
+    async def sleep(self) -> None:
+        """Weights go to main memory, the cache is given up; the engine must have been loaded with sleep mode."""
+        ...
+
+    async def wake(self) -> None: ...
 
     def gauges(self) -> dict[str, float]:
         """Requests ``running`` and ``waiting``, and ``kv_usage``, the share of the cache in use."""
@@ -132,6 +139,12 @@ class ThreadDrive:
 
     async def remove_lora(self, lora_id: int) -> None:
         await self._call(lambda: self._engine.remove_lora(lora_id))
+
+    async def sleep(self) -> None:
+        await self._call(lambda: self._engine.sleep(SLEEP_LEVEL))
+
+    async def wake(self) -> None:
+        await self._call(self._engine.wake_up)
 
     async def close(self) -> None:
         thread, self._thread = self._thread, None
@@ -295,6 +308,12 @@ class ProcessDrive:
 
     async def remove_lora(self, lora_id: int) -> None:
         await self._of_living(self._living().remove_lora(lora_id))
+
+    async def sleep(self) -> None:
+        await self._of_living(self._living().sleep(SLEEP_LEVEL))
+
+    async def wake(self) -> None:
+        await self._of_living(self._living().wake_up())
 
     async def _of_living(self, call: Awaitable[T]) -> T:
         from vllm.v1.engine.exceptions import EngineDeadError

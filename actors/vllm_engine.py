@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 from actors.backend import AdapterRef, BackendInfo, check_room
@@ -41,6 +42,7 @@ class VLLMBackend:
     def __init__(self, settings: VLLMSettings) -> None:
         self.on_load: OnLoad | None = None
         self.read_image: ReadImage | None = None
+        self.may_sleep = False
         self._settings = settings
         self._drive: Drive | None = None
         self._prompts: Prompts
@@ -67,6 +69,8 @@ class VLLMBackend:
         if settings.model == "embedded":
             self._model_path = str(await asyncio.to_thread(embedded_model_path))
         arguments = engine_arguments(settings, self._model_path, on_cpu)
+        if self.may_sleep:
+            arguments["enable_sleep_mode"] = True
         drive: Drive = ThreadDrive(arguments, self._tell) if in_process else ProcessDrive(arguments, self._tell)
         try:
             if not sees(settings):
@@ -116,6 +120,20 @@ class VLLMBackend:
         request = await self._adapters.forget(adapter)
         if request is not None:
             await self._running().remove_lora(request.lora_int_id)
+
+    async def sleep(self) -> None:
+        await self._turned("sleep", self._running().sleep())
+
+    async def wake(self) -> None:
+        await self._turned("wake", self._running().wake())
+
+    async def _turned(self, what: str, call: Awaitable[None]) -> None:
+        try:
+            await call
+        except AgentError:
+            raise
+        except Exception as err:  # when it wakes, most likely a device that others have not left
+            raise AgentError(f"the vLLM engine of {self.name} cannot {what}: {err}") from err
 
     def metrics(self) -> dict[str, float]:
         """``tokens_generated``, ``requests``, ``replies``; ``prefix_cache_queries`` and ``prefix_cache_hits`` in

@@ -15,6 +15,7 @@ from actors.prices import Price
 from actors.response_cache import CacheSettings
 from actors.traces import check_traces
 from engine.cluster import models_in_use
+from engine.colocate import check_sleep
 from engine.models import Model, Place
 from engine.named_protocol import find_protocol
 from engine.recipe import LoopSettings, Recipe, RunSettings, TrainSettings, load_recipe
@@ -40,6 +41,7 @@ def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dic
     check_debatable(recipe, tasks)
     for name in sorted(models_in_use(recipe)):
         _check_model(str(path), name, recipe.models[name])
+    check_sleep(recipe, str(path))
     _check_room(str(path), recipe)
     _check_images(str(path), recipe, tasks)
     check_people(recipe, str(path))

@@ -28,6 +28,7 @@ from actors.shared_gate import place_keeper
 from actors.traces import Traces, check_traces
 from engine.arena import Arena, ArenaStats, Assignment, Finished
 from engine.canonical import Canoniser
+from engine.colocate import gpus_of, lane_of, leaves, way_of
 from engine.control import Control
 from engine.folder import LOCK_WAIT_S
 from engine.hosts import Hosts
@@ -35,7 +36,7 @@ from engine.metrics import Metrics
 from engine.mirror import place_of, restore_journal
 from engine.named_protocol import find_protocol
 from engine.recipe import Recipe
-from engine.resources import Need, check_arenas, check_resources, held_to, machines_of_cluster
+from engine.resources import Need, check_arenas, check_resources, check_training, held_to, machines_of_cluster
 from protocols.conversation import Player, ProtocolSettings
 from protocols.errors import AgentError
 from protocols.prompt import PromptSet
@@ -192,6 +193,7 @@ class Cluster:
         folder: Path | None = None,
         media: Sequence[Path] = (),
         spent: Amount = NOTHING,
+        trains: bool = False,
         note: Callable[[str], None] = log.warning,
     ) -> Cluster:
         """Join Ray and start every model that the cast needs.
@@ -200,6 +202,7 @@ class Cluster:
             folder: the run's, for models that keep files there.
             media: folders of images that asks may show.
             spent: of the run's budget, before now.
+            trains: whether learners are to be trained on it, too.
             note: is told when a model had to be started again.
 
         Raises: ConfigError: the cluster has not what the models need. AgentError: a model cannot start.
@@ -212,10 +215,12 @@ class Cluster:
         machines = machines_of_cluster()
         on_gpus, on_cpus = held_to("agents", machines), held_to("arenas", machines)
         held = {host: on_gpus if model.place.num_gpus else on_cpus for host, model in placed.items()}
-        check_resources(
-            [Need(host, model.place.num_cpus, model.place.num_gpus, held[host]) for host, model in placed.items()],
-            machines,
-        )
+        colocate = way_of(recipe) if trains else None
+        num_gpus = {host: gpus_of(model, colocate) for host, model in placed.items()}
+        needs = [Need(host, model.place.num_cpus, num_gpus[host], held[host]) for host, model in placed.items()]
+        check_resources(needs, machines)
+        if trains and (lane := lane_of(recipe, machines)) is not None:
+            check_training(lane, [need for need in needs if not leaves(placed[need.host], colocate)], machines)
         check_arenas(recipe.run.num_arenas, machines)
         keeper = place_keeper(recipe.run.budget, spent) if needs_keeper(recipe) else None
         specs = [
@@ -226,8 +231,9 @@ class Cluster:
                 settings=model.settings,
                 limits=model.limits,
                 num_cpus=model.place.num_cpus,
-                num_gpus=model.place.num_gpus,
+                num_gpus=num_gpus[host],
                 resources=held[host],
+                may_sleep=colocate == "sleep",
                 folder=str(folder.absolute()) if folder else "",
                 traced=traced(recipe, folder),
                 media=tuple(str(path.absolute()) for path in media),

@@ -1,7 +1,8 @@
 """The hosts of a recipe's models as a run sees them: started, watched, started again when they die, given adapters.
 
 A host that dies takes nothing with it that is on record. What it held is asked again: of the model's other replicas at
-once, or of the host itself when it is back. A model that dies again and again ends the run with a sentence.
+once, or of the host itself when it is back. A model that dies again and again ends the run with a sentence. Hosts may
+be sent away for a while, so that others can have what they take; whoever wants one meanwhile waits until it is back.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from actors.backend import AdapterRef
 from actors.placement import HostSpec, place, start_hosts, stop_hosts
 from actors.remote import of_actor, of_reachable, what_happened
 from actors.shared_gate import of_keeper
+from engine.colocate import Way
 from protocols.errors import AgentError, ConfigError, EngineDownError, HostLostError, PausedError
 
 log = logging.getLogger("moot.hosts")
@@ -53,6 +55,9 @@ class Hosts:
         self._adapters: dict[str, dict[str, AdapterRef]] = defaultdict(dict)  # model -> agent -> version
         self._down: set[str] = set()  # hosts that are known to have died, and are not back
         self._reviving: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._away: set[str] = set()  # hosts that were sent away, and are not back
+        self._all_back = asyncio.Event()
+        self._all_back.set()
         self._stats, self._told_at_s = dict[str, HostStats](), -math.inf  # what they said last, and when
 
     @classmethod
@@ -73,8 +78,14 @@ class Hosts:
         A host or an arena that comes to life later is told, too.
         """
         self._specs = {name: msgspec.structs.replace(spec, held=held) for name, spec in self._specs.items()}
-        actors = [*self._handles.values(), *self._arenas.values()]
-        await asyncio.gather(*(self._informed(of_reachable(partial(actor.hold.remote, held))) for actor in actors))
+        hosts = [partial(handle.hold.remote, held) for handle in self._handles.values()]
+        await asyncio.gather(self._time_stands(), *(self._informed(of_reachable(call)) for call in hosts))
+
+    async def _time_stands(self) -> None:
+        """Tell arenas whether hosts send nothing for now, so that no phase ends of its deadline."""
+        stands = self.held or bool(self._away)
+        calls = [partial(arena.hold.remote, stands) for arena in self._arenas.values()]
+        await asyncio.gather(*(self._informed(of_reachable(call)) for call in calls))
 
     async def retune(self, model: str, limits: Limits) -> None:
         """A model's limits from now on, those of hosts that are started again included.
@@ -113,7 +124,7 @@ class Hosts:
         Returns: what each host holds of the arena of this name before.
         """
         self._arenas[arena] = handle
-        if self.held:
+        if self.held or self._away:
             await self._informed(handle.hold.remote(True))
         hosts = list(self._handles)
         held = await asyncio.gather(*(self._told(host, "connect", arena, handle) for host in hosts))
@@ -154,7 +165,59 @@ class Hosts:
             except AgentError as err:  # its process has died, or the engine in it
                 await self._revive(host, handle, what_happened(err))
             else:
-                return  # closed
+                await self._back(host)
+                if self._handles.get(host) is handle:
+                    return  # closed
+
+    async def send_away(self, names: Sequence[str], way: Way) -> None:
+        """These hosts give up what they take, until ``call_back``. What is asked of them meanwhile waits.
+
+        With ``sleep`` what is in a model is let finish; with ``release`` it is asked again later.
+        Raises: AgentError: one cannot sleep.
+        """
+        leaving = {name: self._handles[name] for name in names if name in self._handles}
+        self._away |= leaving.keys()
+        self._all_back.clear()
+        await self._time_stands()
+        if way == "sleep":
+            await asyncio.gather(*(self._put_to_sleep(name, handle) for name, handle in leaving.items()))
+            return
+        for arena in list(self._arenas.values()):
+            await asyncio.gather(*(self._informed(arena.host_lost.remote(name)) for name in leaving))
+        await stop_hosts(leaving)
+        await asyncio.gather(*(self._bury(self._specs[name], handle) for name, handle in leaving.items()))
+
+    async def _put_to_sleep(self, host: str, handle: Any) -> None:
+        try:
+            await of_reachable(handle.sleep.remote)
+        except (HostLostError, EngineDownError):  # it takes nothing any more, and is started again when it is wanted
+            await self._bury(self._specs[host], handle)
+
+    async def call_back(self, way: Way) -> None:
+        """Those that were sent away are as before, with every adapter and arena; what waited for them is asked.
+
+        Raises: AgentError: one does not come back, and was its model's last.
+        """
+        await asyncio.gather(*(self._called_back(name, way) for name in self._away))
+        self._away.clear()
+        self._all_back.set()
+        await self._time_stands()
+
+    async def _called_back(self, host: str, way: Way) -> None:
+        async with self._reviving[host]:
+            spec, handle = self._specs[host], self._handles[host]
+            try:
+                await (of_reachable(handle.wake.remote) if way == "sleep" else self._start_again(spec))
+            except PausedError:
+                raise
+            except AgentError as err:  # as when it dies
+                await self._lost(spec, handle)
+                await self._start_until_up(spec, what_happened(err))
+
+    async def _back(self, host: str) -> None:
+        """Returns once the host is not away."""
+        while host in self._away:
+            await self._all_back.wait()
 
     async def halt(self, reason: str, within_s: float = DRAIN_S) -> None:
         """Send no ask any more; returns once those in the models are over and the arenas have their outcomes.
@@ -198,6 +261,7 @@ class Hosts:
         One that has died is started again first, or passed over while other replicas go on: whoever starts it again
         tells it all that the others were told. A host that is given up is passed over, too.
         """
+        await self._back(host)
         while (handle := self._handles.get(host)) is not None and not self._left_to_others(host):
             try:
                 return await of_reachable(partial(getattr(handle, method).remote, *args))
@@ -216,32 +280,41 @@ class Hosts:
 
         Raises: AgentError: it was the model's last. PausedError: the keeper of the limits has died, too.
         """
+        await self._back(host)
         async with self._reviving[host]:
             if self._handles.get(host) is not dead:
                 return
-            self._down.add(host)
             spec = self._specs[host]
-            await self._bury(spec, dead)
-            for arena in list(self._arenas.values()):
-                await self._informed(arena.host_lost.remote(host))
-            while spec.incarnation < self._max_restarts[spec.model]:
-                spec = self._specs[host]  # held or retuned meanwhile
-                spec = self._specs[host] = msgspec.structs.replace(spec, incarnation=spec.incarnation + 1)
-                limit = self._max_restarts[spec.model]
-                self._note(f"model {host!r} went down, starting it again ({spec.incarnation} of {limit}): {why}")
-                try:
-                    await asyncio.sleep(min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (spec.incarnation - 1)))
-                    await self._start_again(spec)
-                except PausedError:  # the run has ended, not this host
-                    raise
-                except AgentError as err:
-                    why = what_happened(err)
-                except asyncio.CancelledError:  # nobody watches any more: this one has not been tried
-                    self._specs[host] = msgspec.structs.replace(self._specs[host], incarnation=spec.incarnation - 1)
-                    raise
-                else:
-                    return
-            self._give_up(spec, why)
+            await self._lost(spec, dead)
+            await self._start_until_up(spec, why)
+
+    async def _lost(self, spec: HostSpec, dead: Any) -> None:
+        self._down.add(spec.name)
+        await self._bury(spec, dead)
+        for arena in list(self._arenas.values()):
+            await self._informed(arena.host_lost.remote(spec.name))
+
+    async def _start_until_up(self, spec: HostSpec, why: str) -> None:
+        """Raises: see ``_revive``."""
+        host = spec.name
+        while spec.incarnation < self._max_restarts[spec.model]:
+            spec = self._specs[host]  # held or retuned meanwhile
+            spec = self._specs[host] = msgspec.structs.replace(spec, incarnation=spec.incarnation + 1)
+            limit = self._max_restarts[spec.model]
+            self._note(f"model {host!r} went down, starting it again ({spec.incarnation} of {limit}): {why}")
+            try:
+                await asyncio.sleep(min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (spec.incarnation - 1)))
+                await self._start_again(spec)
+            except PausedError:  # the run has ended, not this host
+                raise
+            except AgentError as err:
+                why = what_happened(err)
+            except asyncio.CancelledError:  # nobody watches any more: this one has not been tried
+                self._specs[host] = msgspec.structs.replace(self._specs[host], incarnation=spec.incarnation - 1)
+                raise
+            else:
+                return
+        self._give_up(spec, why)
 
     async def _bury(self, spec: HostSpec, dead: Any) -> None:
         """Make sure that it is dead, and take back what it held of shared limits."""

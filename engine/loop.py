@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from actors.prices import Amount
 from actors.remote import of_actor
 from engine.base_model import base_model_of
 from engine.cluster import Cluster
+from engine.colocate import gpu_share_of, room_for_trainings, way_of
 from engine.evaluate import SINGLE_AGENT, Evaluation, evaluate
 from engine.folder import RunFolder, write_atomically
 from engine.hosted import HostedTraining, fed_rows, hosted_job, left_usd
@@ -80,11 +82,15 @@ class Loop:
         return [(label_of(stage), found)]
 
     async def _debate_and_train(self, iteration: int) -> None:
-        """Debates stream their rows into the trainings, which start with the first of them."""
+        """Debates stream their rows into the trainings, which start with the first of them.
+
+        With ``run.colocate`` they start when the last debate has closed, and models make room for them.
+        """
         training, hosted = self._training(iteration), self._hosted(iteration)
         training.workplace.mkdir(parents=True, exist_ok=True)
         feed = make_feed_actor(training.workplace / "feed", mix=self._recipe.train.mix)
-        fitting = [in_thread(lambda: training.fit(feed))] if training.jobs else []
+        colocated = bool(training.jobs and way_of(self._recipe))
+        fitting = [in_thread(lambda: training.fit(feed))] if training.jobs and not colocated else []
         num_closed = 0
 
         async def learn(closed: list[Closed]) -> None:
@@ -114,8 +120,11 @@ class Loop:
         self._progress.note(f"train-{iteration}: rows {shown}; training until all are used")
         if hosted.jobs:
             fitting.append(asyncio.create_task(self._fit_hosted(hosted, feed)))
-        for warning in await all_fitted(fitting):
-            self._warn(warning)
+        async with room_for_trainings(self._cluster, self._progress) if colocated else nullcontext():
+            if colocated:
+                fitting.append(in_thread(lambda: training.fit(feed)))
+            for warning in await all_fitted(fitting):
+                self._warn(warning)
         theirs = hosted.register(self._registry, recipe_hash=self._recipe.fingerprint, iteration=iteration)
         self._register(f"train-{iteration}", training, iteration, theirs)
 
@@ -151,8 +160,10 @@ class Loop:
             rows,
             {agent: self._registry.folder_of(self._serving[agent]) for agent in rows},
             self._version(iteration) + 1,
+            gpu_share_of(way_of(self._recipe)),
         )
-        self._warn(await in_thread(lambda: training.fit(str(rows_of(training)))))
+        async with room_for_trainings(self._cluster, self._progress):
+            self._warn(await in_thread(lambda: training.fit(str(rows_of(training)))))
         self._register(stage, training, iteration)
 
     def _preferences(self, iteration: int) -> dict[str, list[Preference]]:
@@ -185,6 +196,7 @@ class Loop:
             workplace=self._folder.path / "train" / f"iteration-{iteration}",
             jobs=self._jobs(iteration),
             rules={agent: self._recipe.train.rules_of(agent, self._recipe.cast) for agent in self._recipe.learners},
+            gpu_share=gpu_share_of(way_of(self._recipe)),
         )
 
     def _hosted(self, iteration: int) -> HostedTraining:

@@ -11,6 +11,7 @@ import msgspec
 
 from actors.budget import Budget
 from actors.prices import Price, find_price
+from engine.colocate import Way
 from engine.models import Model, read_model
 from engine.named_protocol import find_protocol
 from engine.recipe_parts import check_recipe_parts
@@ -85,6 +86,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     budget: Budget = Budget()
     drain_s: float = 15.0  # on SIGTERM, that what is in the models may take to come in
     track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()  # where figures go besides the run's folder
+    colocate: Way | None = None  # how local models make room for a loop's trainings
 
     def __post_init__(self) -> None:
         if self.num_arenas < 1 or self.max_open < 1:

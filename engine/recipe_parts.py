@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from actors.catalogue import BACKENDS
 from actors.prices import prices_date
+from engine.colocate import check_colocation
 from engine.named_protocol import find_protocol
 from engine.sections import suggest
 from protocols.errors import ConfigError
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 def check_recipe_parts(recipe: Recipe, where: str) -> None:
     """Raises: ConfigError: two parts contradict each other, or one names what is not there."""
     checks = (
-        _check_names, _check_rules, _check_training, _check_budget, _check_structured, _check_batches, _check_finetune,
+        _check_names, _check_rules, _check_training, check_colocation, _check_budget, _check_structured, _check_batches,
+        _check_finetune,
     )  # fmt: skip
     for check in checks:
         check(recipe, where)

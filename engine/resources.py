@@ -49,14 +49,37 @@ def check_resources(needs: Sequence[Need], machines: Sequence[Machine]) -> None:
                 f"the models need {need:g} {word}s, the cluster has {have:g}; "
                 f"lower models.*.num_{key} or replicas, or add machines"
             )
+    if (need := _without_place(needs, machines)) is not None:
+        raise ConfigError(
+            f"model {need.host!r} takes {need.cpus:g} CPUs and {need.gpus:g} GPUs of one machine, and beside the "
+            f"other models no machine has that left ({_told(machines)}); lower models.*.num_cpus, num_gpus or "
+            "replicas, or add machines"
+        )
+
+
+def check_training(lane: Need, staying: Sequence[Need], machines: Sequence[Machine]) -> None:
+    """Whether one lane at least finds a place; others wait for it.
+
+    Args: staying: the hosts that are up while trainings run.
+    Raises: ConfigError: no machine has what it takes, or none has it left.
+    """
+    takes = f"a training takes {lane.cpus:g} CPUs and {lane.gpus:g} GPUs of one machine"
+    if _without_place([lane], machines) is not None:
+        raise ConfigError(
+            f"{takes}, which none has ({_told(machines)}); lower train.cpus_per_lane or gpus_per_lane, or add machines"
+        )
+    if _without_place([*staying, lane], machines) is not None:
+        raise ConfigError(
+            f"{takes}, and beside the models none has that left ({_told(machines)}); set run.colocate: release, so "
+            "that local models make room while trainings run, lower what either takes, or add machines"
+        )
+
+
+def _without_place(needs: Sequence[Need], machines: Iterable[Machine]) -> Need | None:
+    """The first that finds no room beside those before it, the largest first; None: all do."""
     free = [_Free(machine) for machine in machines]
-    for need in sorted(needs, key=lambda need: (need.gpus, need.cpus), reverse=True):  # the largest first
-        if not any(machine.take(need) for machine in free):
-            raise ConfigError(
-                f"model {need.host!r} takes {need.cpus:g} CPUs and {need.gpus:g} GPUs of one machine, and beside the "
-                f"other models no machine has that left ({_told(machines)}); lower models.*.num_cpus, num_gpus or "
-                "replicas, or add machines"
-            )
+    ordered = sorted(needs, key=lambda need: (need.gpus, need.cpus), reverse=True)
+    return next((need for need in ordered if not any(machine.take(need) for machine in free)), None)
 
 
 def check_arenas(num_arenas: int, machines: Sequence[Machine]) -> None:

@@ -269,7 +269,14 @@ async def _with_cluster(
     )
     spent = spent_so_far(folder) if recipe.run.budget else NOTHING
     cluster = await attendant.start(
-        Cluster.start(recipe, folder=folder.path, media=[folder.path / "media"], spent=spent, note=progress.note)
+        Cluster.start(
+            recipe,
+            folder=folder.path,
+            media=[folder.path / "media"],
+            spent=spent,
+            trains=folder.manifest.kind == "loop",
+            note=progress.note,
+        )
     )
     try:
         working = with_people(recipe, folder.path / "media", progress, work(folder, recipe, tasks, cluster, progress))

@@ -79,11 +79,13 @@ def preference_training(
     rows: Mapping[str, Sequence[Preference]],
     parents: Mapping[str, Path],
     version: int,
+    gpu_share: float = 1.0,
 ) -> Training:
     """A training of everybody who has rows, each on top of an adapter of theirs; the rows are on disk when it returns.
 
     Args:
         parents: agent -> the folder of the adapter to go on from.
+        gpu_share: see ``Training``.
     """
     run_id = folder.manifest.id
     training = Training(
@@ -103,6 +105,7 @@ def preference_training(
             for agent in rows
         ],
         rules={agent: tuple(dict.fromkeys(row.rule for row in found)) for agent, found in rows.items()},
+        gpu_share=gpu_share,
     )
     for agent, found in rows.items():
         write_rows(rows_of(training), agent, found)

@@ -49,6 +49,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     workplace: Path
     jobs: list[TrainingJob]
     rules: Mapping[str, Sequence[str]]  # agent -> what it learns by
+    gpu_share: float = 1.0  # of each GPU that a lane takes, as far as the cluster counts
 
     def fit(self, feed: Any) -> str:
         """Train; blocks. An agent that cannot be trained keeps what it has, the others go on.
@@ -67,6 +68,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
                 num_lanes=train.num_lanes,
                 cpus_per_worker=train.cpus_per_lane,
                 use_gpu=train.gpus_per_lane > 0,
+                gpu_share=self.gpu_share,
                 resources=held_to("trainers", machines_of_cluster()),
                 env_vars={"OMP_NUM_THREADS": str(train.threads)} if train.threads else None,
                 checkpoint_every=train.checkpoint_every,

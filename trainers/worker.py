@@ -90,6 +90,7 @@ def fit_lanes(
     num_lanes: int | None = None,
     cpus_per_worker: float = 1.0,
     use_gpu: bool = False,
+    gpu_share: float = 1.0,
     resources: Mapping[str, float] | None = None,
     env_vars: Mapping[str, str] | None = None,
     max_failures: int = 3,
@@ -110,6 +111,7 @@ def fit_lanes(
         num_lanes: processes that train at the same time, each with ``cpus_per_worker`` and, with ``use_gpu``, a GPU.
             The jobs of a lane follow one another, so only the first of each can train while debates run. None: as many
             as jobs.
+        gpu_share: what the cluster counts a lane's GPU as, where something else has the rest of it and leaves it alone.
         resources: others that each lane takes, such as those of nodes set apart for trainings.
         env_vars: environment of the workers, over ours.
         max_failures: deaths of a lane's worker to recover from.
@@ -132,7 +134,7 @@ def fit_lanes(
         "checkpoint_every": checkpoint_every,
     }
     env = worker_env(cpus_per_worker, use_gpu=use_gpu) | dict(env_vars or {})
-    takes = {"CPU": cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {}) | dict(resources or {})
+    takes = {"CPU": cpus_per_worker} | ({"GPU": gpu_share} if use_gpu else {}) | dict(resources or {})
     threads = [
         _LaneThread(config | {"jobs": lane}, f"{name}-lane{index}", storage_path, takes, use_gpu, env, max_failures)
         for index, lane in enumerate(lanes)

@@ -129,6 +129,59 @@ async def ok(ask: Ask, adapter: AdapterRef | None) -> str:
     return "fine"
 
 
+class Sleeper(Fake):
+    may_sleep = True
+
+    async def sleep(self) -> None:
+        assert self.inside == 0, "the model sleeps under an ask"
+        self.log.append("sleep")
+
+    async def wake(self) -> None:
+        self.log.append("wake")
+
+
+async def test_a_model_sleeps_once_it_has_finished_and_what_is_asked_meanwhile_waits() -> None:
+    finish = asyncio.Event()
+
+    async def slow(ask: Ask, adapter: AdapterRef | None) -> str:
+        await finish.wait()
+        return "fine"
+
+    backend = Sleeper(slow)
+    host, arena = await started(backend)
+    tell(host, make_ask(0))
+    while not backend.inside:
+        await asyncio.sleep(0)
+    falling_asleep = asyncio.ensure_future(host.sleep())
+    await asyncio.sleep(0)
+    tell(host, make_ask(1))
+    host.hold(True)
+    host.hold(False)  # whoever pauses and goes on meanwhile wakes nobody
+    finish.set()
+    await falling_asleep
+    await asyncio.sleep(0.01)
+    assert [outcome.ask_id for outcome in arena.outcomes] == ["d0#0.answer.0"]
+    assert len(backend.tries) == 1 and not host.stats().held
+    host.hold(True)
+    await host.wake()
+    await asyncio.sleep(0.01)
+    assert len(backend.tries) == 1  # it is awake, and still paused
+    host.hold(False)
+    assert len(await arena.wait(2)) == 2
+    await host.wake()
+    assert backend.log == ["start", "sleep", "wake"]
+    await host.close()
+
+
+async def test_a_model_that_cannot_sleep_says_so_and_goes_on() -> None:
+    host, arena = await started(Fake(ok))
+    with pytest.raises(AgentError, match=r"h: its model cannot sleep; set run\.colocate: release"):
+        await host.sleep()
+    tell(host, make_ask())
+    assert len(await arena.wait(1)) == 1
+    await host.close()
+
+
 async def test_every_ask_brings_one_outcome() -> None:
     async def mixed(ask: Ask, adapter: AdapterRef | None) -> str:
         match int(ask.debate_id[1:]) % 5:

@@ -157,6 +157,25 @@ async def test_same_greedy_batch_answers_the_same_and_from_the_cache(backend: VL
     assert {reply.usage.cached_tokens for reply in second} == {32}  # the one full block of each prompt
 
 
+async def test_an_engine_that_slept_remembers_no_prompt_and_answers_as_before(
+    backend: VLLMBackend, tuned: dict[str, AdapterRef]
+) -> None:
+    """A CPU's engine frees no memory when it sleeps, but stops, forgets and goes on as one on a GPU."""
+    asked, adapter = ask(40, temperature=0.0), tuned["ada@r1-1"]
+    await backend.generate(asked, adapter)
+    before = await backend.generate(asked, adapter)
+    assert before.usage.cached_tokens > 0
+    await backend.sleep()
+    waiting = asyncio.ensure_future(backend.generate(asked, adapter))
+    await asyncio.sleep(0.5)
+    assert not waiting.done()
+    await backend.wake()
+    after = await waiting
+    assert after.usage.cached_tokens == 0
+    assert after.text == before.text
+    await backend.unload_adapter(adapter)
+
+
 async def test_stop_string_ends_the_text_before_it(backend: VLLMBackend) -> None:
     asked = ask(1, "What is the capital of France?", temperature=0.0, stop=("Paris",))
     reply = await backend.generate(asked, None)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.resources import Machine, Need, check_resources
+from engine.resources import Machine, Need, check_resources, check_training
 from protocols.errors import ConfigError
 
 BIG = Need("big", 1, 4)
@@ -46,6 +46,24 @@ def test_what_is_missing_is_said(needs: list[Need], machines: list[Machine], sai
     with pytest.raises(ConfigError) as caught:
         check_resources(needs, machines)
     assert said in str(caught.value)
+
+
+LANE = Need("a training", 1, 1)
+
+
+def test_a_training_needs_room_beside_the_models_unless_they_leave() -> None:
+    host, one_gpu = Need("m", 1, 1), [Machine(4, 1)]
+    check_training(LANE, [], one_gpu)
+    check_training(LANE, [host], [*one_gpu, *one_gpu])
+    check_training(Need("a training", 1, 0.49), [Need("m", 1, 0.51)], one_gpu)
+    with pytest.raises(
+        ConfigError, match=r"1 GPUs of one machine, and beside the models .* set run\.colocate: release"
+    ):
+        check_training(LANE, [host], one_gpu)
+    with pytest.raises(
+        ConfigError, match=r"takes 1 CPUs and 1 GPUs of one machine, which none has \(8 CPUs and 0 GPUs\)"
+    ):
+        check_training(LANE, [], [Machine(8, 0)])
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=8))

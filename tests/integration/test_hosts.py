@@ -12,7 +12,13 @@ import pytest
 from actors.backend import AdapterRef
 from actors.placement import HostSpec
 from actors.scripted import ScriptedSettings
+from engine.cluster import Cluster
 from engine.hosts import Hosts
+from engine.progress import Progress
+from engine.recipe import load_recipe
+from engine.run import create, make_manifest
+from engine.stage import run_stage
+from engine.tasks import load_split
 from tests.integration.command import Moot, Process, RunOnDisk, check_clean, run_here, timeless, waited
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -116,6 +122,49 @@ def test_a_host_that_is_started_again_has_its_adapters_and_one_too_many_deaths_l
         await this.hosts.stop()
 
     asyncio.run(play())
+
+
+def test_hosts_that_are_sent_away_for_a_while_lose_nothing_that_is_asked_or_published(
+    moot: Moot, local_ray: Any
+) -> None:
+    at_once = [f"models.{model}.latency_s=0.05" for model in ("twin", "lone")]
+    recipe = load_recipe(moot.folder / "recipe.yaml", [*at_once, "tasks.train=40"])
+    tasks = load_split(recipe.tasks).train
+    path = moot.folder / "away"
+    folder = create(path, make_manifest("away", "run", recipe, moot.folder / "recipe.yaml", None))
+    run, notes = RunOnDisk(path), list[str]()
+    first = AdapterRef(name="cy@r-v1", agent="cy", path="somewhere")
+
+    async def play() -> None:
+        cluster = await Cluster.start(recipe, folder=path, note=notes.append)
+        hosts, names = cluster.hosts, list(cluster.hosts.models)
+        stage = asyncio.ensure_future(run_stage(cluster, folder, "debate", tasks, progress=Progress(live=False)))
+        while run.num_events("debate") <= 20:
+            await asyncio.sleep(0.02)
+        await hosts.send_away(names, "release")
+        assert await hosts.stats() == {}
+        await asyncio.sleep(0.5)  # what they had answered is on record by now
+        before = run.num_events("debate")
+        await asyncio.sleep(1.0)
+        assert run.num_events("debate") == before and not stage.done()
+        publishing = asyncio.ensure_future(hosts.publish("lone", first))
+        await asyncio.sleep(0.2)
+        assert not publishing.done()
+        await hosts.call_back("release")
+        await publishing
+        result = await stage
+        assert len(result.closed) == len(tasks) and result.set_aside == []
+        assert (await hosts.stats())["lone"].adapters == {"cy": "cy@r-v1"}
+        assert set(hosts.restarts.values()) == {0}
+        await cluster.stop()
+
+    try:
+        asyncio.run(play())
+    finally:
+        folder.release()
+    asked = run.replies("debate")
+    assert len(asked) == len(set(asked)) == 6 * len(tasks)
+    assert notes == []
 
 
 class Nowhere:

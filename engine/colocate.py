@@ -1,0 +1,121 @@
+"""Serving and training on one device: which models make room for a loop's trainings, how, and what that takes.
+
+With ``run.colocate`` local models give up their device when a stage's debates have closed, and have it again when the
+trainings are over: ``release`` ends their processes and starts them again, ``sleep`` is vLLM's sleep mode. Services
+and simulated models stay as they are. What a recipe comes to is the same either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Literal
+
+from actors.catalogue import BACKENDS
+from actors.vllm_settings import runs_on_cpu
+from engine.resources import Machine, Need, held_to
+from protocols.errors import ConfigError
+
+if TYPE_CHECKING:
+    from engine.cluster import Cluster
+    from engine.models import Model
+    from engine.progress import Progress
+    from engine.recipe import Recipe
+
+Way = Literal["release", "sleep"]
+"""How a host gives up its device: its process ends and is started again later, or its model sleeps in it."""
+
+SLEEPER_SHARE = 0.51  # Ray counts a GPU shared by both as this for a model that sleeps: no two of them are on one
+LANE_SHARE = 0.49  # and as this for a lane
+
+
+def way_of(recipe: Recipe) -> Way | None:
+    """How the recipe's local models make room; None: they need not, or there are none."""
+    return recipe.run.colocate if _local(recipe) else None
+
+
+def leaves(model: Model, way: Way | None) -> bool:
+    """Whether the model's hosts are gone, and all that they take, while trainings run."""
+    return way == "release" and BACKENDS[model.backend].heavy
+
+
+def gpus_of(model: Model, way: Way | None) -> float:
+    """What the cluster is asked for, for each of the model's hosts."""
+    return SLEEPER_SHARE if way == "sleep" and model.place.num_gpus else model.place.num_gpus
+
+
+def gpu_share_of(way: Way | None) -> float:
+    """What the cluster is asked for, for each GPU of a lane."""
+    return LANE_SHARE if way == "sleep" else 1.0
+
+
+def lane_of(recipe: Recipe, machines: Sequence[Machine]) -> Need | None:
+    """What one training takes; None: services train all who learn."""
+    train = recipe.train
+    if set(recipe.learners) <= set(recipe.hosted):
+        return None
+    gpus = gpu_share_of(way_of(recipe)) if train.gpus_per_lane else 0.0
+    return Need("a training", train.cpus_per_lane, gpus, held_to("trainers", machines))
+
+
+@asynccontextmanager
+async def room_for_trainings(cluster: Cluster, progress: Progress) -> AsyncIterator[None]:
+    """Local models are away inside. They are not called back where what is inside raises: the run ends then.
+
+    Raises: AgentError: one cannot make room, or does not come back.
+    """
+    way, hosts = way_of(cluster.recipe), cluster.hosts
+    if way is None:
+        yield
+        return
+    leaving = [host for host, model in hosts.models.items() if model in _local(cluster.recipe)]
+    told = ", ".join(leaving)
+    progress.note(f"{told}: {'released' if way == 'release' else 'asleep'} while trainings run")
+    await hosts.send_away(leaving, way)
+    yield
+    progress.note(f"{told}: {'started again' if way == 'release' else 'waking up'}")
+    await hosts.call_back(way)
+
+
+def check_colocation(recipe: Recipe, where: str) -> None:
+    """Raises: ConfigError: a local model cannot sleep, or would for nothing."""
+    if recipe.run.colocate != "sleep":
+        return
+    at, local = f"{where}: run.colocate=sleep", _local(recipe)
+    for name, model in local.items():
+        if not BACKENDS[model.backend].sleeps:
+            raise ConfigError(
+                f"{at}, but models.{name} ({model.backend}) cannot sleep, which only vllm on a GPU can; set "
+                "run.colocate: release"
+            )
+        if model.place.num_gpus != 1:
+            raise ConfigError(
+                f"{at}, but models.{name}.num_gpus={model.place.num_gpus:g}: it shares one whole GPU with a training; "
+                f"set models.{name}.num_gpus: 1, or run.colocate: release"
+            )
+    if local and not recipe.train.gpus_per_lane:
+        raise ConfigError(
+            f"{at} gives trainings the GPUs of models, but train.gpus_per_lane=0 leaves them on CPU; set it to 1, or "
+            "leave run.colocate out"
+        )
+    num_engines = sum(model.place.replicas for model in local.values())
+    if local and recipe.train.num_lanes > num_engines:
+        raise ConfigError(
+            f"{at} gives each lane the GPU of an engine, but train.num_lanes={recipe.train.num_lanes} and there are "
+            f"{num_engines}; lower it to that"
+        )
+
+
+def check_sleep(recipe: Recipe, where: str) -> None:
+    """The same of what is installed here. Raises: ConfigError: this vLLM has no sleep mode."""
+    if recipe.run.colocate == "sleep" and _local(recipe) and runs_on_cpu():
+        raise ConfigError(
+            f"{where}: run.colocate=sleep needs a GPU, and the vLLM that is installed is the one for CPUs, which "
+            "ignores it; set run.colocate: release, or install 'moot[gpu]' where there is a GPU"
+        )
+
+
+def _local(recipe: Recipe) -> dict[str, Model]:
+    """The models in use that hold a device."""
+    used = sorted({recipe.agents[name].model for names in recipe.cast.values() for name in names})
+    return {name: recipe.models[name] for name in used if BACKENDS[recipe.models[name].backend].heavy}

@@ -26,13 +26,12 @@ from engine.stage import recorded
 from protocols.errors import ConfigError, PausedError, TrainerError
 from trainers.example import Example
 from trainers.feed import LOCK_WAIT_S, Addition, Feed, make_feed_actor
-from trainers.hosted import HostedResult
-from trainers.magdi import MAGDiResult, MAGDiSettings
+from trainers.magdi import MAGDiSettings
 from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
 from trainers.select import select
 from trainers.sft import SFTSettings, check_qlora
-from trainers.tree_dpo import TreeDPOResult, TreeDPOSettings
-from trainers.worker import Result, Settings, TrainedAdapter, TrainingJob, fit_lanes, is_trained, read_trained
+from trainers.tree_dpo import TreeDPOSettings
+from trainers.worker import Settings, TrainedAdapter, TrainingJob, fit_lanes, is_trained, read_trained
 
 H = TypeVar("H", SFTSettings, TreeDPOSettings, MAGDiSettings)
 SECTIONS: dict[type, str] = {SFTSettings: "sft", TreeDPOSettings: "tree_dpo", MAGDiSettings: "magdi"}  # of a recipe
@@ -109,20 +108,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
                 recipe_hash=recipe_hash,
                 created_at=time.time(),
                 parent=parent.name if parent else None,
-                metrics=_figures(item.result) | {"iteration": iteration},
+                metrics=item.result.figures | {"iteration": iteration},
             )
         return trained
-
-
-def _figures(result: Result | HostedResult) -> dict[str, float]:
-    if isinstance(result, HostedResult):
-        return result.figures
-    found: dict[str, float] = {"steps": result.steps, "final_loss": result.losses[-1]}
-    if isinstance(result, TreeDPOResult):
-        found |= {"first_margin": result.margins[0], "final_margin": result.margins[-1]}
-    if isinstance(result, MAGDiResult):
-        found |= {f"final_{name}": figures[-1] for name, figures in result.terms.items()}
-    return found
 
 
 def train_recorded(path: Path, overrides: Sequence[str], *, progress: Progress) -> dict[str, Any]:

@@ -114,6 +114,12 @@ class MAGDiResult(msgspec.Struct, frozen=True, kw_only=True):
     data_hash: str
 
     @property
+    def figures(self) -> dict[str, float]:
+        """What the registry keeps."""
+        terms = {f"final_{name}": figures[-1] for name, figures in self.terms.items()}
+        return {"steps": self.steps, "final_loss": self.losses[-1]} | terms
+
+    @property
     def terms(self) -> dict[str, tuple[float, ...]]:
         """The three losses by name, as they are before their weights."""
         return {"language_loss": self.language_losses, "node_loss": self.node_losses, "margin_loss": self.margin_losses}

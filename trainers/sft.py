@@ -104,6 +104,11 @@ class SFTResult(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: float
     data_hash: str
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """What the registry keeps."""
+        return {"steps": self.steps, "final_loss": self.losses[-1]}
+
 
 class SavedCursor(msgspec.Struct, frozen=True, kw_only=True):
     """What a checkpoint keeps beside the trainer's own state."""

@@ -111,6 +111,12 @@ class TreeDPOResult(msgspec.Struct, frozen=True, kw_only=True):
     data_hash: str
 
     @property
+    def figures(self) -> dict[str, float]:
+        """What the registry keeps."""
+        margins = {"first_margin": self.margins[0], "final_margin": self.margins[-1]}
+        return {"steps": self.steps, "final_loss": self.losses[-1]} | margins
+
+    @property
     def rows(self) -> int:
         return self.pairs
 

@@ -42,9 +42,9 @@ METHODS = {
         "train.rules={generator: generator, critic: critic}",
         "models.smollm2.max_adapters=6",
     ),
-    "multiagent, generators": (),
     "single agent": ("cast.generator=[ada, ada, ada]", "train.rules={generator: [generator, critic]}"),
     "majority": ("cast.generator=[ada, ada, ada]", "protocol.rounds=1"),
+    "multiagent, generators": (),
 }
 MEASURES = {SINGLE_AGENT: "one agent", OPENING_VOTE: "majority of 3", FINAL_VOTE: "after the debate"}
 Rows = list[tuple[str, ...]]

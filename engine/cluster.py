@@ -10,7 +10,9 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -336,7 +338,8 @@ def join_ray() -> bool:
     on_term = signal.getsignal(signal.SIGTERM)  # Ray puts an exit in its place
     for left in reversed(range(RAY_TRIES if place else 1)):
         try:
-            ray.init(**place, log_to_driver=False, configure_logging=False)
+            with few_processes():
+                ray.init(**place, log_to_driver=False, configure_logging=False)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_term)
             break
@@ -357,6 +360,22 @@ def in_copy_of_a_job(path: Path) -> bool:
     return "working_dir_files" in path.absolute().parts
 
 
+@contextmanager
+def few_processes() -> Iterator[None]:
+    """A Ray that is started here has no monitor of the autoscaler, for one machine, nor of logs, which nobody reads.
+
+    ``ray start`` has switches for both, ``ray.init`` has none; each costs seconds of a small machine's CPU.
+    """
+    from ray._private import parameter
+
+    params = parameter.RayParams
+    parameter.RayParams = partial(params, no_monitor=True, include_log_monitor=False)
+    try:
+        yield
+    finally:
+        parameter.RayParams = params
+
+
 def _hush_ray() -> None:
     """Ray tells of processes that died on the driver's stdout, where ``--json`` promises one object: log it instead."""
     from ray._private import worker
@@ -375,6 +394,8 @@ def prepare_environment() -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    if "RAY_ADDRESS" not in os.environ:  # it looks for nodes that are to be taken away: there is this one
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if not {"RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & os.environ.keys():
         token = Path(tempfile.mkdtemp(prefix="moot-ray-")) / "token"
         atexit.register(shutil.rmtree, token.parent, ignore_errors=True)

@@ -196,6 +196,8 @@ class Society(Conversation):
 
     def _peers(self, member: int) -> list[Turn]:
         """The latest turns of those whom a member sees, in an order drawn for it and this round."""
+        if not self.latest:
+            return []
         neighbours = self._neighbours(member)
         others = [other for other in self._members if other != member and other in neighbours]
         self.rng("peers", self.round, member).shuffle(others)

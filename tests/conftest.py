@@ -31,6 +31,7 @@ def _set_environment() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # as on any machine where moot starts a Ray of its own
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a killed worker is noticed soon
         "RAY_USAGE_STATS_ENABLED": "0",
         "TOKENIZERS_PARALLELISM": "false",
@@ -80,7 +81,10 @@ def local_ray() -> Iterator[Any]:
     """
     import ray
 
+    from engine.cluster import few_processes
+
     apart = {"moot_trainers": 1}
-    ray.init(address="local", num_cpus=2, resources=apart, include_dashboard=False, log_to_driver=False)
+    with few_processes():
+        ray.init(address="local", num_cpus=2, resources=apart, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()

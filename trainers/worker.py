@@ -187,8 +187,6 @@ def train_lane(config: dict[str, Any]) -> None:
     down for ``fit_lanes`` and the lane goes on. Any other error fails the worker, and Ray Train starts it again.
     """
     jobs: list[TrainingJob] = [job for job in config["jobs"] if not is_trained(job)]
-    for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-        os.environ.pop(variable, None)  # a lane is one process: else the model would be wrapped for several
     settings: SFTSettings | TreeDPOSettings = config["settings"]
     quiet()
     try:
@@ -285,11 +283,11 @@ class _LaneThread(threading.Thread):
 
     def run(self) -> None:
         from ray import train
-        from ray.train.torch import TorchTrainer
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
         api: Any = train  # its type hints are those of the API before v2
         try:
-            TorchTrainer(
+            DataParallelTrainer(  # a lane is one process: TorchTrainer would join it to no other, and load torch thrice
                 train_lane,
                 train_loop_config=self._config,
                 scaling_config=api.ScalingConfig(

@@ -300,7 +300,7 @@ def test_a_person_plays_in_a_run_at_a_terminal(tmp_path: Path) -> None:
             there.read_until("sends it ---")
             assert "question 2 for you" in there.shown and "Worked out step by step" in there.shown
             there.type("Still \\boxed{7}\n.\n")
-            assert there.process.wait(120) == 0
+            assert there.process.wait(600) == 0
         finally:
             there.end()
         (line,) = (tmp_path / "out").read_text().splitlines()

@@ -41,7 +41,7 @@ def test_importing_the_backend_does_not_import_vllm() -> None:
     heavy = "{'vllm', 'torch', 'transformers'}"
     code = f"import sys, actors.vllm_engine; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
     subprocess.run(
-        [sys.executable, "-c", code], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60
+        [sys.executable, "-c", code], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300
     )
 
 

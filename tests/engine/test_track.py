@@ -6,6 +6,7 @@ import importlib.util
 import json
 import struct
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from engine.trackers import TRACKERS, About, Point, flat
 from protocols.errors import ConfigError
 from tests.engine.test_adapters import add
 from tests.engine.test_compare import AFTER, BEFORE, make_run
+from tests.integration.command import waited
 from trainers.registry import Registry
 from trainers.sft import SFTResult
 
@@ -177,12 +179,13 @@ def points() -> list[Point]:
     ] + [Point(series="eval", step=1, at=1010.0, figures={"vote, round 0": 0.5})]
 
 
-def tell(kind: type[Any], folder: Path) -> None:
-    """A run that was interrupted, taken up and finished."""
+def tell(kind: type[Any], folder: Path, *, later_s: float = 0.0) -> None:
+    """A run that was interrupted, taken up ``later_s`` later and finished."""
     about = About(id="run-1", folder=folder, recipe={"name": "r", "sft": {"rank": 4}})
     first = kind(about)
     first.log(points()[:2])
     first.close({}, done=False)
+    time.sleep(later_s)
     again = kind(about)
     again.log(points()[2:])
     again.close({"cost_usd": 0.25}, done=True)
@@ -208,6 +211,8 @@ def wandb_records(data: bytes) -> Iterator[bytes]:
             at += left
             continue
         _, length, kind = struct.unpack_from("<IHB", data, at)
+        if at + 7 + length > len(data):
+            return  # it is still being written
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or its last part
@@ -220,13 +225,18 @@ def test_wandb_keeps_what_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     from wandb.proto.wandb_internal_pb2 import Record
 
     monkeypatch.setenv("WANDB_MODE", "offline")
-    tell(TRACKERS["wandb"], tmp_path)
+    tell(TRACKERS["wandb"], tmp_path, later_s=1.0)  # it names folders by the second
+    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.parent.name)
+
+    def records(file: Path) -> list[Record]:
+        return [Record.FromString(data) for data in wandb_records(file.read_bytes())]
+
+    # its own process may still write when the run is finished
+    assert waited(lambda: all(records(file)[-1:] and records(file)[-1].HasField("exit") for file in files), 60.0)
     rows: list[dict[str, Any]] = []
     totals: dict[str, Any] = {}
     runs = set()
-    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime)
-    for data in (found for file in files for found in wandb_records(file.read_bytes())):
-        record = Record.FromString(data)
+    for record in (found for file in files for found in records(file)):
         kind = record.WhichOneof("record_type")
         if kind == "history":
             items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}

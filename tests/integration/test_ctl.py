@@ -56,7 +56,7 @@ class Driven:
 
     def ctl(self, verb: str, *args: str, code: int = 0) -> Any:
         process = self.moot.start("ctl", verb, self.name, *args, "--json")
-        assert process.wait(60) == code, process.stderr
+        assert process.wait(300) == code, process.stderr
         return process.outcome() if code == 0 else process.sentence()
 
     @property
@@ -84,7 +84,7 @@ def test_a_run_is_controlled_from_another_process(moot: Moot) -> None:
     assert status["models"]["simulated"]["concurrency"] == 4
 
     assert driven.ctl("pause")["state"] == "paused"
-    assert waited(lambda: driven.status["models"]["simulated"]["running"] == 0, 20)
+    assert waited(lambda: driven.status["models"]["simulated"]["running"] == 0, 120)
     time.sleep(1)  # until what came last is on record
     on_record, open_debates = driven.outcomes(), driven.run.num_open("debate")
     time.sleep(5.5)  # longer than a phase may take: no deadline passes while nothing is sent
@@ -97,7 +97,7 @@ def test_a_run_is_controlled_from_another_process(moot: Moot) -> None:
     assert "max_concurrency not below" in driven.ctl("set", "simulated.concurrency=-1", code=2)
     assert "without a budget" in driven.ctl("set", "run.budget.usd=3", code=2)
     assert driven.ctl("resume")["state"] == "running"
-    assert waited(lambda: driven.status["models"]["simulated"]["running"] > 4, 20)
+    assert waited(lambda: driven.status["models"]["simulated"]["running"] > 4, 120)
 
     assert waited(lambda: driven.status["set_aside"] > 0, 60)
     aside = driven.status["aside"][0]
@@ -141,7 +141,7 @@ def check_attempts(driven: Driven, retried: str) -> None:
 def test_sigterm_brings_in_what_is_in_the_models_and_seals_the_journals(moot: Moot) -> None:
     driven, slow = Driven(moot, "t"), ("models.simulated.latency_s=2", "protocol.deadline_s=60")
     process = started(moot, driven, "run", "society.yaml", *slow, "--run-dir", "t")
-    assert waited(lambda: driven.status["models"]["simulated"]["running"] == 4, 20)
+    assert waited(lambda: driven.status["models"]["simulated"]["running"] == 4, 120)
     before = driven.outcomes()
     process.signal(signal.SIGTERM)
     assert process.wait(60) == 130, process.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 
 import pytest
@@ -59,8 +60,9 @@ def under_way(moot: Moot, run: RunOnDisk, *args: str, more: int) -> Process:
 def test_a_run_interrupted_in_every_way_ends_like_an_untouched_one(
     moot: Moot, untouched: tuple[RunOnDisk, Process]
 ) -> None:
-    run = RunOnDisk(moot.folder / "touched")
-    new, again = ("run", "recipe.yaml", "--run-dir", "touched", "--json"), ("resume", "touched", "--json")
+    run, store = RunOnDisk(moot.folder / "touched"), f"file://{moot.folder}/store"
+    mirrored = (f"run.mirror={store}", "run.mirror_every_s=0.2")
+    new, again = ("run", "recipe.yaml", *mirrored, "--run-dir", "touched", "--json"), ("resume", "touched", "--json")
 
     process = under_way(moot, run, *new, more=25)
     for second in (moot.start(*again), moot.start(*new)):
@@ -69,6 +71,11 @@ def test_a_run_interrupted_in_every_way_ends_like_an_untouched_one(
         assert second.stdout == "" and "touched" in second.sentence()
     process.signal_group(signal.SIGKILL)
     process.wait()
+    assert process.all_gone()
+    before = len(run.outcomes("debate"))
+    shutil.rmtree(run.path)  # and the disk with it: there is the copy
+    assert moot("journal", "restore", f"{store}/touched", "--run-dir", "touched").wait() == 0
+    assert 0 < len(run.outcomes("debate")) <= before
 
     process = under_way(moot, run, *again, more=25)
     process.signal(signal.SIGKILL)

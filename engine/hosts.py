@@ -31,6 +31,7 @@ log = logging.getLogger("moot.hosts")
 START_S = 1800.0  # of a host that is started again: a large model loads in minutes, one without a place never does
 BACKOFF_S = 0.5  # before the first start again; doubles each time
 MAX_BACKOFF_S = 30.0
+END_S = 60.0  # that a killed process may take to end
 
 
 class Hosts:
@@ -173,7 +174,7 @@ class Hosts:
         """These hosts give up what they take, until ``call_back``. What is asked of them meanwhile waits.
 
         With ``sleep`` what is in a model is let finish; with ``release`` it is asked again later.
-        Raises: AgentError: one cannot sleep.
+        Raises: AgentError: one cannot sleep, or does not end.
         """
         leaving = {name: self._handles[name] for name in names if name in self._handles}
         self._away |= leaving.keys()
@@ -186,6 +187,22 @@ class Hosts:
             await asyncio.gather(*(self._informed(arena.host_lost.remote(name)) for name in leaving))
         await stop_hosts(leaving)
         await asyncio.gather(*(self._bury(self._specs[name], handle) for name, handle in leaving.items()))
+        await asyncio.gather(*(self._ended(name, handle) for name, handle in leaving.items()))
+
+    async def _ended(self, host: str, handle: Any) -> None:
+        """Returns once a process that was killed answers nothing: Ray does not wait for its end."""
+        try:
+            async with asyncio.timeout(END_S):
+                while True:
+                    await of_reachable(handle.stats.remote)
+                    await asyncio.sleep(0.05)
+        except HostLostError:
+            return
+        except TimeoutError as err:
+            raise AgentError(
+                f"model {host!r} still has its device {END_S:g} s after its process was to end; go on with "
+                "`moot resume RUN`"
+            ) from err
 
     async def _put_to_sleep(self, host: str, handle: Any) -> None:
         try:

@@ -143,10 +143,8 @@ def test_hosts_that_are_sent_away_for_a_while_lose_nothing_that_is_asked_or_publ
             await asyncio.sleep(0.02)
         await hosts.send_away(names, "release")
         assert await hosts.stats() == {}
-        await asyncio.sleep(0.5)  # what they had answered is on record by now
-        before = run.num_events("debate")
-        await asyncio.sleep(1.0)
-        assert run.num_events("debate") == before and not stage.done()
+        await asyncio.sleep(1.5)  # the stage would be over by now
+        assert not stage.done()
         publishing = asyncio.ensure_future(hosts.publish("lone", first))
         await asyncio.sleep(0.2)
         assert not publishing.done()

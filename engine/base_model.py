@@ -15,7 +15,7 @@ def base_model_of(recipe: Recipe, tell: Callable[[str], None] | None = None) -> 
     Raises: ConfigError: they speak through several, or through one that cannot be trained here.
     """
     if recipe.train.base_model:
-        return recipe.train.base_model
+        return _folder(recipe.train.base_model, tell)
     if not recipe.learners:
         raise ConfigError(f"protocol {recipe.protocol!r} names nobody to train; set train.agents to those who learn")
     models = {recipe.agents[agent].model for agent in recipe.learners if agent not in recipe.hosted}
@@ -30,7 +30,10 @@ def base_model_of(recipe: Recipe, tell: Callable[[str], None] | None = None) -> 
             f"backend that can be trained ({trainable}), or train.base_model must name a model folder; of backend "
             "openai, finetune has the service train them"
         )
-    base = bases.pop()
+    return _folder(bases.pop(), tell)
+
+
+def _folder(base: str, tell: Callable[[str], None] | None) -> str:
     if base != "embedded":
         return base
     from actors.embedded import embedded_model_path

@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.command import Moot, Process, RunOnDisk, check_clean, command_here, moot_in, timeless
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.filterwarnings("default")]
 
 RECIPE = """
 name: one
@@ -26,10 +26,10 @@ protocol: {name: society, rounds: 1}
 cast: {generator: [ada, bo, cy]}
 train: {rule: majority, agents: [ada], threads: 1}
 sft: {rank: 4, epochs: 1, batch_size: 2, max_length: 512, learning_rate: 0.01}
-loop: {iterations: 2, init_from: previous}
+loop: {iterations: 1}
 run: {max_open: 1}
 """
-STAGES = ("eval-0", "debate-1", "eval-1", "debate-2", "eval-2")
+STAGES = ("eval-0", "debate-1", "eval-1")
 ENGINES = 2  # one of them simulated
 
 
@@ -59,7 +59,7 @@ def test_a_loop_that_shares_its_device_is_killed_meanwhile_and_comes_to_the_same
         _play(moot, shared)
     assert came_of(shared) == came_of(apart)
     names = [item["name"] for item in came_of(shared)["adapters"]]
-    assert names == ["ada@r-v1", "ada@r-v2"]
+    assert names == ["ada@r-v1"]
 
 
 def _play(moot: Moot, run: RunOnDisk) -> None:
@@ -76,12 +76,11 @@ def _play(moot: Moot, run: RunOnDisk) -> None:
     assert "tiny: released while trainings run" in process.stderr and "started again" not in process.stderr
 
     process = moot.start("resume", str(run.path), "--json")
-    for _ in range(2):
-        assert process.running_when(lambda: training(process)), process.stderr
-        assert engines(process) == ENGINES - 1
-        assert process.running_when(lambda: engines(process) == ENGINES), process.stderr
-        assert not training(process)
+    assert process.running_when(lambda: training(process)), process.stderr
+    assert engines(process) == ENGINES - 1
+    assert process.running_when(lambda: engines(process) == ENGINES), process.stderr
+    assert not training(process)
     assert process.wait() == 0, process.stderr
     check_clean(process.stderr)
-    assert process.stderr.count("tiny: started again") == 2
+    assert process.stderr.count("tiny: started again") == 1
     assert process.outcome()["warnings"] == []

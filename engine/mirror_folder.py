@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from engine.folder import Manifest, RunFolder
+from engine.folder import LOCK_WAIT_S, Manifest, RunFolder
 from engine.mirror import place_of, restore_journal
 from engine.recipe import RunSettings
 from engine.store import Copier, Store
@@ -87,14 +87,17 @@ def restore_folder(url: str, target: Path | None) -> tuple[Path, int]:
 
 
 def fetch_missing(folder: RunFolder, mirror: str) -> list[Path]:
-    """Put into the run's journals what the mirror has and they have not. Returns: those. Raises: JournalError."""
+    """Put into the run's journals what the mirror has and they have not. Returns: those. Raises: JournalError.
+
+    An arena whose driver has just died holds its journal for a moment yet, and is waited for.
+    """
     store = Store(f"{mirror.rstrip('/')}/{folder.path.absolute().name}")
     try:
         names = store.names("journal")
     except Exception as err:
         raise JournalError(f"run.mirror={mirror!r}: cannot be read: {type(err).__name__}: {err}") from err
     paths = [folder.path / _inside(f"{name}.sqlite") for name in _journals(names)]
-    return [path for path in paths if restore_journal(place_of(mirror, path), path)]
+    return [path for path in paths if restore_journal(place_of(mirror, path), path, lock_wait_s=LOCK_WAIT_S)]
 
 
 def _journals(names: list[str]) -> list[str]:

@@ -38,7 +38,7 @@ def came_of(run: RunOnDisk) -> dict[str, Any]:
     kept = ("name", "parent", "rows", "data_hash", "checksum", "metrics")
     adapters = [{key: record.get(key) for key in kept} for record in run.json("adapters/registry.json")]
     graphs = {stage: {key: timeless(debate) for key, debate in run.debates(stage).items()} for stage in STAGES}
-    return {"adapters": adapters, "graphs": graphs, "asks": {stage: run.outcomes(stage) for stage in STAGES}}
+    return {"adapters": adapters, "graphs": graphs, "asks": {stage: sorted(run.outcomes(stage)) for stage in STAGES}}
 
 
 def engines(process: Process) -> int:

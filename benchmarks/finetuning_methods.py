@@ -32,7 +32,6 @@ from engine.folder import machine_description  # noqa: E402
 from engine.report import in_columns  # noqa: E402
 
 RECIPE = ROOT / "recipes" / "arithmetic-smollm2.yaml"
-GENERATORS = ("ada", "bo", "cy")
 CRITICS = ("ada-critic", "bo-critic", "cy-critic")
 WHOLE = "multiagent, generators and critics"
 METHODS = {

@@ -22,7 +22,7 @@ from protocols.formats.magdi import Edges
 from trainers.example import Example
 from trainers.feed import update_hash
 from trainers.interaction import Interaction
-from trainers.sft import OnCheckpoint, Schedule, SFTSettings, rate_at
+from trainers.sft import OnCheckpoint, Schedule, SFTSettings, check_unwritten, rate_at
 from trainers.tokenise import RowTokeniser, TokenRow
 from trainers.tree_dpo import read_place
 
@@ -204,8 +204,7 @@ def train_on_graphs(
     from trainers.magdi_loop import Training
     from trainers.sft_loop import adapted
 
-    if output.exists():
-        raise TrainerError(f"{output} exists already; an adapter is written once: use a new name or remove the folder")
+    check_unwritten(output)
     tokenise = GraphTokeniser(tokenizer, vocab_size=model.get_input_embeddings().num_embeddings)
     digest, graphs, refused = hashlib.sha256(), list[TokenGraph](), 0
     for row in rows:

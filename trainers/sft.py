@@ -183,6 +183,12 @@ def nf4(compute_dtype: Any) -> Any:
     )
 
 
+def check_unwritten(output: Path) -> None:
+    """Raises: TrainerError: the folder that a training is to write is there already."""
+    if output.exists():
+        raise TrainerError(f"{output} exists already; an adapter is written once: use a new name or remove the folder")
+
+
 def train_adapter(
     model: Any,
     tokenizer: Any,
@@ -213,8 +219,7 @@ def train_adapter(
     """
     from trainers.sft_loop import Training, adapted, save_adapter
 
-    if output.exists():
-        raise TrainerError(f"{output} exists already; an adapter is written once: use a new name or remove the folder")
+    check_unwritten(output)
     if settings.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise TrainerError(
             f"the base {model.name_or_path!r} has no layers that can be computed again; "

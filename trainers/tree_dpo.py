@@ -23,7 +23,7 @@ from trainers.example import Example
 from trainers.feed import update_hash
 from trainers.pack import Packing, TokenPair, pack_pairs
 from trainers.preference_row import Preference
-from trainers.sft import CURSOR_NAME, OnCheckpoint, SavedCursor, Schedule, rate_at
+from trainers.sft import CURSOR_NAME, OnCheckpoint, SavedCursor, Schedule, check_unwritten, rate_at
 from trainers.stream import START, Cursor
 from trainers.tokenise import RowTokeniser
 
@@ -224,8 +224,7 @@ def train_preferences(
     """
     from trainers.tree_dpo_loop import Training, check_adapter, check_model, two_adapters
 
-    if output.exists():
-        raise TrainerError(f"{output} exists already; an adapter is written once: use a new name or remove the folder")
+    check_unwritten(output)
     tokenise = PairTokeniser(tokenizer, vocab_size=model.get_input_embeddings().num_embeddings)
     digest, pairs = hashlib.sha256(), list[TokenPair]()
     for row in rows:

@@ -53,6 +53,7 @@ class Router:
         self._outboxes: dict[str, Outbox[tuple[Ask, float]]] = {}  # of the hosts that are up; since when each waits
         self._at: dict[str, str] = {}  # ask -> host
         self._homes: dict[str, dict[str, str]] = defaultdict(dict)  # debate -> model -> host
+        self._known: dict[str, str] = {}  # ask -> the host that has it from the arena before this one
         tells = {host: tell for told in hosts.values() for host, tell in told.items()}
         self._held: dict[str, dict[str, Ask]] = {host: {} for host in tells}  # sent to it, or waiting until it is up
         for host, tell in tells.items():
@@ -73,13 +74,14 @@ class Router:
                 outbox.put(((ask, since),))
 
     def at_home(self, host: str, ask_ids: Iterable[str]) -> None:
-        """Of these asks' debates a host holds something: they stay with it, and what they ask again is known to it."""
+        """A host has these asks already: they are put to it however busy it is, as another would answer them twice."""
         model = next(model for model, replicas in self._replicas.items() if host in replicas)
         for ask_id in ask_ids:
-            self._homes[ask_id.rpartition("#")[0]][model] = host
+            self._known[ask_id] = self._homes[ask_id.rpartition("#")[0]][model] = host
 
     def over(self, ask_id: str) -> None:
         """An outcome has come."""
+        self._known.pop(ask_id, None)
         if (host := self._at.pop(ask_id, None)) is not None:
             self._held[host].pop(ask_id, None)
 
@@ -91,6 +93,7 @@ class Router:
         """The host has died, and whatever it held with it. Safe to call twice."""
         if self._outboxes.pop(host, None) is None:
             return
+        self._known = {ask_id: name for ask_id, name in self._known.items() if name != host}
         held, self._held[host] = self._held[host], {}
         self._again(held.values())
 
@@ -140,6 +143,8 @@ class Router:
         up = [host for host in replicas if host in self._outboxes]
         if not up:
             return replicas[0]
+        if (knows := self._known.get(ask.id)) in up:
+            return knows
         homes, model = self._homes[ask.debate_id], self._models[ask.agent]
         home = homes.get(model)
         if home not in up or len(self._held[home]) > self._crowded(up):

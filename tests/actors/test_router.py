@@ -90,6 +90,21 @@ async def test_what_a_host_holds_already_is_asked_of_it_and_of_no_other() -> Non
 
 
 @pytest.mark.asyncio
+async def test_what_a_host_holds_already_is_asked_of_it_however_busy_it_is() -> None:
+    post = Post("m/0", "m/1")
+    held = [ask(debate) for debate in range(40)]
+    one, other = ask(0, 1, "ada"), ask(0, 1, "bo")  # of one debate, which had moved between them
+    post.router.at_home("m/1", [item.id for item in held] + [one.id])
+    post.router.at_home("m/0", [other.id])
+    post.router.put([*held, one, other])
+    await settled()
+    assert post.told == {"m/0": [other.id], "m/1": [*(item.id for item in held), one.id]}
+    post.router.lost("m/1")  # and all that it knew with it
+    await settled()
+    assert post.told["m/0"] == [other.id, *(item.id for item in held), one.id]
+
+
+@pytest.mark.asyncio
 async def test_a_host_that_was_out_of_reach_is_not_asked_again_what_it_has_answered_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

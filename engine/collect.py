@@ -109,7 +109,12 @@ def _iterations(folder: RunFolder) -> tuple[Iteration, ...]:
         results = [result for _, result in _training_results(folder, number)]
         firsts = [result.first_step_at for result in results if result.first_step_at is not None]
         found.append(
-            Iteration(iteration=number, closed_unix_s=tuple(closed), first_step_unix_s=min(firsts, default=None))
+            Iteration(
+                iteration=number,
+                closed_unix_s=tuple(closed),
+                first_step_unix_s=min(firsts, default=None),
+                **folder.manifest.done.get(f"train-{number}", {}).get("staleness", {}),
+            )
         )
     return tuple(found)
 

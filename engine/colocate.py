@@ -78,7 +78,12 @@ async def room_for_trainings(cluster: Cluster, progress: Progress) -> AsyncItera
 
 
 def check_colocation(recipe: Recipe, where: str) -> None:
-    """Raises: ConfigError: a local model cannot sleep, or would for nothing."""
+    """Raises: ConfigError: debates want models that are away, or one cannot sleep, or would for nothing."""
+    if recipe.run.colocate and recipe.loop.staleness:
+        raise ConfigError(
+            f"{where}: run.colocate={recipe.run.colocate} sends models away while trainings run, but "
+            f"loop.staleness={recipe.loop.staleness} has them debate meanwhile; leave one of the two out"
+        )
     if recipe.run.colocate != "sleep":
         return
     at, local = f"{where}: run.colocate=sleep", _local(recipe)

@@ -34,7 +34,7 @@ def headline(data: ReportData) -> str:
 
 
 def notes(data: ReportData) -> list[str]:
-    """What a careful reader asks next: was it the format, did the vote gain too, did training start early."""
+    """What a careful reader asks next: was it the format, did the vote gain too, was training early, or late."""
     found = []
     if len(data.evaluations) > 1:
         first, last = data.evaluations[0][1], data.evaluations[-1][1]
@@ -56,6 +56,11 @@ def notes(data: ReportData) -> list[str]:
             when = f"{duration(lead)} before" if lead > 0 else f"{duration(-lead)} after"
             which = f"In iteration {iteration.iteration} the" if len(data.iterations) > 1 else "The"
             found.append(f"{which} first optimiser step was taken {when} the last debate closed.")
+        if iteration.most_behind:
+            found.append(
+                f"In the debates of iteration {iteration.iteration} {percent(iteration.stale_share)} of what learners "
+                f"said came from a version older than their newest, at most {iteration.most_behind} behind."
+            )
     return found
 
 

@@ -76,8 +76,13 @@ class HostedTraining(msgspec.Struct, frozen=True, kw_only=True):
             await service.close()
         return told and f"{job.name}: {told}"
 
-    def register(self, registry: Registry, *, recipe_hash: str, iteration: int) -> list[TrainedAdapter]:
-        """Enter what was trained, unless it was entered before the run was interrupted."""
+    def register(
+        self, registry: Registry, *, recipe_hash: str, iteration: int, data: Mapping[str, float] = {}
+    ) -> list[TrainedAdapter]:
+        """Enter what was trained, unless it was entered before the run was interrupted.
+
+        Args: data: figures of the debates behind it.
+        """
         known = {record.name for record in registry.list()}
         trained = []
         for job in self.jobs:
@@ -98,7 +103,7 @@ class HostedTraining(msgspec.Struct, frozen=True, kw_only=True):
                     recipe_hash=recipe_hash,
                     created_at=time.time(),
                     parent=job.parent,
-                    metrics=result.figures | {"iteration": iteration},
+                    metrics=result.figures | {"iteration": iteration} | dict(data),
                     model=result.hosted.model,
                 )
         return trained

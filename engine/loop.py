@@ -1,8 +1,9 @@
 """The iterated loop: debate, train every agent while the debates run, swap the adapters in, evaluate, again.
 
 With ``loop.preferences`` an iteration has a second training: what the first came to goes on from the debates' trees.
-Every arrow is a stage with a name; a stage that is done is written into the run's manifest and passed by on resume, one
-that is not goes on from its journal, its feed and its last checkpoint.
+With ``loop.staleness`` the next debates are held while trainings are still under way. Every arrow is a stage with a
+name; a stage that is done is written into the run's manifest and passed by on resume, one that is not goes on from its
+journal, its feed and its last checkpoint.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,12 +26,14 @@ from engine.colocate import gpu_share_of, room_for_trainings, way_of
 from engine.evaluate import SINGLE_AGENT, Evaluation, evaluate
 from engine.folder import RunFolder, write_atomically
 from engine.hosted import HostedTraining, fed_rows, hosted_job, left_usd
+from engine.overlap import overlapped
 from engine.preferences import RecordedTrees
 from engine.progress import Progress
 from engine.recipe import Recipe
 from engine.side_by_side import all_fitted, in_thread
 from engine.stage import Closed, StageResult, run_stage
 from engine.stage_names import BEFORE_PREFERENCES, label_of
+from engine.staleness import Turns, staleness_of, turns_of
 from engine.tasks import Split
 from engine.train_preferences import preference_training, recorded_preferences
 from engine.training import Training, rows_of
@@ -37,10 +42,25 @@ from protocols.graph import Debate
 from protocols.message import Usage
 from protocols.statistics import statistics
 from trainers.feed import Addition, make_feed_actor
+from trainers.mix import Mix
 from trainers.preference_row import Preference
 from trainers.registry import AdapterRecord, Registry, adapter_name
 from trainers.select import select
 from trainers.worker import TrainedAdapter, TrainingJob
+
+
+class _Iteration:
+    """What the debates and the trainings of an iteration share."""
+
+    def __init__(self, number: int, workplace: Path, mix: Mix) -> None:
+        self.number, self.workplace, self._mix = number, workplace, mix
+        self.turns: Turns = {}  # of its debates
+        self.closed = asyncio.Event()  # all of its debates are over, and their rows in the feed
+
+    @cached_property
+    def feed(self) -> Any:
+        self.workplace.mkdir(parents=True, exist_ok=True)
+        return make_feed_actor(self.workplace / "feed", mix=self._mix)
 
 
 class Loop:
@@ -52,45 +72,54 @@ class Loop:
         self._base = base_model_of(recipe)
         self._registry = Registry(folder.path / "adapters")
         self._serving: dict[str, AdapterRecord] = {}  # agent -> the version that answers now
+        self._evaluations: list[tuple[str, Evaluation]] = []
         self.warnings: list[str] = []
         self.set_aside = 0
 
     async def run(self) -> list[tuple[str, Evaluation]]:
         """Returns: the evaluations, the one before the first iteration first."""
-        evaluations = await self._evaluated("eval-0")
-        for iteration in range(1, self._recipe.loop.iterations + 1):
-            if not self._done(f"train-{iteration}"):
-                await self._debate_and_train(iteration)
-            await self._publish(self._version(iteration))
-            if self._recipe.loop.preferences:
-                evaluations += await self._evaluated(f"eval-{iteration}{BEFORE_PREFERENCES}")
-                if not self._done(f"prefer-{iteration}"):
-                    await self._prefer(iteration)
-                await self._publish(self._version(iteration) + 1)
-            evaluations += await self._evaluated(f"eval-{iteration}")
-        return evaluations
+        await self._evaluate("eval-0")
+        loop, mix = self._recipe.loop, self._recipe.train.mix
+        numbers = range(1, loop.iterations + 1)
+        iterations = (_Iteration(number, self._workplace(number), mix) for number in numbers)
+        await overlapped(iterations, loop.staleness, self._debate, self._learn, self._arrive)
+        return self._evaluations
+
+    async def _learn(self, iteration: _Iteration) -> None:
+        """All that is trained while other debates may go on."""
+        if not self._done(f"train-{iteration.number}"):
+            await self._train(iteration)
+        if self._recipe.loop.preferences and self._recipe.loop.staleness:
+            await self._prefer(iteration.number)
+
+    async def _arrive(self, iteration: _Iteration) -> None:
+        """What an iteration came to speaks from here on, and is evaluated."""
+        number = iteration.number
+        await self._publish(self._version(number))
+        if self._recipe.loop.preferences:
+            await self._evaluate(f"eval-{number}{BEFORE_PREFERENCES}")
+            await self._prefer(number)
+            await self._publish(self._version(number) + 1)
+        await self._evaluate(f"eval-{number}")
 
     def _version(self, iteration: int) -> int:
         """Of the adapters of supervised finetuning; those of preferences are numbered with them."""
         return 2 * iteration - 1 if self._recipe.loop.preferences else iteration
 
-    async def _evaluated(self, stage: str) -> list[tuple[str, Evaluation]]:
+    def _workplace(self, iteration: int) -> Path:
+        return self._folder.path / "train" / f"iteration-{iteration}"
+
+    async def _evaluate(self, stage: str) -> None:
         """The held-out tasks, debated by the agents as they are."""
-        if not self._recipe.loop.evaluate:
-            return []
-        found = await evaluate_stage(self._cluster, self._folder, stage, self._tasks, self._progress)
-        return [(label_of(stage), found)]
+        if self._recipe.loop.evaluate:
+            found = await evaluate_stage(self._cluster, self._folder, stage, self._tasks, self._progress)
+            self._evaluations.append((label_of(stage), found))
 
-    async def _debate_and_train(self, iteration: int) -> None:
-        """Debates stream their rows into the trainings, which start with the first of them.
-
-        With ``run.colocate`` they start when the last debate has closed, and models make room for them.
-        """
-        training, hosted = self._training(iteration), self._hosted(iteration)
-        training.workplace.mkdir(parents=True, exist_ok=True)
-        feed = make_feed_actor(training.workplace / "feed", mix=self._recipe.train.mix)
-        colocated = bool(training.jobs and way_of(self._recipe))
-        fitting = [in_thread(lambda: training.fit(feed))] if training.jobs and not colocated else []
+    async def _debate(self, iteration: _Iteration) -> None:
+        """Debates stream their rows into the iteration's trainings."""
+        if self._done(f"train-{iteration.number}"):
+            return
+        number, feed = iteration.number, iteration.feed
         num_closed = 0
 
         async def learn(closed: list[Closed]) -> None:
@@ -104,11 +133,12 @@ class Loop:
                 additions.append(Addition(debate_id=item.debate.id, examples=rows, progress=min(1.0, share)))
             await of_actor(feed.add_many.remote(additions))
 
-        stage = f"debate-{iteration}"
+        stage = f"debate-{number}"
         result = await run_stage(
             self._cluster, self._folder, stage, self._tasks.train, on_closed=learn, progress=self._progress
         )
         keep_statistics(self._folder, stage, result.graded)
+        iteration.turns = turns_of(result.graded, self._recipe.learners)
         self._folder.mark_done(stage, summary(result))
         await of_actor(feed.finish.remote())
         counts, waiting = await of_actor(feed.counts.remote()), await of_actor(feed.waiting.remote())
@@ -117,20 +147,47 @@ class Loop:
             + (f" ({left} left over by the mix)" if (left := waiting.get(agent)) else "")
             for agent in self._recipe.learners
         )
-        self._progress.note(f"train-{iteration}: rows {shown}; training until all are used")
-        if hosted.jobs:
-            fitting.append(asyncio.create_task(self._fit_hosted(hosted, feed)))
+        self._progress.note(f"train-{number}: rows {shown}; training until all are used")
+        iteration.closed.set()
+
+    async def _train(self, iteration: _Iteration) -> None:
+        """Supervised finetuning, which starts with the first row that the debates give.
+
+        With ``run.colocate`` it starts when the last debate has closed, and models make room for it.
+        """
+        number, feed = iteration.number, iteration.feed
+        training, hosted = self._training(number), self._hosted(number)
+        colocated = bool(training.jobs and way_of(self._recipe))
+        fitting = [asyncio.create_task(self._fit_hosted(hosted, iteration))] if hosted.jobs else []
+        if colocated:
+            await iteration.closed.wait()
         async with room_for_trainings(self._cluster, self._progress) if colocated else nullcontext():
-            if colocated:
+            if training.jobs:
                 fitting.append(in_thread(lambda: training.fit(feed)))
             for warning in await all_fitted(fitting):
                 self._warn(warning)
-        theirs = hosted.register(self._registry, recipe_hash=self._recipe.fingerprint, iteration=iteration)
-        self._register(f"train-{iteration}", training, iteration, theirs)
+        data = self._staleness(iteration)
+        theirs = hosted.register(self._registry, recipe_hash=self._recipe.fingerprint, iteration=number, data=data)
+        self._register(f"train-{number}", training, self._version(number), number, data, theirs)
+        del iteration.feed  # its process ends
 
-    async def _fit_hosted(self, hosted: HostedTraining, feed: Any) -> str:
+    def _staleness(self, iteration: _Iteration) -> dict[str, float]:
+        """Of its debates, now that all versions of iterations before are there; {} where debates wait for them."""
+        if not self._recipe.loop.staleness:
+            return {}
+        found = staleness_of(iteration.turns, self._registry.list(), iteration.number)
+        if found.most_behind:
+            self._progress.note(
+                f"train-{iteration.number}: in its debates {found.stale_share:.0%} of what learners said came from an "
+                f"older version than there is now, at most {found.most_behind} behind"
+            )
+        data: dict[str, float] = msgspec.to_builtins(found)
+        return data
+
+    async def _fit_hosted(self, hosted: HostedTraining, iteration: _Iteration) -> str:
         """Returns: a warning, or "". What the jobs cost is out of the run's budget then."""
-        rows = await fed_rows(feed, [job.agent for job in hosted.jobs])
+        await iteration.closed.wait()
+        rows = await fed_rows(iteration.feed, [job.agent for job in hosted.jobs])
         left = left_usd(self._recipe, self._folder)
         warning, cost_usd = await hosted.fit(rows, self._progress.note, left_usd=left)
         if cost_usd and self._cluster.keeper is not None:
@@ -139,11 +196,14 @@ class Loop:
 
     async def _prefer(self, iteration: int) -> None:
         """Everybody's adapter goes on from what the iteration's debates prefer; who has none yet learns nothing."""
-        stage = f"prefer-{iteration}"
+        stage, version = f"prefer-{iteration}", self._version(iteration) + 1
+        if self._done(stage):
+            return
+        parents = self._before(version)
         rows = await in_thread(lambda: self._preferences(iteration))
-        if bare := [agent for agent in rows if agent not in self._serving]:
+        if bare := [agent for agent in rows if agent not in parents]:
             self._warn(f"{stage}: {', '.join(bare)} could not be trained before, and preferences go on from an adapter")
-        rows = {agent: found for agent, found in rows.items() if agent in self._serving}
+        rows = {agent: found for agent, found in rows.items() if agent in parents}
         if not rows:
             self._warn(
                 f"{stage}: no round of debate-{iteration} has both a right and a wrong answer by "
@@ -158,13 +218,14 @@ class Loop:
             self._recipe.tree_dpo,
             self._base,
             rows,
-            {agent: self._registry.folder_of(self._serving[agent]) for agent in rows},
-            self._version(iteration) + 1,
+            {agent: self._registry.folder_of(parents[agent]) for agent in rows},
+            version,
             gpu_share_of(way_of(self._recipe)),
         )
         async with room_for_trainings(self._cluster, self._progress):
             self._warn(await in_thread(lambda: training.fit(str(rows_of(training)))))
-        self._register(stage, training, iteration)
+        data = self._folder.manifest.done[f"train-{iteration}"].get("staleness", {})
+        self._register(stage, training, version, iteration, data)
 
     def _preferences(self, iteration: int) -> dict[str, list[Preference]]:
         trees = RecordedTrees(self._folder, self._recipe.train)
@@ -176,16 +237,26 @@ class Loop:
             self.warnings.append(warning)
             self._progress.note(f"warning: {warning}")
 
-    def _register(self, stage: str, training: Training, iteration: int, theirs: Sequence[TrainedAdapter] = ()) -> None:
+    def _register(
+        self,
+        stage: str,
+        training: Training,
+        version: int,
+        iteration: int,
+        data: dict[str, float],
+        theirs: Sequence[TrainedAdapter] = (),
+    ) -> None:
         """``theirs``: versions that services have trained, which are in the registry already."""
         trained = training.register(
             self._registry,
             recipe_hash=self._recipe.fingerprint,
             base_name=self._base_name,
-            parents=self._serving,
+            parents=self._before(version),
             iteration=iteration,
+            data=data,
         )
-        self._folder.mark_done(stage, {"adapters": [item.name for item in (*theirs, *trained)]})
+        names = [item.name for item in (*theirs, *trained)]
+        self._folder.mark_done(stage, {"adapters": names} | ({"staleness": data} if data else {}))
 
     def _training(self, iteration: int) -> Training:
         return Training(
@@ -193,7 +264,7 @@ class Loop:
             settings=self._recipe.train,
             how=self._recipe.sft,
             base=self._base,
-            workplace=self._folder.path / "train" / f"iteration-{iteration}",
+            workplace=self._workplace(iteration),
             jobs=self._jobs(iteration),
             rules={agent: self._recipe.train.rules_of(agent, self._recipe.cast) for agent in self._recipe.learners},
             gpu_share=gpu_share_of(way_of(self._recipe)),
@@ -201,27 +272,34 @@ class Loop:
 
     def _hosted(self, iteration: int) -> HostedTraining:
         version = self._version(iteration)
+        parents = self._parents(version)
         names = {agent: adapter_name(agent, self._folder.manifest.id, version) for agent in self._recipe.hosted}
         return HostedTraining(
-            workplace=self._folder.path / "train" / f"iteration-{iteration}",
+            workplace=self._workplace(iteration),
             jobs=[
-                hosted_job(self._recipe, self._folder, agent, name, version, parent=self._parent(agent))
+                hosted_job(self._recipe, self._folder, agent, name, version, parent=parents.get(agent))
                 for agent, name in names.items()
             ],
             rules={agent: self._recipe.train.rules_of(agent, self._recipe.cast) for agent in names},
         )
 
-    def _parent(self, agent: str) -> AdapterRecord | None:
-        """What its next training goes on from."""
-        return self._serving.get(agent) if self._recipe.loop.init_from == "previous" else None
+    def _parents(self, version: int) -> dict[str, AdapterRecord]:
+        """What trainings to this version go on from."""
+        return self._before(version) if self._recipe.loop.init_from == "previous" else {}
+
+    def _before(self, version: int) -> dict[str, AdapterRecord]:
+        """Agent -> the newest adapter that it had when this version was trained, whatever it speaks with by now."""
+        found = {record.agent: record.name for record in self._registry.list() if record.version < version}
+        return {agent: self._registry.get(name) for agent, name in found.items()}
 
     def _jobs(self, iteration: int) -> list[TrainingJob]:
         """One adapter for every learner that is trained here, named by the iteration: resuming names the same."""
         jobs, version = [], self._version(iteration)
+        parents = self._parents(version)
         for agent in self._recipe.learners:
             if agent in self._recipe.hosted:
                 continue
-            parent = self._parent(agent)
+            parent = parents.get(agent)
             name = adapter_name(agent, self._folder.manifest.id, version)
             output = self._folder.path / "adapters" / agent / f"v{version}"
             before = str(self._registry.folder_of(parent)) if parent else None

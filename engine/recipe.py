@@ -14,6 +14,7 @@ from actors.prices import Price, find_price
 from engine.colocate import Way
 from engine.models import Model, read_model
 from engine.named_protocol import find_protocol
+from engine.overlap import MAX_STALENESS
 from engine.recipe_parts import check_recipe_parts
 from engine.sections import known_keys, mapping, read_section, suggest, table, typed
 from engine.tasks import SOURCES, FileSource, HubSource, TaskSource
@@ -66,10 +67,13 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     init_from: Literal["previous", "base"] = "base"
     evaluate: bool = True  # on the held-out tasks, before the first training and after every one
     preferences: bool = False  # each iteration's adapters go on from the preferences of its debates: two trainings
+    staleness: int = 0  # of how many iterations trainings may still be under way when debates begin
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise ValueError(f"iterations={self.iterations} must be at least 1")
+        if not 0 <= self.staleness <= MAX_STALENESS:
+            raise ValueError(f"staleness={self.staleness} must be from 0 to {MAX_STALENESS} iterations")
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -168,3 +168,9 @@ def _check_finetune(recipe: Recipe, where: str) -> None:
                 f"{at}: run.budget.usd={recipe.run.budget.usd:g} needs to know the most that a training may cost; set "
                 f"finetune.epochs, and training in models.{model}.price, in US dollars per million tokens"
             )
+        if recipe.run.budget.usd and recipe.loop.staleness:
+            raise ConfigError(
+                f"{at}: with loop.staleness={recipe.loop.staleness} its service trains {name} while debates go on, and "
+                f"what both spend cannot be held to run.budget.usd={recipe.run.budget.usd:g}; set loop.staleness=0, or "
+                "leave the budget out"
+            )

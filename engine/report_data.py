@@ -45,6 +45,8 @@ class Iteration(msgspec.Struct, frozen=True, kw_only=True):
     started_unix_s: float | None = None  # default: the first thing known to have happened
     first_step_unix_s: float | None = None
     last_close_unix_s: float | None = None  # default: the last of ``closed_unix_s``
+    stale_share: float = 0.0  # see ``engine.staleness``
+    most_behind: int = 0
 
     @property
     def last_close(self) -> float | None:

@@ -307,6 +307,12 @@ async def _loop(folder: RunFolder, recipe: Recipe, tasks: Split, cluster: Cluste
     loop = Loop(recipe, cluster, folder, tasks, progress)
     evaluations = await loop.run()
     outcome: Outcome = _totals(folder) | {"warnings": loop.warnings}
+    if recipe.loop.staleness:
+        outcome["staleness"] = {
+            stage.replace("train", "debate"): done["staleness"]
+            for stage, done in folder.manifest.done.items()
+            if stage.startswith("train-")
+        }
     if evaluations:
         before, after = evaluations[0][1], evaluations[-1][1]
         outcome |= {"before": _figures(before), "after": _figures(after)} | _figures(after)

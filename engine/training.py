@@ -86,8 +86,12 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
         base_name: Callable[[str], str],
         parents: dict[str, AdapterRecord],
         iteration: int,
+        data: Mapping[str, float] = {},
     ) -> list[TrainedAdapter]:
-        """Enter what was trained, unless it was entered before the run was interrupted."""
+        """Enter what was trained, unless it was entered before the run was interrupted.
+
+        Args: data: figures of the debates behind it.
+        """
         trained = [read_trained(job) for job in self.jobs if is_trained(job)]
         if not trained:
             return []
@@ -108,7 +112,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
                 recipe_hash=recipe_hash,
                 created_at=time.time(),
                 parent=parent.name if parent else None,
-                metrics=item.result.figures | {"iteration": iteration},
+                metrics=item.result.figures | {"iteration": iteration} | dict(data),
             )
         return trained
 

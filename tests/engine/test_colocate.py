@@ -61,6 +61,13 @@ def test_only_local_models_make_room(tmp_path: Path) -> None:
     assert way_of(simulated) is None and gpu_share_of(way_of(simulated)) == 1.0
 
 
+def test_debates_cannot_go_on_with_models_that_are_away(tmp_path: Path) -> None:
+    recipe(tmp_path, "loop.staleness=1")
+    for way in ("release", "sleep"):
+        with pytest.raises(ConfigError, match=rf"run\.colocate={way} sends models away .* loop\.staleness=1 has them"):
+            recipe(tmp_path, f"run.colocate={way}", "loop.staleness=1")
+
+
 def test_how_a_run_makes_room_is_no_part_of_what_is_run(tmp_path: Path) -> None:
     assert recipe(tmp_path).fingerprint == recipe(tmp_path, "run.colocate=release").fingerprint
 

@@ -343,8 +343,11 @@ def test_the_page_shows_a_recipe_that_is_one() -> None:
 
 
 def test_a_budget_is_kept_where_prices_are_known() -> None:
-    built("run.budget.usd=5", "models.gpt.price={input: 1, output: 1, training: 3}")
-    built("run.budget.tokens=5")
+    priced = "models.gpt.price={input: 1, output: 1, training: 3}"
+    built("run.budget.usd=5", priced)
+    built("run.budget.tokens=5", "loop.staleness=1")
+    with pytest.raises(ConfigError, match=r"loop\.staleness=1 its service trains ada while debates go on.*usd=5;"):
+        built("run.budget.usd=5", priced, "loop.staleness=1")
 
 
 def test_other_settings_of_a_training_change_no_debate(tmp_path: Path) -> None:

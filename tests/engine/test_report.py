@@ -258,6 +258,12 @@ def test_notes_tell_when_training_began() -> None:
     assert "1.0 s after the last debate closed" in second
 
 
+def test_notes_tell_of_debates_that_were_ahead_of_training() -> None:
+    (told,) = notes(ReportData(run_name="r", iterations=(Iteration(iteration=2, stale_share=0.5, most_behind=1),)))
+    assert told.startswith("In the debates of iteration 2 50.0% of what learners said came from a version older ")
+    assert told.endswith("at most 1 behind.")
+
+
 def test_the_terminal_table() -> None:
     text = report_text(ReportData(run_name="r", evaluations=(stage("before", 0.312, 0.280, 0.344, GAIN[0]),)))
     assert text.splitlines()[2:] == [

@@ -81,7 +81,6 @@ async def iterate(variant: str, data: dict[str, Any], path: Path) -> Span:
     from engine.loop import Loop
     from engine.progress import Progress
     from engine.recipe import build_recipe
-    from engine.stage import run_stage
     from engine.tasks import load_split
     from trainers.feed import Feed, hash_rows
     from trainers.registry import Registry
@@ -89,10 +88,9 @@ async def iterate(variant: str, data: dict[str, Any], path: Path) -> Span:
     class TwoPhases(Loop):
         """All debates are on record when the trainings begin."""
 
-        async def _debate_and_train(self, iteration: int) -> None:
-            stage = f"debate-{iteration}"
-            await run_stage(self._cluster, self._folder, stage, self._tasks.train, progress=self._progress)
-            await super()._debate_and_train(iteration)
+        async def _train(self, iteration: Any) -> None:
+            await iteration.closed.wait()
+            await super()._train(iteration)
 
     recipe = build_recipe(data, where="benchmark")
     manifest = Manifest(

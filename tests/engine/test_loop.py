@@ -1,0 +1,243 @@
+"""Loops interrupted at every arrow: all of a loop but Ray and torch, so that a training is a hash of its rows."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from actors.scripted import ScriptedBackend
+from engine.cluster import Cluster
+from engine.folder import RunFolder
+from engine.journal import Journal, read_journal
+from engine.progress import Progress
+from engine.recipe import Recipe
+from engine.run import resume, start
+from protocols.graph import decode_debate
+from protocols.message import Ask
+from tests.actors.remote import Remote
+from tests.engine.in_process import InProcess
+from tests.engine.test_recipe import GOOD
+from trainers.feed import FeedActor, decode_page
+from trainers.mix import Mix
+from trainers.registry import CONFIG_NAME, WEIGHTS_NAME
+from trainers.sft import RESULT_NAME, SFTResult
+from trainers.tree_dpo import TreeDPOResult
+from trainers.worker import TrainingJob, is_trained
+
+pytestmark = pytest.mark.timeout(120)
+
+ITERATIONS, TASKS, HELD_OUT = 3, 4, 2
+
+
+class Trainer:
+    """In the place of Ray Train, and of the processes that end with their driver.
+
+    ``slow_until``: trainings of the iterations before this one are still under way when the next debates begin.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.slow_until = 0
+        self._feeds: list[FeedActor] = []
+        self._journals: list[Journal] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+        async def up(recipe: Recipe, **options: Any) -> InProcess:
+            self._loop = asyncio.get_running_loop()
+            self.close()  # what the driver before has left
+            return await InProcess.up(recipe)
+
+        monkeypatch.setattr(Cluster, "start", up)
+        monkeypatch.setattr("engine.arena.Journal", self._open_journal)
+        monkeypatch.setattr("engine.shard.COLLECT_S", 0.01)
+        monkeypatch.setattr("engine.attendant.POLL_S", 0.005)
+        monkeypatch.setattr("engine.loop.make_feed_actor", self._make_feed)
+        monkeypatch.setattr("engine.training.fit_lanes", self._fit)
+        monkeypatch.setattr("engine.training.machines_of_cluster", list)
+
+    def close(self) -> None:
+        for held in (*(feed._feed for feed in self._feeds), *self._journals):
+            held.close()
+        self._feeds.clear()
+        self._journals.clear()
+
+    def _open_journal(self, *args: Any, **options: Any) -> Journal:
+        self._journals.append(Journal(*args, **options))
+        return self._journals[-1]
+
+    def _make_feed(self, folder: Path, *, mix: Mix) -> Remote:
+        self._feeds.append(FeedActor(str(folder), mix))
+        return Remote(self._feeds[-1])
+
+    def _fit(self, jobs: Sequence[TrainingJob], *, feed: Any, storage_path: Path, **_: Any) -> None:
+        """In a thread of its own. A driver that has left takes it with it."""
+        loop = self._loop
+        assert loop is not None
+        for job in (job for job in jobs if not is_trained(job)):
+            if isinstance(feed, str):
+                rows = [Path(feed, f"{job.agent}.jsonl").read_bytes()]
+            else:
+                rows = asyncio.run_coroutine_threadsafe(_rows_of(feed, job.agent), loop).result(30)
+                run, number = storage_path.parents[2], int(storage_path.parent.name.rpartition("-")[2])
+                while number < self.slow_until and not (run / f"journal/debate-{number + 1}").exists():
+                    time.sleep(0.005)
+                    if loop.is_closed():
+                        return
+            parent = Path(job.parent, WEIGHTS_NAME).read_bytes() if job.parent else b""
+            _write(job, hashlib.sha256(b"\n".join([parent, *rows])).digest(), len(rows))
+
+
+async def _rows_of(feed: Any, agent: str) -> list[bytes]:
+    rows: list[bytes] = []
+    while not (page := decode_page(await feed.read.remote(agent, len(rows), 100, 0.05))).done or page.rows:
+        rows += [msgspec.msgpack.encode(row) for row in page.rows]
+    return rows
+
+
+def _write(job: TrainingJob, weights: bytes, rows: int) -> None:
+    figures: dict[str, Any] = {"steps": 1, "refused": 0, "losses": (0.5,), "learning_rates": (0.1,)}
+    figures |= {"data_hash": weights.hex(), "started_at": 1.0, "first_step_at": 1.0, "finished_at": 1.0}
+    one = (0.5,)
+    result = (
+        SFTResult(**figures, rows=rows, rows_seen=rows, completion_tokens=1)
+        if job.method == "sft"
+        else TreeDPOResult(
+            **figures, pairs=rows, pairs_seen=rows, packs=1, pack_tokens=1, expanded_tokens=1, margins=one,
+            accuracies=one, chosen_rewards=one, rejected_rewards=one, step_times=one,
+        )
+    )  # fmt: skip
+    draft = Path(f"{job.output}.new")
+    draft.mkdir(parents=True, exist_ok=True)
+    (draft / WEIGHTS_NAME).write_bytes(weights)
+    (draft / CONFIG_NAME).write_text("{}")
+    (draft / RESULT_NAME).write_bytes(msgspec.json.encode(result))
+    draft.rename(job.output)
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainer]:
+    trainer = Trainer(monkeypatch)
+    yield trainer
+    trainer.close()
+
+
+def recipe(folder: Path, **loop: Any) -> Path:
+    base = folder / "base"
+    base.mkdir()
+    (base / "model.safetensors").write_bytes(b"weights")
+    path = folder / "r.yaml"
+    data = GOOD | {
+        "tasks": GOOD["tasks"] | {"train": TASKS, "test": HELD_OUT},
+        "train": {"base_model": str(base), "label": "gold", "agents": ["ada", "bo"], "tree": {"root": "question"}},
+        "loop": {"iterations": ITERATIONS, "init_from": "previous"} | loop,
+        "run": {"sync": "normal", "max_open": 1},
+    }
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def looped(recipe: Path, name: str) -> tuple[Path, dict[str, Any]]:
+    path = recipe.parent / name / "r"
+    return path, start("loop", recipe, (), run_dir=path, limit=None, progress=Progress(live=False))
+
+
+def spoke(path: Path) -> dict[str, set[str]]:
+    """Stage -> the versions, by number, that learners spoke with; "" is the base."""
+    found: dict[str, set[str]] = {}
+    for stage in sorted(path.glob("journal/*")):
+        graphs = [item.graph for item in read_journal(stage / "arena-000.sqlite")]
+        nodes = [node for graph in graphs if graph is not None for node in decode_debate(graph).utterances]
+        found[stage.name] = {node.reply.adapter.rpartition("-v")[2] for node in nodes}
+    return found
+
+
+def adapters(path: Path) -> list[dict[str, Any]]:
+    kept = ("name", "parent", "data_hash", "checksum", "metrics")
+    records = msgspec.json.decode((path / "adapters/registry.json").read_bytes())
+    return [{key: record.get(key) for key in kept} for record in records]
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_debates_are_spoken_by_versions_so_far_behind_and_evaluations_by_the_newest(
+    tmp_path: Path, trainer: Trainer, staleness: int
+) -> None:
+    trainer.slow_until = ITERATIONS if staleness else 0
+    path, outcome = looped(recipe(tmp_path, staleness=staleness), "whole")
+    debated = {f"debate-{number}": str(max(0, number - 1 - staleness) or "") for number in range(1, ITERATIONS + 1)}
+    evaluated = {f"eval-{number}": str(number or "") for number in range(ITERATIONS + 1)}
+    assert spoke(path) == {stage: {version} for stage, version in (debated | evaluated).items()}
+    parents = {record["name"]: record["parent"] for record in adapters(path)}
+    assert parents == {
+        f"{agent}@r-v{number}": f"{agent}@r-v{number - 1}" if number > 1 else None
+        for agent in ("ada", "bo")
+        for number in range(1, ITERATIONS + 1)
+    }
+    behind = [min(staleness, number - 1) for number in range(1, ITERATIONS + 1)]
+    told = [{"stale_share": float(by > 0), "most_behind": by} for by in behind]
+    if not staleness:
+        assert "staleness" not in outcome and "most_behind" not in adapters(path)[0]["metrics"]
+        return
+    assert list(outcome["staleness"].values()) == told
+    for record in adapters(path):
+        figures = told[int(record["metrics"]["iteration"]) - 1]
+        assert {key: record["metrics"][key] for key in figures} == figures
+
+
+@pytest.mark.parametrize(("staleness", "preferences"), [(0, True), (1, False), (1, True)])
+def test_a_loop_that_is_interrupted_at_every_arrow_comes_to_the_same(
+    tmp_path: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch, staleness: int, preferences: bool
+) -> None:
+    trainer.slow_until = 2 if staleness else 0
+    plan = recipe(tmp_path, staleness=staleness, preferences=preferences, iterations=2)
+    whole, outcome = looped(plan, "whole")
+    stages = set(RunFolder.open(whole).manifest.done)
+    broken = tmp_path / "broken" / "r"
+    points = _interrupt_everywhere(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        looped(plan, "broken")
+    again = None
+    while again is None:
+        before = len(points)
+        with suppress(KeyboardInterrupt):
+            again = resume(broken, progress=Progress(live=False))
+        assert again or len(points) > before
+    assert points >= stages  # and once in the middle of each stage of debates
+    assert len(points - stages) == sum("debate" in stage or "eval" in stage for stage in stages)
+    assert adapters(broken) == adapters(whole) and len(adapters(whole)) == 2 * 2 * (1 + preferences)
+    assert spoke(broken) == spoke(whole)
+    assert again.get("staleness") == outcome.get("staleness")
+
+
+def _interrupt_everywhere(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Once at the end of each stage, and at an ask in its middle, one a driver. Returns: where it was done by now."""
+    points: set[str] = set()
+    struck: list[asyncio.AbstractEventLoop] = []  # of drivers that were interrupted
+    mark_done, generate = RunFolder.mark_done, ScriptedBackend.generate
+
+    def interrupt(point: str) -> None:
+        if point not in points and (loop := asyncio.get_running_loop()) not in struck:
+            points.add(point)
+            struck.append(loop)
+            signal.raise_signal(signal.SIGINT)
+
+    def marking(self: RunFolder, stage: str, result: dict[str, Any]) -> None:
+        mark_done(self, stage, result)
+        interrupt(stage)
+
+    async def generating(self: ScriptedBackend, ask: Ask, adapter: Any) -> Any:
+        if "#1." in ask.id:
+            interrupt(f"in {ask.id.partition('/')[0]}")
+        return await generate(self, ask, adapter)
+
+    monkeypatch.setattr(RunFolder, "mark_done", marking)
+    monkeypatch.setattr(ScriptedBackend, "generate", generating)
+    return points

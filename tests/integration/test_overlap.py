@@ -26,8 +26,8 @@ agents:
   cy: {{model: simulated}}
 protocol: {{name: society, rounds: 1}}
 cast: {{generator: [ada, bo, cy]}}
-train: {{base_model: BASE, rule: majority, agents: [ada], threads: 1, checkpoint_every: 2}}
-sft: {{rank: 4, epochs: 12, batch_size: 2, max_length: 512, learning_rate: 0.01}}
+train: {{base_model: BASE, rule: majority, agents: [ada], threads: 1, checkpoint_every: 3}}
+sft: {{rank: 4, epochs: 4, batch_size: 2, max_length: 512, learning_rate: 0.01}}
 loop: {{iterations: 2, init_from: previous, staleness: 1}}
 run: {{max_open: 1}}
 """

@@ -1,6 +1,7 @@
 """What the stages of a loop are called: ``eval-0``, ``debate-1``, ``train-1``, ``eval-1``, and so on.
 
 With preferences an iteration is ``debate-1``, ``train-1``, ``eval-1-sft``, ``prefer-1``, ``eval-1``.
+With staleness later debates come in between, and both trainings before both evaluations.
 """
 
 from __future__ import annotations

@@ -65,8 +65,10 @@ class Trainer:
         monkeypatch.setattr("engine.training.machines_of_cluster", list)
 
     def close(self) -> None:
-        for held in (*(feed._feed for feed in self._feeds), *self._journals):
-            held.close()
+        for feed in self._feeds:
+            feed._feed.close()
+        for journal in self._journals:
+            journal.close()
         self._feeds.clear()
         self._journals.clear()
 

@@ -17,6 +17,7 @@ import msgspec
 from actors.backend import AdapterRef
 from actors.prices import Amount
 from actors.remote import of_actor
+from engine.adapters import whole_model
 from engine.base_model import base_model_of
 from engine.cluster import Cluster
 from engine.colocate import gpu_share_of, room_for_trainings, way_of
@@ -247,12 +248,25 @@ class Loop:
         return stage in self._folder.manifest.done
 
 
+def check_adapters_alone(recipe: Recipe) -> None:
+    """Raises: ConfigError: who learns in a loop would have whole models, which an engine cannot take in as it runs."""
+    if recipe.sft.method == "full" and set(recipe.learners) - set(recipe.hosted):
+        raise ConfigError(
+            "sft.method=full: a loop puts what is learned into models that run, as adapters, and agents that share a "
+            "model cannot each have all of its weights; set sft.method: lora, or debate with `moot run` and train with "
+            "`moot train RUN sft.method=full`"
+        )
+
+
 async def publish(cluster: Cluster, recipe: Recipe, record: AdapterRecord, registry: Registry) -> None:
     """Put one adapter into its agent's model; asks from the return on are answered by it.
 
-    Raises: ConfigError: a service keeps it, and the agent speaks through no service. AgentError: it cannot be served.
+    Raises: ConfigError: a service keeps it, and the agent speaks through no service; or it is no adapter.
+        AgentError: it cannot be served.
     """
     model = recipe.agents[record.agent].model
+    if record.whole:
+        raise whole_model(registry, record, "no running model can take it in")
     if record.model and recipe.models[model].backend != "openai":
         raise ConfigError(
             f"adapter {record.name!r} is the model {record.model!r} of a service, but {record.agent} speaks through "

@@ -1,5 +1,7 @@
 """The iterated loop: debate, train every agent while the debates run, swap the adapters in, evaluate, again.
 
+Where whole models are trained, an agent's own model is started again with what it learned.
+
 With ``loop.preferences`` an iteration has a second training: what the first came to goes on from the debates' trees.
 Every arrow is a stage with a name; a stage that is done is written into the run's manifest and passed by on resume, one
 that is not goes on from its journal, its feed and its last checkpoint.
@@ -17,7 +19,6 @@ import msgspec
 from actors.backend import AdapterRef
 from actors.prices import Amount
 from actors.remote import of_actor
-from engine.adapters import whole_model
 from engine.base_model import base_model_of
 from engine.cluster import Cluster
 from engine.colocate import gpu_share_of, room_for_trainings, way_of
@@ -33,6 +34,7 @@ from engine.stage_names import BEFORE_PREFERENCES, label_of
 from engine.tasks import Split
 from engine.train_preferences import preference_training, recorded_preferences
 from engine.training import Training, rows_of
+from engine.whole_models import check_own_model
 from protocols.errors import ConfigError
 from protocols.graph import Debate
 from protocols.message import Usage
@@ -41,7 +43,7 @@ from trainers.feed import Addition, make_feed_actor
 from trainers.preference_row import Preference
 from trainers.registry import AdapterRecord, Registry, adapter_name
 from trainers.select import select
-from trainers.worker import TrainedAdapter, TrainingJob
+from trainers.worker import TrainedAdapter, TrainingJob, trains_whole
 
 
 class Loop:
@@ -126,8 +128,10 @@ class Loop:
                 fitting.append(in_thread(lambda: training.fit(feed)))
             for warning in await all_fitted(fitting):
                 self._warn(warning)
-        theirs = hosted.register(self._registry, recipe_hash=self._recipe.fingerprint, iteration=iteration)
-        self._register(f"train-{iteration}", training, iteration, theirs)
+            theirs = hosted.register(self._registry, recipe_hash=self._recipe.fingerprint, iteration=iteration)
+            self._register(f"train-{iteration}", training, iteration, theirs)
+            if trains_whole(training.how):  # who is away comes back with what it learned
+                await self._publish(self._version(iteration))
 
     async def _fit_hosted(self, hosted: HostedTraining, feed: Any) -> str:
         """Returns: a warning, or "". What the jobs cost is out of the run's budget then."""
@@ -248,32 +252,23 @@ class Loop:
         return stage in self._folder.manifest.done
 
 
-def check_adapters_alone(recipe: Recipe) -> None:
-    """Raises: ConfigError: who learns in a loop would have whole models, which an engine cannot take in as it runs."""
-    if recipe.sft.method == "full" and set(recipe.learners) - set(recipe.hosted):
-        raise ConfigError(
-            "sft.method=full: a loop puts what is learned into models that run, as adapters, and agents that share a "
-            "model cannot each have all of its weights; set sft.method: lora, or debate with `moot run` and train with "
-            "`moot train RUN sft.method=full`"
-        )
-
-
 async def publish(cluster: Cluster, recipe: Recipe, record: AdapterRecord, registry: Registry) -> None:
-    """Put one adapter into its agent's model; asks from the return on are answered by it.
+    """Put one version into its agent's model; asks from the return on are answered by it.
 
-    Raises: ConfigError: a service keeps it, and the agent speaks through no service; or it is no adapter.
-        AgentError: it cannot be served.
+    Raises: ConfigError: a service keeps it, and the agent speaks through no service; or it is a whole model, and the
+        agent shares its own. AgentError: it cannot be served.
     """
     model = recipe.agents[record.agent].model
     if record.whole:
-        raise whole_model(registry, record, "no running model can take it in")
+        check_own_model(recipe, record.agent)
     if record.model and recipe.models[model].backend != "openai":
         raise ConfigError(
             f"adapter {record.name!r} is the model {record.model!r} of a service, but {record.agent} speaks through "
             f"models.{model} ({recipe.models[model].backend}); give it a model of backend openai at that service"
         )
     path = str(registry.folder_of(record))
-    await cluster.hosts.publish(model, AdapterRef(name=record.name, agent=record.agent, path=path, model=record.model))
+    version = AdapterRef(name=record.name, agent=record.agent, path=path, model=record.model, whole=record.whole)
+    await cluster.hosts.publish(model, version)
 
 
 async def evaluate_stage(

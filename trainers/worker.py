@@ -41,7 +41,10 @@ RESULTS: dict[Method, type[Result]] = {"sft": SFTResult, "tree_dpo": TreeDPOResu
 
 
 class TrainingJob(msgspec.Struct, frozen=True, kw_only=True):
-    """One adapter to train. ``name`` is the adapter's; ``parent`` the folder of the adapter to start from."""
+    """One adapter to train. ``name`` is the adapter's; ``parent`` the folder of the adapter to start from.
+
+    Where all weights are trained both are whole models.
+    """
 
     agent: str
     method: Method = "sft"
@@ -227,7 +230,8 @@ def train_lane(config: dict[str, Any]) -> None:
         try:
             if base is None:
                 method = settings.method if isinstance(settings, SFTSettings) else "lora"
-                base = load_base(config["base_model"], settings.precision, method=method)
+                goes_on = job.parent if trains_whole(settings) else None
+                base = load_base(goes_on or config["base_model"], settings.precision, method=method)
             order = _Order(job=job, settings=settings, base_model=config["base_model"])
             _train_job(order, *base, config["feed"], config["checkpoint_every"])
         except MootError as err:

@@ -159,7 +159,7 @@ def test_a_mistake_starts_nothing(recipe: Path, command: str) -> None:
 
 def test_a_loop_whose_agents_would_each_have_a_whole_model_starts_nothing(recipe: Path) -> None:
     target = recipe.parent / "run"
-    said = "agents that share a model cannot each have all of its weights; set sft.method: lora"
+    said = "agents that share a model cannot each have all of its weights, and ada shares models.simulated with bo; set"
     assert_one_line(moot("loop", recipe, "sft.method=full", "--run-dir", target), said)
     assert not target.exists()
 

@@ -26,7 +26,7 @@ def changed(**how: Any) -> SFTSettings:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_two_processes_train_as_one(tiny_model: Path, make_example: Callable[..., Example], tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
@@ -53,9 +53,9 @@ def test_two_processes_train_as_one(tiny_model: Path, make_example: Callable[...
         return dict(load_file(tmp_path / name / "model.safetensors"))
 
     def result(name: str) -> SFTResult:
-        found = first[name].result
-        assert found is not None and second[name].result is not None, first[name].error
-        assert found.losses == second[name].result.losses
+        found, others = first[name].result, second[name].result
+        assert found is not None and others is not None, first[name].error
+        assert found.losses == others.losses
         return found
 
     wanted = alone("alone", SETTINGS)

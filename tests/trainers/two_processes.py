@@ -50,7 +50,7 @@ def train_together(base: Path, rows: list[Example], orders: list[Order], work: P
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=240)
+        process.join(timeout=500)
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()

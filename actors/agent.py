@@ -277,7 +277,8 @@ class AgentHost:
 
     async def prepare(self, adapter: AdapterRef) -> None:
         """Load a new version, which nobody speaks with before it is published. Raises: AgentError: see ``publish``."""
-        await self._backend.load_adapter(adapter)
+        if not adapter.whole:
+            await self._backend.load_adapter(adapter)
         if self._cache is not None:
             await self._cache.learn(adapter)
 
@@ -301,6 +302,8 @@ class AgentHost:
 
     async def _take_out(self, adapter: AdapterRef) -> None:
         """Unload a version that was replaced, once the last ask that it is answering is over."""
+        if adapter.whole:
+            return
         if self._speaking[adapter.name]:
             self._outgoing[adapter.name] = adapter
             return
@@ -457,7 +460,9 @@ class AgentHost:
         self._idle.clear()
         self._speaking[version] += 1
         try:
-            return self._priced(sendable(await self._backend.generate(ask, adapter)), adapter)
+            whole = adapter is not None and adapter.whole
+            reply = sendable(await self._backend.generate(ask, None if whole else adapter))
+            return self._priced(msgspec.structs.replace(reply, adapter=version) if whole else reply, adapter)
         finally:
             self._running -= 1
             if not self._running:

@@ -18,6 +18,7 @@ class AdapterRef(msgspec.Struct, frozen=True, kw_only=True):
     agent: str
     path: str  # folder in PEFT layout; of a hosted version, where its record lies
     model: str = ""  # a hosted version: a whole model, by the id that its service gave it
+    whole: bool = False  # a whole model in ``path``, which its host was started with in the place of its own
 
 
 class BackendInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -68,8 +68,9 @@ class ResponseCache:
 
     async def learn(self, adapter: AdapterRef) -> None:
         """Know a version by its weights: another run may use its name, or come to the same weights by another. A
-        hosted one is known by its model's id, which its service gives to nothing else."""
-        if adapter.model:
+        hosted one is known by its model's id, which its service gives to nothing else. A whole model is the host's own
+        then, and known by its folder."""
+        if adapter.model or adapter.whole:
             self._weights[adapter.name] = adapter.model
             return
         try:

@@ -23,6 +23,7 @@ from protocols.errors import ConfigError
 from trainers.hosted import read_hosted
 from trainers.preference import Pairing
 from trainers.registry import CONFIG_NAME, FILE_NAME, WEIGHTS_NAME, AdapterRecord, Registry, weights_hash
+from trainers.sft import RESULT_NAME
 
 EMBEDDED = "embedded"
 HUB_NAMES = {EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}  # bases that recipes name by a word of ours
@@ -64,9 +65,12 @@ def merge(run: Path, name: str, output: Path, *, base: Path | None = None, dtype
 
     Args:
         base: the base's folder; default: what the run trained.
-    Raises: ConfigError: no such base, or the output is there already. TrainerError: see ``show_adapter``; another base.
+    Raises: ConfigError: no such base, the output is there already, or it is no adapter. TrainerError: see
+        ``show_adapter``; another base.
     """
     registry, record = _find_weights(run, name)
+    if record.whole:
+        raise whole_model(registry, record, "there is nothing to merge it with")
     base = base or base_folder(record)
     registry.get(record.name, base_hash=weights_hash(base), base_model=str(base))
     with _whole_folder(output) as draft:
@@ -80,7 +84,7 @@ def merge(run: Path, name: str, output: Path, *, base: Path | None = None, dtype
 
 
 def export(run: Path, name: str, output: Path, *, base_id: str = "") -> Outcome:
-    """Write an adapter's folder for others: PEFT layout, with a model card and its lineage.
+    """Write an adapter's folder, or a whole model's, for others: with a model card and its lineage.
 
     Args:
         base_id: the base's name on the hub.
@@ -133,6 +137,12 @@ def _commit(folder: Path, repository: str, record: AdapterRecord, token: str, *,
 
 def _export(run: Path, registry: Registry, record: AdapterRecord, folder: Path, base_id: str) -> None:
     source = registry.folder_of(record)
+    if record.whole:
+        for file in source.iterdir():
+            if file.name != RESULT_NAME:
+                shutil.copyfile(file, folder / file.name)
+        _describe(run, registry, record, folder, merged=False, base_id=base_id)
+        return
     shutil.copyfile(source / WEIGHTS_NAME, folder / WEIGHTS_NAME)
     config = json.loads((source / CONFIG_NAME).read_bytes())
     config["base_model_name_or_path"] = _hub_name(record, base_id) or Path(record.base_model).name  # not our folder
@@ -204,6 +214,14 @@ def kept_by_service(record: AdapterRecord, so: str) -> ConfigError:
     )
 
 
+def whole_model(registry: Registry, record: AdapterRecord, so: str) -> ConfigError:
+    """Why something cannot be done that needs an adapter."""
+    return ConfigError(
+        f"{record.name!r} is a whole model, not an adapter: {so}; a recipe speaks with it as "
+        f"models.NAME.model: {registry.folder_of(record)}"
+    )
+
+
 def _hosted(registry: Registry, record: AdapterRecord) -> Outcome:
     result = read_hosted(registry.folder_of(record))
     return msgspec.to_builtins(result.hosted) if result else {}
@@ -219,6 +237,7 @@ def _told(record: AdapterRecord) -> Outcome:
         "rows": record.rows,
         "metrics": record.metrics,
         **({"model": record.model} if record.model else {}),
+        **({"whole": True} if record.whole else {}),
         "created": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(record.created_at)) + " UTC",
     }
 
@@ -232,7 +251,7 @@ def told(outcome: Outcome) -> Outcome:
 
 def _line(record: Outcome) -> str:
     figures = ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
-    model = f"  as {record['model']}" if "model" in record else ""
+    model = f"  as {record['model']}" if "model" in record else "  a whole model" if "whole" in record else ""
     return (
         f"{record['name']}  from {record['parent'] or 'the base'}  {record['rows']} rows by {record['rule']}  {figures}"
         f"{model}"

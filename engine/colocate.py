@@ -54,7 +54,7 @@ def lane_of(recipe: Recipe, machines: Sequence[Machine]) -> Need | None:
     train = recipe.train
     if set(recipe.learners) <= set(recipe.hosted):
         return None
-    gpus = gpu_share_of(way_of(recipe)) if train.gpus_per_lane else 0.0
+    gpus = gpu_share_of(way_of(recipe)) * train.gpus_per_lane
     return Need("a training", train.cpus_per_lane, gpus, held_to("trainers", machines))
 
 

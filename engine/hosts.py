@@ -138,9 +138,15 @@ class Hosts:
     async def publish(self, model: str, adapter: AdapterRef) -> None:
         """Put an adapter into every replica of a model; none uses it before all of them have loaded it.
 
-        Raises: AgentError: one cannot take it; the old version stays everywhere.
+        A whole model takes the place of the replicas' own: they are started again with it, and those that are away
+        come back with it.
+
+        Raises: AgentError: one cannot take it; the old version stays everywhere, but of a whole model.
         """
         hosts = list(self.of(model))
+        if adapter.whole:
+            await self._start_with(adapter, model, hosts)
+            return
         results = await asyncio.gather(
             *(self._told(host, "prepare", adapter) for host in hosts), return_exceptions=True
         )
@@ -149,6 +155,18 @@ class Hosts:
             raise failed[0]
         self._adapters[model][adapter.agent] = adapter  # a host that is started again from here on gets it, too
         await asyncio.gather(*(self._told(host, "publish", adapter) for host in hosts))
+
+    async def _start_with(self, adapter: AdapterRef, model: str, hosts: Sequence[str]) -> None:
+        if self._adapters[model].get(adapter.agent) == adapter:
+            return  # they have it, or come back with it
+        self._adapters[model][adapter.agent] = adapter
+        for host in hosts:
+            settings: Any = self._specs[host].settings  # of a backend that takes a folder
+            settings = msgspec.structs.replace(settings, model=adapter.path)
+            self._specs[host] = msgspec.structs.replace(self._specs[host], settings=settings)
+        if not self._away.issuperset(hosts):
+            await self.send_away(hosts, "release")
+            await self.call_back("release")
 
     async def watch(self) -> None:
         """Start again whatever dies, for as long as this is awaited.

@@ -1,5 +1,7 @@
 """The iterated loop: debate, train every agent while the debates run, swap the adapters in, evaluate, again.
 
+Where whole models are trained, an agent's own model is started again with what it learned.
+
 With ``loop.preferences`` an iteration has a second training: what the first came to goes on from the debates' trees.
 With ``loop.staleness`` the next debates are held while trainings are still under way. Every arrow is a stage with a
 name; a stage that is done is written into the run's manifest and passed by on resume, one that is not goes on from its
@@ -37,6 +39,7 @@ from engine.staleness import Turns, staleness_of, turns_of
 from engine.tasks import Split
 from engine.train_preferences import preference_training, recorded_preferences
 from engine.training import Training, rows_of
+from engine.whole_models import check_own_model
 from protocols.errors import ConfigError
 from protocols.graph import Debate
 from protocols.message import Usage
@@ -46,7 +49,7 @@ from trainers.mix import Mix
 from trainers.preference_row import Preference
 from trainers.registry import AdapterRecord, Registry, adapter_name
 from trainers.select import select
-from trainers.worker import TrainedAdapter, TrainingJob
+from trainers.worker import TrainedAdapter, TrainingJob, trains_whole
 
 
 class _Iteration:
@@ -166,9 +169,11 @@ class Loop:
                 fitting.append(in_thread(lambda: training.fit(feed)))
             for warning in await all_fitted(fitting):
                 self._warn(warning)
-        data = self._staleness(iteration)
-        theirs = hosted.register(self._registry, recipe_hash=self._recipe.fingerprint, iteration=number, data=data)
-        self._register(f"train-{number}", training, self._version(number), number, data, theirs)
+            data = self._staleness(iteration)
+            theirs = hosted.register(self._registry, recipe_hash=self._recipe.fingerprint, iteration=number, data=data)
+            self._register(f"train-{number}", training, self._version(number), number, data, theirs)
+            if colocated and trains_whole(training.how):  # who is away comes back with what it learned
+                await self._publish(self._version(number))
         del iteration.feed  # its process ends
 
     def _staleness(self, iteration: _Iteration) -> dict[str, float]:
@@ -326,18 +331,22 @@ class Loop:
 
 
 async def publish(cluster: Cluster, recipe: Recipe, record: AdapterRecord, registry: Registry) -> None:
-    """Put one adapter into its agent's model; asks from the return on are answered by it.
+    """Put one version into its agent's model; asks from the return on are answered by it.
 
-    Raises: ConfigError: a service keeps it, and the agent speaks through no service. AgentError: it cannot be served.
+    Raises: ConfigError: a service keeps it, and the agent speaks through no service; or it is a whole model, and the
+        agent shares its own. AgentError: it cannot be served.
     """
     model = recipe.agents[record.agent].model
+    if record.whole:
+        check_own_model(recipe, record.agent)
     if record.model and recipe.models[model].backend != "openai":
         raise ConfigError(
             f"adapter {record.name!r} is the model {record.model!r} of a service, but {record.agent} speaks through "
             f"models.{model} ({recipe.models[model].backend}); give it a model of backend openai at that service"
         )
     path = str(registry.folder_of(record))
-    await cluster.hosts.publish(model, AdapterRef(name=record.name, agent=record.agent, path=path, model=record.model))
+    version = AdapterRef(name=record.name, agent=record.agent, path=path, model=record.model, whole=record.whole)
+    await cluster.hosts.publish(model, version)
 
 
 async def evaluate_stage(

@@ -24,11 +24,12 @@ def model_card(
     import yaml
 
     record = lineage[0]
+    alone = merged or record.whole
     front = {
-        **({"base_model": base_id, "base_model_relation": "finetune" if merged else "adapter"} if base_id else {}),
-        "library_name": "transformers" if merged else "peft",
+        **({"base_model": base_id, "base_model_relation": "finetune" if alone else "adapter"} if base_id else {}),
+        "library_name": "transformers" if alone else "peft",
         "pipeline_tag": "text-generation",
-        "tags": list(TAGS[:2] if merged else TAGS),
+        "tags": list(TAGS[:2] if alone else TAGS),
     }
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
@@ -47,12 +48,17 @@ def model_card(
             "Tasks that nobody learned from, with 95 % intervals; a reply that could not be read counts as wrong.",
             _table(("measure", "accuracy"), list(results.items())),
         ]
-    return "\n\n".join([*parts, "## Use", _use(base_id, merged=merged)]) + "\n"
+    return "\n\n".join([*parts, "## Use", _use(base_id, alone=alone)]) + "\n"
 
 
 def _opening(record: AdapterRecord, base_id: str, *, merged: bool) -> str:
     what = "A model: its base with the LoRA adapter merged in" if merged else "A LoRA adapter in PEFT layout"
     base = f"`{base_id}`" if base_id else "its base"
+    if record.whole:
+        return (
+            f"A model, all weights of which moot trained on what agent `{_cell(record.agent)}` said in debates between "
+            f"language models. It began as the weights of {base} whose files have the hash `{record.base_hash}`."
+        )
     return (
         f"{what}, trained by moot on what agent `{_cell(record.agent)}` said in debates between language models. It "
         f"was trained on weights of {base} whose files have the hash `{record.base_hash}`; other weights of the same "
@@ -83,9 +89,9 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def _use(base_id: str, *, merged: bool) -> str:
+def _use(base_id: str, *, alone: bool) -> str:
     base = base_id or "BASE"
-    if merged:
+    if alone:
         lines = [
             "from transformers import AutoModelForCausalLM",
             "",

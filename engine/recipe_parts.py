@@ -10,7 +10,7 @@ from engine.colocate import check_colocation
 from engine.named_protocol import find_protocol
 from engine.sections import suggest
 from protocols.errors import ConfigError
-from trainers.sft import check_qlora
+from trainers.sft import check_gpus
 
 if TYPE_CHECKING:
     from engine.recipe import Recipe
@@ -69,7 +69,7 @@ def _check_rules(recipe: Recipe, where: str) -> None:
 def _check_training(recipe: Recipe, where: str) -> None:
     """How adapters are trained must be possible where they are trained."""
     try:
-        check_qlora(recipe.sft, gpus=recipe.train.gpus_per_lane)
+        check_gpus(recipe.sft.method, recipe.train.gpus_per_lane)
     except ConfigError as err:
         raise ConfigError(f"{where}: {err}") from err
 

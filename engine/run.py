@@ -38,6 +38,7 @@ from engine.stage import run_stage
 from engine.tasks import Split, load_split
 from engine.terminal import check_people, with_people
 from engine.track import check_trackers, tracked
+from engine.whole_models import check_whole_models
 from protocols.errors import ConfigError, PausedError, TaskError
 from protocols.machine import Opened
 from trainers.registry import Registry
@@ -339,6 +340,7 @@ def check_tasks(kind: str, recipe: Recipe, tasks: Split, progress: Progress) -> 
             raise ConfigError("tasks.train=0: the loop has nothing to learn from; set it above 0")
         if recipe.loop.evaluate and not tasks.test:
             raise ConfigError("tasks.test=0: there is nothing held out; set it above 0, or loop.evaluate=false")
+        check_whole_models(recipe)
         base_model_of(recipe, progress.note)
     elif kind == "eval" and not tasks.test:
         raise ConfigError("tasks.test=0: there is nothing held out to evaluate on; set it above 0")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.adapters import kept_by_service
+from engine.adapters import kept_by_service, whole_model
 from engine.folder import RunFolder
 from engine.preferences import RecordedTrees
 from engine.progress import Progress
@@ -149,4 +149,6 @@ def _parent(folder: RunFolder, registry: Registry, agent: str, base: str) -> Ada
             f"{folder.path}: {agent!r} has no adapter, and preferences are learned on top of one; train it first with "
             f"`moot train {folder.path}`, or name others in train.agents"
         )
+    if record.whole:
+        raise whole_model(registry, record, "preferences are learned on top of an adapter")
     return record

@@ -1,4 +1,4 @@
-"""Adapters from rows: the trainings of a feed's learners, and their entry into the registry.
+"""Adapters, or whole models, from rows: the trainings of a feed's learners, and their entry into the registry.
 
 The loop feeds them while debates run; ``train_recorded`` feeds them what a run, or an import, holds already.
 """
@@ -29,9 +29,9 @@ from trainers.feed import LOCK_WAIT_S, Addition, Feed, make_feed_actor
 from trainers.magdi import MAGDiSettings
 from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
 from trainers.select import select
-from trainers.sft import SFTSettings, check_qlora
+from trainers.sft import SFTSettings, check_gpus
 from trainers.tree_dpo import TreeDPOSettings
-from trainers.worker import Settings, TrainedAdapter, TrainingJob, fit_lanes, is_trained, read_trained
+from trainers.worker import Settings, TrainedAdapter, TrainingJob, fit_lanes, is_trained, read_trained, trains_whole
 
 H = TypeVar("H", SFTSettings, TreeDPOSettings, MAGDiSettings)
 SECTIONS: dict[type, str] = {SFTSettings: "sft", TreeDPOSettings: "tree_dpo", MAGDiSettings: "magdi"}  # of a recipe
@@ -56,6 +56,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
         Returns: a warning, or "". Raises: TrainerError: nobody could be trained.
         """
         train = self.settings
+        num_ranks = max(1, train.gpus_per_lane)  # more than one GPU is for a whole model alone: see check_gpus
         try:
             fit_lanes(
                 self.jobs,
@@ -65,7 +66,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
                 storage_path=self.workplace / "checkpoints",
                 name=self.run_id,
                 num_lanes=train.num_lanes,
-                cpus_per_worker=train.cpus_per_lane,
+                ranks_per_lane=num_ranks,
+                cpus_per_worker=train.cpus_per_lane / num_ranks,
                 use_gpu=train.gpus_per_lane > 0,
                 gpu_share=self.gpu_share,
                 resources=held_to("trainers", machines_of_cluster()),
@@ -113,12 +115,13 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
                 created_at=time.time(),
                 parent=parent.name if parent else None,
                 metrics=item.result.figures | {"iteration": iteration} | dict(data),
+                whole=trains_whole(self.how),
             )
         return trained
 
 
 def train_recorded(path: Path, overrides: Sequence[str], *, progress: Progress) -> dict[str, Any]:
-    """Train adapters from the debates that a run or an import has on record, one an agent.
+    """Train adapters, or whole models, from the debates that a run or an import has on record, one an agent.
 
     Interrupted, the same command goes on from the last checkpoint; done, it trains the next version.
 
@@ -180,10 +183,11 @@ def _train_recorded(folder: RunFolder, overrides: Sequence[str], progress: Progr
         registry, recipe_hash=manifest.fingerprint, base_name=lambda _: training.base, parents={}, iteration=version
     )
     trained += hosted.register(registry, recipe_hash=manifest.fingerprint, iteration=version)
-    return told(folder, trained) | {
-        "warnings": [warning] if warning else [],
-        "wall_s": round(time.monotonic() - began, 2),
-    }
+    return (
+        told(folder, trained)
+        | ({"models": {item.agent: item.path for item in trained}} if training.jobs and trains_whole(sft) else {})
+        | {"warnings": [warning] if warning else [], "wall_s": round(time.monotonic() - began, 2)}
+    )
 
 
 def rows_of(training: Training) -> Path:
@@ -269,8 +273,7 @@ def sections_of(folder: RunFolder, overrides: Sequence[str], how: type[H]) -> tu
         apply_override(data, override)
     train = read_section(data["train"], TrainSettings, "moot train", "train")
     settings = read_section(data[section], how, "moot train", section)
-    if isinstance(settings, SFTSettings):
-        check_qlora(settings, gpus=train.gpus_per_lane)
+    check_gpus(settings.method if isinstance(settings, SFTSettings) else "lora", train.gpus_per_lane)
     return train, settings
 
 

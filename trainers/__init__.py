@@ -2,6 +2,7 @@
 
 from trainers.example import Example
 from trainers.feed import Addition, Feed, FeedActor, FeedPage, Row, decode_page, hash_rows, make_feed_actor
+from trainers.full import train_model
 from trainers.interaction import Interaction
 from trainers.magdi import MAGDiResult, MAGDiSettings, train_on_graphs
 from trainers.mix import Mix
@@ -48,6 +49,7 @@ __all__ = [
     "read_trained",
     "select",
     "train_adapter",
+    "train_model",
     "train_on_graphs",
     "train_preferences",
     "weights_hash",

@@ -31,3 +31,20 @@ def deal(lengths: Sequence[int], batching: Batching, *, batch_size: int, token_b
             passes.append([])
         passes[-1].append(index)
     return passes
+
+
+def deal_out(
+    lengths: Sequence[int], batching: Batching, *, batch_size: int, token_budget: int, num_ranks: int
+) -> list[list[list[int]]]:
+    """The same for processes that go through the model together: the passes of each, equally many.
+
+    Long and short rows are spread evenly. Who has fewer passes than others ends on empty ones.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    dealt = []
+    for rank in range(num_ranks):
+        rows = sorted(order[rank::num_ranks])
+        passes = deal([lengths[index] for index in rows], batching, batch_size=batch_size, token_budget=token_budget)
+        dealt.append([[rows[place] for place in places] for places in passes])
+    most = max(map(len, dealt))
+    return [passes + [[]] * (most - len(passes)) for passes in dealt]

@@ -16,6 +16,7 @@ from trainers.row_log import sync_folder
 FILE_NAME = "registry.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
+MODEL_CONFIG_NAME = "config.json"  # in the place of both, beside the weights of a whole model
 HOSTED_NAME = "hosted_model.json"  # in the place of both, where a service keeps the model
 _NAME = re.compile(r"(?P<agent>[^@]+)@(?P<run>[^@]+)-v(?P<version>[1-9][0-9]*)")
 
@@ -27,7 +28,7 @@ class AdapterRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     agent: str
     version: int
     path: str  # its folder; as seen from the registry's folder where it lies inside
-    checksum: str  # of the adapter's weights; of a hosted version, of the file that names its model
+    checksum: str  # of its weights; of a hosted version, of the file that names its model
     base_model: str
     base_hash: str  # of the base's weights; of a hosted version, of the base's name
     data_hash: str
@@ -38,11 +39,18 @@ class AdapterRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     parent: str | None = None  # name of the adapter that the training started from; None: from fresh weights
     metrics: dict[str, float] = {}
     model: str = ""  # a hosted version: its model's id at the service that trained and keeps it
+    whole: bool = False  # a model that stands by itself: every weight of the base was trained
 
     @property
     def files(self) -> tuple[str, ...]:
-        """In its folder; the checksum is the first one's."""
+        """In its folder; the checksum is the first one's, or that of a whole model's weights."""
+        if self.whole:
+            return (MODEL_CONFIG_NAME,)
         return (HOSTED_NAME,) if self.model else (WEIGHTS_NAME, CONFIG_NAME)
+
+    def checksum_in(self, folder: Path) -> str:
+        """What the checksum would be of the files there. Raises: TrainerError: a whole model has no weights there."""
+        return weights_hash(folder) if self.whole else file_hash(folder / self.files[0])
 
 
 def adapter_name(agent: str, run: str, version: int) -> str:
@@ -117,11 +125,13 @@ class Registry:
         parent: str | None = None,
         metrics: Mapping[str, float] | None = None,
         model: str = "",
+        whole: bool = False,
     ) -> AdapterRecord:
         """Enter an adapter; durable when it returns.
 
         Args:
             model: the id of a model that its service keeps; "" for weights in ``path``.
+            whole: they are those of a whole model.
         Raises: TrainerError: the name was used before, files are missing, the parent is unknown, or the agent's
             earlier adapters belong to another base.
         """
@@ -148,11 +158,12 @@ class Registry:
             parent=parent,
             metrics=dict(metrics or {}),
             model=model,
+            whole=whole,
         )
         for file in record.files:
             if not (path / file).is_file():
                 raise TrainerError(f"adapter {name!r}: {path / file} is missing; train it again")
-        record = msgspec.structs.replace(record, checksum=file_hash(path / record.files[0]))
+        record = msgspec.structs.replace(record, checksum=record.checksum_in(path))
         self._write([*self._records.values(), record])
         self._records[name] = record
         return record
@@ -196,11 +207,13 @@ class Registry:
         for file in record.files:
             if not (folder / file).is_file():
                 raise TrainerError(f"adapter {record.name!r}: {folder / file} is missing; restore it or train it again")
-        if file_hash(folder / record.files[0]) != record.checksum:
-            raise TrainerError(
-                f"adapter {record.name!r}: {folder / record.files[0]} is not the file that was registered; "
-                "restore it or train it again"
+        if record.checksum_in(folder) != record.checksum:
+            what = (
+                f"the model in {folder} is not the one"
+                if record.whole
+                else f"{folder / record.files[0]} is not the file"
             )
+            raise TrainerError(f"adapter {record.name!r}: {what} that was registered; restore it or train it again")
 
     def _get(self, name: str) -> AdapterRecord:
         if name not in self._records:

@@ -1,4 +1,4 @@
-"""Supervised finetuning of one agent: one LoRA adapter from the rows that stream in.
+"""Supervised finetuning of one agent from the rows that stream in: a LoRA adapter, or a whole model.
 
 Importing this module is cheap; torch, TRL and PEFT load with the first training.
 """
@@ -18,9 +18,10 @@ from trainers.batches import Batching
 from trainers.stream import Cursor, RowSource, RowStream, check_trainable
 from trainers.tokenise import RowTokeniser
 
+Method = Literal["lora", "qlora", "full"]
 Schedule = Literal["constant", "cosine", "linear"]
 CURSOR_NAME = "cursor.json"  # in a checkpoint: where the stream stood
-RESULT_NAME = "training.json"  # beside an adapter: its SFTResult
+RESULT_NAME = "training.json"  # beside what was trained: its SFTResult
 MIN_WARMUP = 0.1  # of the full rate: the first step is taken before any progress, and at 0 it would teach nothing
 
 
@@ -35,16 +36,18 @@ def rate_at(progress: float, schedule: Schedule, warmup: float) -> float:
 
 
 class SFTSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How an adapter is trained.
+    """How an adapter, or a whole model, is trained.
 
     ``warmup`` is a share of the whole training, ``learning_rate`` the peak. A step has ``batch_size`` rows
     ``gradient_accumulation`` times, and its loss is the mean over all their completion tokens. ``batching`` is how they
     go through the model, which changes the time and no result: ``batch_size`` at a time, or ``token_budget`` tokens.
     ``precision`` is that of the frozen base; its adapter is float32. With ``qlora`` the linear layers of
-    the base are kept in 4 bits and compute in ``precision``, and the adapter is bfloat16.
+    the base are kept in 4 bits and compute in ``precision``, and the adapter is bfloat16. With ``full`` every weight
+    is trained: kept in float32, computed with and written in ``precision``; ``rank``, ``alpha``, ``dropout`` and
+    ``target_modules`` are LoRA's.
     """
 
-    method: Literal["lora", "qlora"] = "lora"
+    method: Method = "lora"
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
@@ -124,12 +127,17 @@ OnCheckpoint = Callable[[Path, dict[str, float]], None]
 """Called with a checkpoint's folder, which is gone when the call is over, and the figures so far."""
 
 
-def check_qlora(settings: SFTSettings, *, gpus: int) -> None:
-    """Raises: ConfigError: the settings ask for a base in 4 bits, and the training has no GPU."""
-    if settings.method == "qlora" and not gpus:
+def check_gpus(method: Method, gpus: int) -> None:
+    """Raises: ConfigError: a base in 4 bits is to be trained without a GPU, or an adapter on several."""
+    if method == "qlora" and not gpus:
         raise ConfigError(
             "sft.method=qlora trains on a GPU, and train.gpus_per_lane=0; set train.gpus_per_lane: 1, "
             "or sft.method: lora"
+        )
+    if method != "full" and gpus > 1:
+        raise ConfigError(
+            f"train.gpus_per_lane={gpus}: an adapter is trained on one GPU, and sft.method: full alone is spread over "
+            "several; set train.gpus_per_lane: 1 and raise train.num_lanes to train several agents side by side"
         )
 
 
@@ -142,11 +150,12 @@ def check_bitsandbytes() -> None:
         )
 
 
-def load_base(base_model: str, precision: str, *, method: Literal["lora", "qlora"] = "lora") -> tuple[Any, Any]:
-    """The frozen base and its tokenizer, from a folder or a name in the local cache.
+def load_base(base_model: str, precision: str, *, method: Method = "lora") -> tuple[Any, Any]:
+    """The base and its tokenizer, from a folder or a name in the local cache.
 
     Args:
-        method: ``qlora`` for linear layers in 4 bits, on the GPU if there is one.
+        method: ``qlora`` for linear layers in 4 bits, on the GPU if there is one; ``full`` for weights in float32,
+            whatever ``precision`` is.
     Raises: TrainerError: it cannot be loaded. ConfigError: what ``method`` needs is not installed.
     """
     if method == "qlora":
@@ -154,7 +163,7 @@ def load_base(base_model: str, precision: str, *, method: Literal["lora", "qlora
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    dtype = getattr(torch, precision)
+    dtype = torch.float32 if method == "full" else getattr(torch, precision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(base_model)
         quantised = {"quantization_config": nf4(dtype)} if method == "qlora" else {}
@@ -189,6 +198,15 @@ def check_unwritten(output: Path) -> None:
         raise TrainerError(f"{output} exists already; an adapter is written once: use a new name or remove the folder")
 
 
+def check_recomputable(model: Any, settings: SFTSettings) -> None:
+    """Raises: TrainerError: gradient checkpointing is asked of a model that has none."""
+    if settings.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise TrainerError(
+            f"the base {model.name_or_path!r} has no layers that can be computed again; "
+            "set sft.gradient_checkpointing: false"
+        )
+
+
 def train_adapter(
     model: Any,
     tokenizer: Any,
@@ -220,22 +238,9 @@ def train_adapter(
     from trainers.sft_loop import Training, adapted, save_adapter
 
     check_unwritten(output)
-    if settings.gradient_checkpointing and not model.supports_gradient_checkpointing:
-        raise TrainerError(
-            f"the base {model.name_or_path!r} has no layers that can be computed again; "
-            "set sft.gradient_checkpointing: false"
-        )
-    saved = _read_cursor(resume_from)
-    tokenise = RowTokeniser(tokenizer, vocab_size=model.get_input_embeddings().num_embeddings)
-    stream = RowStream(
-        source,
-        tokenise,
-        epochs=settings.epochs,
-        rows_per_step=settings.batch_size * settings.gradient_accumulation,
-        max_length=settings.max_length,
-        seed=settings.seed,
-        start=saved.cursor,
-    )
+    check_recomputable(model, settings)
+    saved = read_cursor(resume_from)
+    stream = row_stream(model, tokenizer, source, settings, saved)
     with adapted(model, settings, init_from) as peft_model:
         training = Training(peft_model, tokenizer, stream, settings, saved, checkpoint_every, on_checkpoint)
         result = training.run(agent, resume_from)
@@ -244,7 +249,21 @@ def train_adapter(
     return result
 
 
-def _read_cursor(checkpoint: Path | None) -> SavedCursor:
+def row_stream(model: Any, tokenizer: Any, source: RowSource, settings: SFTSettings, saved: SavedCursor) -> RowStream:
+    """The rows of a training, from where it stands."""
+    return RowStream(
+        source,
+        RowTokeniser(tokenizer, vocab_size=model.get_input_embeddings().num_embeddings),
+        epochs=settings.epochs,
+        rows_per_step=settings.batch_size * settings.gradient_accumulation,
+        max_length=settings.max_length,
+        seed=settings.seed,
+        start=saved.cursor,
+    )
+
+
+def read_cursor(checkpoint: Path | None) -> SavedCursor:
+    """Where a checkpoint stands; the beginning without one."""
     if checkpoint is None:
         return SavedCursor(cursor=Cursor())
     return msgspec.json.decode((checkpoint / CURSOR_NAME).read_bytes(), type=SavedCursor)

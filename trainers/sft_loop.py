@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import time
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,9 +25,10 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from protocols.errors import TrainerError
-from trainers.batches import deal
+from trainers.batches import deal_out
 from trainers.magdi import MAGDiSettings
 from trainers.packed_attention import rows_apart
+from trainers.ranks import local, num_ranks, rank, summed
 from trainers.row_log import sync_folder
 from trainers.sft import CURSOR_NAME, RESULT_NAME, OnCheckpoint, SavedCursor, SFTResult, SFTSettings
 from trainers.stream import RowStream, Step
@@ -34,6 +36,7 @@ from trainers.tokenise import TokenRow
 from trainers.tree_dpo import TreeDPOSettings
 
 MAX_STEPS = 10**9  # the trainer wants a number; the stream's end is what stops it
+NOTHING = TokenRow(array("i", [0, 0]), array("i"))  # goes through the model where a process has no row left in a step
 # B: rows of a pass, or 1 where they lie end to end; T: tokens of the longest, or of all; M: tokens that carry loss.
 
 
@@ -93,6 +96,11 @@ def _parent_config(folder: Path, settings: SFTSettings) -> Any:
     return config
 
 
+def bare(model: Any) -> Any:
+    """The model of transformers, whether an adapter was put into it or not."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 class Stepping(Protocol):
     """A training as its trainer and its recorder see it."""
 
@@ -128,14 +136,15 @@ class Training:
         """Go through the stream. Raises: TrainerError: the loss or the weights are not finite."""
         settings = self.settings
         apart = (
-            rows_apart(self._model.get_base_model(), max_length=settings.max_length, precision=settings.precision)
+            rows_apart(bare(self._model), max_length=settings.max_length, precision=settings.precision)
             if settings.batching == "packed"
             else nullcontext()
         )
         with apart, tempfile.TemporaryDirectory(prefix="moot-sft-") as work:
-            trainer = _StreamTrainer(self, agent, self._model, self._tokenizer, _config(settings, Path(work)))
+            trainer = self._trainer(agent, _config(settings, Path(work)))
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-        if not all(torch.isfinite(weight).all() for weight in self._model.parameters() if weight.requires_grad):
+        learned = [local(weight) for weight in self._model.parameters() if weight.requires_grad]
+        if summed(torch.stack([(~torch.isfinite(weight)).sum() for weight in learned]).sum()):
             raise TrainerError(f"training {agent!r} ended on weights that are not finite; lower train.learning_rate")
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
         return SFTResult(
@@ -153,6 +162,9 @@ class Training:
             finished_at=time.time(),
             data_hash=self.stream.data_hash,
         )
+
+    def _trainer(self, agent: str, config: Any) -> Any:
+        return StreamTrainer(self, agent, self._model, self._tokenizer, config)
 
     def took(self, step: Step) -> None:
         """The trainer has been handed a step."""
@@ -192,11 +204,14 @@ def stepped_arguments(settings: SFTSettings | TreeDPOSettings | MAGDiSettings, w
 
 
 def _config(settings: SFTSettings, work: Path) -> Any:
+    how: dict[str, Any] = {"gradient_checkpointing": settings.gradient_checkpointing}
+    if settings.method == "full":
+        how["bf16"] = settings.precision == "bfloat16"  # on a CPU, too: the weights themselves stay in float32
     return SFTConfig(
         per_device_train_batch_size=settings.batch_size,
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
-        **stepped_arguments(settings, work) | {"gradient_checkpointing": settings.gradient_checkpointing},
+        **stepped_arguments(settings, work) | how,
     )
 
 
@@ -229,9 +244,14 @@ class _Steps:
         how = self._training.settings
         for step in self._training.stream:
             self._training.took(step)
-            lengths = [row.num_tokens for row in step.rows]
-            dealt = deal(lengths, how.batching, batch_size=how.batch_size, token_budget=how.token_budget)
-            yield [self._pass([step.rows[index] for index in indices]) for indices in dealt]
+            dealt = deal_out(
+                [row.num_tokens for row in step.rows],
+                how.batching,
+                batch_size=how.batch_size,
+                token_budget=how.token_budget,
+                num_ranks=num_ranks(),
+            )
+            yield [self._pass([step.rows[index] for index in indices] or [NOTHING]) for indices in dealt[rank()]]
 
     def _pass(self, rows: list[TokenRow]) -> dict[str, Any]:
         """TRL's batch, but for its labels: ``places``, two of [M], where they are scored, and ``shift_labels``: [1, M].
@@ -240,7 +260,10 @@ class _Steps:
         """
         batch: dict[str, Any] = self.collate([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
         targets = batch.pop("labels")[:, 1:]
-        batch["places"] = torch.where(targets != -100)
+        learned = targets != -100
+        if rows == [NOTHING]:
+            learned[0, 0] = True  # the head is to see something, and its target says that it counts for nothing
+        batch["places"] = torch.where(learned)
         batch["shift_labels"] = targets[batch["places"]][None]
         if self._packed:
             batch["row_lengths"] = tuple(row.num_tokens for row in rows)
@@ -271,14 +294,14 @@ class SteppedTrainer(Trainer):
         if step is None:
             self.control.should_training_stop = True
             return [], None
-        return [step], self._count(step).to(device)
+        return [step], summed(self._count(step).to(device))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         step: Any = super().training_step  # untyped
         loss = torch.stack([step(model, batch, num_items_in_batch) for batch in inputs]).sum()
-        if not torch.isfinite(loss):
+        if not torch.isfinite(everybodys := summed(loss)):
             raise TrainerError(
-                f"training {self._agent!r}: the loss of step {self.state.global_step + 1} is {loss.item()}; "
+                f"training {self._agent!r}: the loss of step {self.state.global_step + 1} is {everybodys.item()}; "
                 f"lower train.learning_rate={self._training.settings.learning_rate:g} or train.max_grad_norm"
             )
         return loss
@@ -308,7 +331,7 @@ class SteppedTrainer(Trainer):
         """None: a training calls nobody."""
 
 
-class _StreamTrainer(SteppedTrainer, SFTTrainer):
+class StreamTrainer(SteppedTrainer, SFTTrainer):
     """TRL's trainer over a row stream."""
 
     loss_is_scaled_for_ga = True  # by the tokens of the whole step
@@ -326,7 +349,7 @@ class _StreamTrainer(SteppedTrainer, SFTTrainer):
             callbacks=[Recorder(training)],
         )
         self.remove_callback(PrinterCallback)
-        self._backbone = model.get_base_model().base_model
+        self._backbone = bare(model).base_model
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         self.current_gradient_accumulation_steps = len(inputs)  # a mixture's balance of experts is a mean over passes
@@ -337,7 +360,7 @@ class _StreamTrainer(SteppedTrainer, SFTTrainer):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _count(self, step: list[dict[str, Any]]) -> Any:
-        return torch.tensor(sum(batch["shift_labels"].numel() for batch in step))
+        return torch.stack([(batch["shift_labels"] != -100).sum() for batch in step]).sum()
 
 
 class Recorder(TrainerCallback):
@@ -358,7 +381,8 @@ class Recorder(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         training = self._training
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / CURSOR_NAME).write_bytes(msgspec.json.encode(training.saved))
+        if rank() == 0:
+            (folder / CURSOR_NAME).write_bytes(msgspec.json.encode(training.saved))
         if training.on_checkpoint is not None:
             figures = {"step": state.global_step, "progress": training.progress, "rows_seen": training.saved.rows_seen}
             training.on_checkpoint(folder, figures | {"loss": state.log_history[-1]["loss"]})
@@ -366,15 +390,25 @@ class Recorder(TrainerCallback):
 
 
 def save_adapter(model: Any, output: Path, result: msgspec.Struct, agent: str) -> None:
-    """Write adapter and result into a folder beside ``output``, flush, rename: it appears whole or not at all."""
+    """Write adapter and result to ``output``, whole or not at all."""
+    with written_whole(output, result, agent) as folder:
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's card of blanks
+
+
+@contextmanager
+def written_whole(output: Path, result: msgspec.Struct, agent: str) -> Iterator[Path]:
+    """A folder beside ``output`` to write into; then the result is added, all is flushed, and it gets its name.
+
+    Raises: TrainerError: it cannot be written; nothing is left.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     for left in output.parent.iterdir():
         if left.name.startswith(f".{output.name}.writing-"):  # of a process that was killed while it wrote
             shutil.rmtree(left)
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.writing-", dir=output.parent))
     try:
-        model.save_pretrained(str(folder), save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's card of blanks
+        yield folder
         (folder / RESULT_NAME).write_bytes(msgspec.json.encode(result))
         folder.chmod(0o755)
         for file in folder.iterdir():
@@ -385,7 +419,7 @@ def save_adapter(model: Any, output: Path, result: msgspec.Struct, agent: str) -
         sync_folder(output.parent)
     except OSError as err:
         raise TrainerError(
-            f"the adapter of {agent!r} cannot be written to {output}: {err}; free the disk and resume"
+            f"what {agent!r} learned cannot be written to {output}: {err}; free the disk and resume"
         ) from err
     finally:
         shutil.rmtree(folder, ignore_errors=True)

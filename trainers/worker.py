@@ -1,5 +1,7 @@
 """Training on Ray Train: agents' trainings spread over lanes, each lane one process with the base model loaded once.
 
+A lane that trains whole models may be several processes, which share each model.
+
 What is finished is a folder with an adapter in it; where an unfinished training stands is Ray Train's last checkpoint.
 So a killed worker is started again by Ray, and a killed driver calls ``fit_lanes`` with the same storage and name.
 """
@@ -18,6 +20,7 @@ import msgspec
 from protocols.errors import ConfigError, MootError, TrainerError
 from trainers import gauges
 from trainers.feed import FeedPage, decode_page
+from trainers.full import train_model
 from trainers.hosted import HostedResult
 from trainers.interaction import Interaction
 from trainers.magdi import MAGDiResult, MAGDiSettings, train_on_graphs
@@ -38,7 +41,10 @@ RESULTS: dict[Method, type[Result]] = {"sft": SFTResult, "tree_dpo": TreeDPOResu
 
 
 class TrainingJob(msgspec.Struct, frozen=True, kw_only=True):
-    """One adapter to train. ``name`` is the adapter's; ``parent`` the folder of the adapter to start from."""
+    """One adapter to train. ``name`` is the adapter's; ``parent`` the folder of the adapter to start from.
+
+    Where all weights are trained both are whole models.
+    """
 
     agent: str
     method: Method = "sft"
@@ -48,7 +54,10 @@ class TrainingJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrainedAdapter(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter in PEFT layout at ``path``, or the record of one that its service keeps, and how its training went."""
+    """An adapter in PEFT layout at ``path``, or a whole model, or the record of one that its service keeps.
+
+    ``result`` says how its training went.
+    """
 
     agent: str
     name: str
@@ -88,6 +97,7 @@ def fit_lanes(
     storage_path: Path,
     name: str,
     num_lanes: int | None = None,
+    ranks_per_lane: int = 1,
     cpus_per_worker: float = 1.0,
     use_gpu: bool = False,
     gpu_share: float = 1.0,
@@ -108,9 +118,10 @@ def fit_lanes(
         feed: handle of a feed actor; training starts at once and waits for its rows. Of preferences and of
             whole debates, which are trained on when all are there: the folder that ``write_rows`` put them into.
         storage_path: folder for checkpoints; on several nodes, like the outputs, on storage that all share.
-        num_lanes: processes that train at the same time, each with ``cpus_per_worker`` and, with ``use_gpu``, a GPU.
-            The jobs of a lane follow one another, so only the first of each can train while debates run. None: as many
-            as jobs.
+        num_lanes: trainings at the same time. The jobs of a lane follow one another, so only the first of each can
+            train while debates run. None: as many as jobs.
+        ranks_per_lane: processes of a lane, each with ``cpus_per_worker`` and, with ``use_gpu``, a GPU. Several share
+            a model all of whose weights are trained; an adapter is one's.
         gpu_share: what the cluster counts a lane's GPU as, where something else has the rest of it and leaves it alone.
         resources: others that each lane takes, such as those of nodes set apart for trainings.
         env_vars: environment of the workers, over ours.
@@ -121,6 +132,8 @@ def fit_lanes(
     """
     jobs = [_absolute(job) for job in jobs]
     _check(jobs, num_lanes)
+    if ranks_per_lane > 1 and not trains_whole(settings):
+        raise ConfigError(f"train: {ranks_per_lane} processes a lane share whole models alone; set sft.method: full")
     pending = [job for job in jobs if not is_trained(job)]
     for job in pending:
         _failure_file(job).unlink(missing_ok=True)
@@ -136,7 +149,16 @@ def fit_lanes(
     env = worker_env(cpus_per_worker, use_gpu=use_gpu) | dict(env_vars or {})
     takes = {"CPU": cpus_per_worker} | ({"GPU": gpu_share} if use_gpu else {}) | dict(resources or {})
     threads = [
-        _LaneThread(config | {"jobs": lane}, f"{name}-lane{index}", storage_path, takes, use_gpu, env, max_failures)
+        _LaneThread(
+            config | {"jobs": lane},
+            f"{name}-lane{index}",
+            storage_path,
+            ranks_per_lane,
+            takes,
+            use_gpu,
+            env,
+            max_failures,
+        )
         for index, lane in enumerate(lanes)
         if lane
     ]
@@ -146,6 +168,11 @@ def fit_lanes(
         thread.join()
     _raise_failures([thread.error for thread in threads if thread.error is not None], pending)
     return [read_trained(job) for job in jobs]
+
+
+def trains_whole(settings: Settings) -> bool:
+    """Whether a model comes out that stands by itself, not an adapter."""
+    return isinstance(settings, SFTSettings) and settings.method == "full"
 
 
 def is_trained(job: TrainingJob) -> bool:
@@ -188,7 +215,9 @@ def worker_env(cpus_per_worker: float, *, use_gpu: bool = False) -> dict[str, st
 
 
 def train_lane(config: dict[str, Any]) -> None:
-    """What one Ray Train worker runs: a lane's jobs, one after another, over one loaded base.
+    """What a Ray Train worker runs: a lane's jobs, one after another, over one loaded base.
+
+    The base is loaded anew where a training has changed it. Where a lane is several workers, each of them runs this.
 
     An error of ours (nothing to train on, a loss that is not a number) would come again on every try: it is written
     down for ``fit_lanes`` and the lane goes on. Any other error fails the worker, and Ray Train starts it again.
@@ -196,19 +225,19 @@ def train_lane(config: dict[str, Any]) -> None:
     jobs: list[TrainingJob] = [job for job in config["jobs"] if not is_trained(job)]
     settings: Settings = config["settings"]
     quiet()
-    try:
-        method: Any = settings.method if isinstance(settings, SFTSettings) else "lora"
-        model, tokenizer = load_base(config["base_model"], settings.precision, method=method)
-    except MootError as err:
-        for job in jobs:
-            _note_failure(job, err)
-        return
+    base: tuple[Any, Any] | None = None
     for job in jobs:
         try:
+            if base is None:
+                method = settings.method if isinstance(settings, SFTSettings) else "lora"
+                goes_on = job.parent if trains_whole(settings) else None
+                base = load_base(goes_on or config["base_model"], settings.precision, method=method)
             order = _Order(job=job, settings=settings, base_model=config["base_model"])
-            _train_job(order, model, tokenizer, config["feed"], config["checkpoint_every"])
+            _train_job(order, *base, config["feed"], config["checkpoint_every"])
         except MootError as err:
             _note_failure(job, err)
+        if trains_whole(settings):
+            base = None
 
 
 def quiet() -> None:
@@ -222,17 +251,19 @@ def quiet() -> None:
 def _train_job(order: _Order, model: Any, tokenizer: Any, feed: Any, checkpoint_every: int) -> None:
     import ray.train
 
-    job = order.job
+    job, first = order.job, ray.train.get_context().get_world_rank() == 0
 
     def on_checkpoint(folder: Path, figures: dict[str, float]) -> None:
-        (folder / ORDER_NAME).write_bytes(msgspec.json.encode(order))
-        gauges.tell(job.name, figures)
+        if first:
+            (folder / ORDER_NAME).write_bytes(msgspec.json.encode(order))
+            gauges.tell(job.name, figures)
         ray.train.report(figures | {"agent": job.agent}, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
 
     def train(resume_from: Path | None) -> None:
         result = _fit(order, model, tokenizer, feed, resume_from, checkpoint_every, on_checkpoint)
         figures = {"step": result.steps, "progress": 1.0, "rows_seen": result.rows_seen, "loss": result.losses[-1]}
-        gauges.tell(job.name, figures)
+        if first:
+            gauges.tell(job.name, figures)
         ray.train.report(figures | {"agent": job.agent})
 
     checkpoint = ray.train.get_checkpoint()
@@ -263,7 +294,10 @@ def _fit(
         "on_checkpoint": on_checkpoint,
     }
     if isinstance(settings, SFTSettings):
-        return train_adapter(model, tokenizer, FeedReader(feed, job.agent), settings, init_from=parent, **both)
+        source = FeedReader(feed, job.agent)
+        if settings.method == "full":
+            return train_model(model, tokenizer, source, settings, **both)
+        return train_adapter(model, tokenizer, source, settings, init_from=parent, **both)
     if isinstance(settings, MAGDiSettings):
         debates = read_rows(Path(feed), job.agent, Interaction)
         return train_on_graphs(model, tokenizer, debates, settings, init_from=parent, **both)
@@ -281,27 +315,28 @@ class _LaneThread(threading.Thread):
         config: dict[str, Any],
         name: str,
         storage_path: Path,
+        num_ranks: int,
         resources: dict[str, float],
         use_gpu: bool,
         env: dict[str, str],
         max_failures: int,
     ) -> None:
         super().__init__(name=name, daemon=True)
-        self._config, self._storage_path, self._resources = config, storage_path, resources
+        self._config, self._storage_path = config, storage_path
+        self._num_ranks, self._resources = num_ranks, resources
         self._use_gpu, self._env, self._max_failures = use_gpu, env, max_failures
         self.error: TrainerError | None = None
 
     def run(self) -> None:
         from ray import train
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
         api: Any = train  # its type hints are those of the API before v2
         try:
-            DataParallelTrainer(  # a lane is one process: TorchTrainer would join it to no other, and load torch thrice
+            self._trainer()(
                 train_lane,
                 train_loop_config=self._config,
                 scaling_config=api.ScalingConfig(
-                    num_workers=1, use_gpu=self._use_gpu, resources_per_worker=self._resources
+                    num_workers=self._num_ranks, use_gpu=self._use_gpu, resources_per_worker=self._resources
                 ),
                 run_config=api.RunConfig(
                     name=self.name,
@@ -319,6 +354,16 @@ class _LaneThread(threading.Thread):
                 f"{_root_cause(err)}; mend the cause and resume the run"
             )
             self.error.__cause__ = err
+
+    def _trainer(self) -> Any:
+        """TorchTrainer joins a lane's processes. One has none to be joined to, and it would load torch thrice."""
+        if self._num_ranks > 1:
+            from ray.train.torch import TorchTrainer
+
+            return TorchTrainer
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+        return DataParallelTrainer
 
 
 def _root_cause(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -19,7 +20,10 @@ from click.testing import CliRunner, Result
 from engine.cli import main
 from engine.evaluate import Evaluation, Figure
 from engine.folder import Manifest, RunFolder
+from engine.loop import publish
+from protocols.errors import ConfigError
 from tests.engine.fake_hub import fake_hub
+from tests.engine.test_recipe import built
 from tests.trainers.conftest import make_tiny_model
 from trainers.registry import Registry, weights_hash
 
@@ -169,6 +173,39 @@ def test_a_base_that_is_a_folder_has_no_name_for_others(tmp_path: Path) -> None:
     assert "'" + str(tmp_path / "secret/mine") in refused("merge", tmp_path / "run", "a|b<i>", "-o", tmp_path / "m")
     done("export", tmp_path / "run", "a|b<i>", "-o", tmp_path / "named", "--base-id", "org/mine")
     assert json.loads((tmp_path / "named/adapter_config.json").read_bytes())["base_model_name_or_path"] == "org/mine"
+
+
+def test_a_whole_model_is_told_and_handed_on_as_one(run: Path, tmp_path: Path) -> None:
+    folder = run / "adapters/bo/v3"
+    folder.mkdir(parents=True)
+    files = {"model.safetensors": "all weights", "config.json": "{}", "tokenizer.json": "{}", "training.json": "{}"}
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    add(Registry(run / "adapters"), "bo@r-v3", folder, "embedded", "b" * 64, whole=True)
+    assert done("show", run, "bo")["whole"] is True and done("list", run)["adapters"][-1]["whole"] is True
+    assert moot("list", run).stdout.splitlines()[-1].endswith("final_loss 0.25  a whole model")
+    said = refused("merge", run, "bo", "-o", tmp_path / "merged")
+    assert "'bo@r-v3' is a whole model, not an adapter: there is nothing to merge it with; a recipe speaks with" in said
+    assert said.endswith(f"as models.NAME.model: {folder}")
+    done("export", run, "bo", "-o", tmp_path / "out")
+    exported = {file.name: file.read_text() for file in (tmp_path / "out").iterdir()}
+    assert exported.keys() == files.keys() - {"training.json"} | {"README.md", "lineage.json"}
+    assert exported["model.safetensors"] == "all weights"
+    _, front, page = exported["README.md"].split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "base_model_relation": "finetune",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["moot", "multi-agent-debate"],
+    }
+    record = Registry(run / "adapters").get("bo@r-v3")
+    shared = r"agents that share a model cannot each have all of its weights, and bo shares models\.simulated with ada"
+    with pytest.raises(ConfigError, match=shared):
+        asyncio.run(publish(cast(Any, None), built(), record, Registry(run / "adapters")))
+    assert "A model, all weights of which moot trained on what agent `bo` said" in page and "peft" not in page
+    (folder / "model.safetensors").write_text("tampered")
+    assert "bo/v3 is not the one that was registered" in refused("export", run, "bo", "-o", tmp_path / "again")
 
 
 def push(run: Path, url: str, token: str) -> subprocess.CompletedProcess[str]:

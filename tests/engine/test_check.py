@@ -73,7 +73,8 @@ def test_examples_that_pay_want_nothing_but_their_keys(name: str, monkeypatch: p
     [
         ("agents.ada.max_tokens=2048", r"agents\.ada\.max_tokens=2048 leaves no room .*max_model_len=2048"),
         ("train.base_model=/nowhere", r"train\.base_model='/nowhere': there is no such folder"),
-        ("sft.method=full", r"sft\.method='full': Invalid enum value 'full'; use one of: lora, qlora"),
+        ("sft.method=half", r"sft\.method='half': Invalid enum value 'half'; use one of: full, lora, qlora"),
+        ("train.gpus_per_lane=2", r"train\.gpus_per_lane=2: an adapter is trained on one GPU, and sft\.method: full"),
         ("sft.batching=paked", r"sft\.batching='paked': Invalid enum value"),
     ],
 )

@@ -157,6 +157,13 @@ def test_a_mistake_starts_nothing(recipe: Path, command: str) -> None:
     assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
 
 
+def test_a_loop_whose_agents_would_each_have_a_whole_model_starts_nothing(recipe: Path) -> None:
+    target = recipe.parent / "run"
+    said = "agents that share a model cannot each have all of its weights, and ada shares models.simulated with bo; set"
+    assert_one_line(moot("loop", recipe, "sft.method=full", "--run-dir", target), said)
+    assert not target.exists()
+
+
 def test_what_quotes_several_lines_is_still_one(recipe: Path) -> None:
     recipe.write_text(yaml.safe_dump(GOOD | {"a\nb": 1}), encoding="utf-8")
     assert_one_line(moot("check", recipe), "is not known")

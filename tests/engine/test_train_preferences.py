@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from engine.folder import RunFolder
 from tests.engine.test_preferences import RECIPE, recorded
 from tests.trainers.conftest import tiny_model
 from trainers.preference_row import Preference
-from trainers.registry import Registry, file_hash
+from trainers.registry import Registry, file_hash, weights_hash
 from trainers.row_file import read_rows
 
 __all__ = ["tiny_model"]
@@ -68,3 +69,25 @@ def test_what_stands_in_its_way_is_said(tmp_path: Path, tiny_model: Path) -> Non
     text = told(str(folder.path), "--preferences", "sft.rank=4", code=2)
     assert "takes train.* and tree_dpo.* alone" in text
     assert "tree_dpo.* goes with --preferences" in told(str(folder.path), "tree_dpo.beta=1", code=2)
+
+
+def test_nothing_is_learned_on_top_of_a_whole_model(tmp_path: Path, tiny_model: Path) -> None:
+    folder = finished(tmp_path / "run", {"base_model": str(tiny_model)})
+    model = folder.path / "adapters" / "s" / "v1"
+    shutil.copytree(tiny_model, model)
+    Registry(folder.path / "adapters").add(
+        "s@r-v1",
+        model,
+        base_model=str(tiny_model),
+        base_hash=weights_hash(tiny_model),
+        data_hash="d" * 64,
+        rule="teacher",
+        rows=9,
+        recipe_hash="r" * 64,
+        created_at=1.0,
+        whole=True,
+    )
+    text = told(str(folder.path), "--preferences", code=2)
+    assert (
+        f"preferences are learned on top of an adapter; a recipe speaks with it as models.NAME.model: {model}" in text
+    )

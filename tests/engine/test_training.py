@@ -12,15 +12,20 @@ from engine.folder import Manifest, RunFolder
 from engine.journal import CloseEntry, EventEntry, Journal
 from engine.progress import Progress
 from engine.recipe import TrainSettings
-from engine.training import _rows, train_recorded, word
+from engine.training import Training, _rows, train_recorded, word
 from protocols.catalogue import build_machine, load_protocol_prompts
 from protocols.conversation import Player
-from protocols.errors import ConfigError
+from protocols.errors import ConfigError, TrainerError
 from protocols.graph import Debate, encode_debate
 from protocols.machine import Opened
 from protocols.society import SocietySettings
 from protocols.task import Task
 from tests.fakes import node_of, play
+from tests.trainers.conftest import tiny_model
+from trainers.registry import Registry, weights_hash
+from trainers.sft import SFTSettings
+
+__all__ = ["tiny_model"]
 
 
 def debate(name: str, answers: tuple[str, ...]) -> Debate:
@@ -108,6 +113,7 @@ def test_evaluations_are_never_learned_from(tmp_path: Path) -> None:
         ([], {"finished_at": None}, "is not finished; finish it with `moot resume"),
         (["tasks.train=3"], {}, r"takes train\.\* and sft\.\* alone"),
         (["train.rul=generator"], {}, "did you mean 'rule'"),
+        (["train.gpus_per_lane=2"], {}, "an adapter is trained on one GPU, and sft.method: full alone is spread"),
         (["train.min_support=4"], {}, "finds nothing to learn from in its 3 debates; lower train.min_support"),
         (["train.agents=[dee]"], {}, "for dee"),
         ([], {}, "train.base_model='nowhere': there is no such folder"),
@@ -123,6 +129,52 @@ def test_what_cannot_begin_says_why_and_leaves_nothing(
     assert not (tmp_path / "train").exists()
     with pytest.raises(ConfigError, match=says):  # the folder was let go of
         train_recorded(tmp_path, overrides, progress=Progress())
+
+
+@pytest.mark.parametrize(
+    ("gpus", "ranks", "cpus_each"),
+    [(0, 1, 8.0), (1, 1, 8.0), (4, 4, 2.0)],
+)
+def test_a_lane_of_several_gpus_is_as_many_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, ranks: int, cpus_each: float
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("engine.training.fit_lanes", lambda jobs, **arguments: asked.update(arguments))
+    monkeypatch.setattr("engine.training.machines_of_cluster", list)
+    training = Training(
+        run_id="r",
+        settings=TrainSettings(cpus_per_lane=8.0, gpus_per_lane=gpus),
+        how=SFTSettings(method="full"),
+        base="base",
+        workplace=tmp_path,
+        jobs=[],
+        rules={},
+    )
+    assert training.fit(None) == ""
+    assert (asked["ranks_per_lane"], asked["cpus_per_worker"], asked["use_gpu"]) == (ranks, cpus_each, gpus > 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("default")
+def test_a_whole_model_is_trained_registered_and_loaded_by_others(
+    tmp_path: Path, tiny_model: Path, local_ray: Any
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = folder_with(tmp_path / "run", DEBATES)
+    how = ["sft.method=full", "sft.learning_rate=1e-3", "train.agents=[ada]", f"train.base_model={tiny_model}"]
+    outcome = train_recorded(folder.path, how, progress=Progress())
+    assert (outcome["adapters"], outcome["rows"], outcome["warnings"]) == (["ada@r-v1"], {"ada": 2}, [])
+    AutoModelForCausalLM.from_pretrained(outcome["models"]["ada"])
+    registry = Registry(folder.path / "adapters")
+    record = registry.get("ada@r-v1", base_hash=weights_hash(tiny_model))
+    assert (record.whole, record.parent, record.rows, record.rule) == (True, None, 2, "generator")
+    assert str(registry.folder_of(record)) == outcome["models"]["ada"]
+    assert record.checksum == weights_hash(registry.folder_of(record)) != record.base_hash
+    Path(outcome["models"]["ada"], "model.safetensors").write_text("tampered")
+    with pytest.raises(TrainerError, match=r"the model in .*/ada/v1 is not the one that was registered"):
+        registry.latest("ada")
 
 
 def test_agents_of_an_import_get_names_that_adapters_can_bear() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.batches import Batching, deal
+from trainers.batches import Batching, deal, deal_out
 
 LENGTHS = [9, 2, 3, 8, 4, 4, 30]
 
@@ -36,3 +36,19 @@ def test_every_row_is_in_one_pass_that_holds_it(lengths: list[int], budget: int,
     for how, tokens in (("grouped", lambda rows: len(rows) * max(rows)), ("packed", sum)):
         for indices in dealt[how]:
             assert len(indices) == 1 or tokens([lengths[index] for index in indices]) <= budget
+
+
+def test_processes_get_equally_many_passes_and_like_shares() -> None:
+    """By length: 30, 9, 8, 4, 4, 3, 2; dealt in turn, each share again in its order."""
+    first, second = deal_out(LENGTHS, "padded", batch_size=3, token_budget=16, num_ranks=2)
+    assert (first, second) == ([[1, 3, 5], [6]], [[0, 2, 4], []])
+    first, second = deal_out(LENGTHS, "packed", batch_size=3, token_budget=16, num_ranks=2)
+    assert (first, second) == ([[6], [3, 5, 1]], [[0, 4, 2], []])
+    assert deal_out([5], "grouped", batch_size=3, token_budget=16, num_ranks=3) == [[[0]], [[]], [[]]]
+
+
+@pytest.mark.parametrize("batching", ["padded", "grouped", "packed"])
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), size=st.integers(1, 7))
+def test_one_process_is_dealt_what_it_always_was(batching: Batching, lengths: list[int], size: int) -> None:
+    (alone,) = deal_out(lengths, batching, batch_size=size, token_budget=50, num_ranks=1)
+    assert alone == deal(lengths, batching, batch_size=size, token_budget=50)

@@ -7,14 +7,14 @@ import sys
 import pytest
 
 from protocols.errors import ConfigError
-from trainers.sft import SFTSettings, check_qlora, load_base, nf4
+from trainers.sft import SFTSettings, check_gpus, load_base, nf4
 
 
 def test_a_training_in_four_bits_asks_for_a_gpu_and_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = SFTSettings(method="qlora", precision="bfloat16")
-    check_qlora(settings, gpus=1)
+    check_gpus(settings.method, 1)
     with pytest.raises(ConfigError, match=r"^sft.method=qlora trains on a GPU, and train.gpus_per_lane=0; set"):
-        check_qlora(settings, gpus=0)
+        check_gpus(settings.method, 0)
     with pytest.raises(ValueError, match=r"^precision=float32 is not what method=qlora computes in; set precision: bf"):
         SFTSettings(method="qlora")
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed

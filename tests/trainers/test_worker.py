@@ -21,7 +21,7 @@ SETTINGS = SFTSettings(rank=4, batch_size=2, epochs=2, learning_rate=1e-2, seed=
 NUM_ROWS = 11  # odd: each epoch ends on a step of one row
 
 
-class _FitThread(threading.Thread):
+class FitThread(threading.Thread):
     """``fit_lanes`` beside the test, as the engine runs it."""
 
     def __init__(self, jobs: list[TrainingJob], **arguments: Any) -> None:
@@ -53,7 +53,7 @@ class _FitThread(threading.Thread):
         return self.trained
 
 
-def _train_worker() -> Any:
+def train_worker() -> Any:
     """The process of this session's one training worker."""
     psutil = pytest.importorskip("psutil")
     for process in psutil.Process().children(recursive=True):
@@ -65,7 +65,7 @@ def _train_worker() -> Any:
     return None
 
 
-def _num_steps_saved(storage: Path) -> int:
+def num_steps_saved(storage: Path) -> int:
     """Steps that the newest committed checkpoint holds; 0 without one."""
     import msgspec
 
@@ -135,8 +135,8 @@ def test_a_killed_worker_and_a_lost_driver_change_nothing(
             rows = {"ada": [ada[index]], "bo": [bo[index]]}
             ray.get(feed.add.remote(ada[index].debate_id, rows, (index + 1) / NUM_ROWS))
 
-    def fit(num_lanes: int) -> _FitThread:
-        return _FitThread(
+    def fit(num_lanes: int) -> FitThread:
+        return FitThread(
             jobs,
             settings=SETTINGS,
             base_model=str(tiny_model),
@@ -151,10 +151,10 @@ def test_a_killed_worker_and_a_lost_driver_change_nothing(
 
     close_debates(0, 5)
     fitting = fit(num_lanes=1)
-    fitting.wait_for(lambda: _num_steps_saved(tmp_path / "storage") == 2)  # four rows; the fifth waits for a partner
-    _train_worker().kill()
+    fitting.wait_for(lambda: num_steps_saved(tmp_path / "storage") == 2)  # four rows; the fifth waits for a partner
+    train_worker().kill()
     close_debates(5, 9)
-    fitting.wait_for(lambda: _num_steps_saved(tmp_path / "storage") == 4)
+    fitting.wait_for(lambda: num_steps_saved(tmp_path / "storage") == 4)
     ray.kill(feed)  # as when the driver dies, and all it owns
     with pytest.raises(TrainerError, match=r"training lane 'r-lane0' \(ada, cy, bo\) failed with max_failures=1: "):
         fitting.result()

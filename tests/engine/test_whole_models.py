@@ -1,0 +1,68 @@
+"""Whose model a loop may start again with other weights, and why not: said before anything starts."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from engine.colocate import lane_of
+from engine.recipe import Recipe, apply_override, build_recipe
+from engine.whole_models import check_whole_models
+from protocols.errors import ConfigError
+from tests.engine.test_recipe import GOOD, Data
+
+OWN: Data = {
+    "models": {"own": {"backend": "transformers", "model": "m"}, "other": {"backend": "scripted"}},
+    "agents": {"ada": {"model": "own"}, "bo": {"model": "other"}},
+    "train": {"agents": ["ada"]},
+    "sft": {"method": "full"},
+}
+
+
+def built(*overrides: str) -> Recipe:
+    data = copy.deepcopy(GOOD | OWN)
+    for override in overrides:
+        apply_override(data, override)
+    return build_recipe(data, where="r.yaml")
+
+
+def test_an_agent_with_a_model_of_its_own_may_have_all_of_its_weights() -> None:
+    check_whole_models(built())
+    check_whole_models(built("run.colocate=release"))
+    check_whole_models(built("sft.method=lora", "agents.bo.model=own"))
+    two = built("models.second={backend: transformers, model: m}", "agents.bo.model=second", "train.agents=[ada, bo]")
+    check_whole_models(two)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (
+            "agents.bo.model=own",
+            r"cannot each have .* and ada shares models\.own with bo; set sft\.method: lora, or give",
+        ),
+        (
+            "train.agents=[bo]",
+            r"models\.other \(scripted\) cannot be started with the weights that bo learned; give it",
+        ),
+        ("loop.preferences=true", r"preferences are learned on top of an adapter; set loop\.preferences: false"),
+    ],
+)
+def test_where_it_cannot_be_it_is_said(override: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        check_whole_models(built(override))
+
+
+def test_a_model_that_only_sleeps_keeps_its_weights() -> None:
+    asleep = ["models.own={backend: vllm, model: m, num_gpus: 1}", "train.gpus_per_lane=1", "run.colocate=sleep"]
+    with pytest.raises(
+        ConfigError, match=r"a model that sleeps wakes up with the weights it had; set run\.colocate: rel"
+    ):
+        check_whole_models(built(*asleep))
+
+
+def test_a_lane_takes_all_of_its_gpus() -> None:
+    for gpus in (0, 1, 4):
+        lane = lane_of(built(f"train.gpus_per_lane={gpus}"), [])
+        assert lane is not None and lane.gpus == gpus

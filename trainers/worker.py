@@ -293,11 +293,12 @@ class _LaneThread(threading.Thread):
 
     def run(self) -> None:
         from ray import train
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+        from trainers.lane_trainer import LaneTrainer
 
         api: Any = train  # its type hints are those of the API before v2
         try:
-            DataParallelTrainer(  # a lane is one process: TorchTrainer would join it to no other, and load torch thrice
+            LaneTrainer(
                 train_lane,
                 train_loop_config=self._config,
                 scaling_config=api.ScalingConfig(

@@ -19,15 +19,17 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine.compare import OPENING_VOTE, Compared, Side, compare_runs  # noqa: E402
+from engine.compare import OPENING_VOTE, Compared, compare_runs  # noqa: E402
+from engine.compare_tables import DIVERSITY, diversity_cells  # noqa: E402
 from engine.evaluate import FINAL_VOTE, SINGLE_AGENT  # noqa: E402
-from engine.findings import describe, describe_change, percent  # noqa: E402
+from engine.findings import describe, describe_change  # noqa: E402
 from engine.folder import machine_description  # noqa: E402
 from engine.report import in_columns  # noqa: E402
 
@@ -50,14 +52,14 @@ Rows = list[tuple[str, ...]]
 
 
 def main() -> int:
-    told = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    told.add_argument("--train", type=int, default=200, help="debates an iteration, of tasks of its own")
-    told.add_argument("--test", type=int, default=200)
-    told.add_argument("--iterations", type=int, default=2)
-    told.add_argument("--seeds", type=int, nargs="+", default=[1])
-    told.add_argument("--folder", type=Path, default=Path("runs/finetuning-methods"))
-    told.add_argument("--json", type=Path)
-    args = told.parse_args()
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--train", type=int, default=200, help="debates an iteration, of tasks of its own")
+    options.add_argument("--test", type=int, default=200)
+    options.add_argument("--iterations", type=int, default=2)
+    options.add_argument("--seeds", type=int, nargs="+", default=[1])
+    options.add_argument("--folder", type=Path, default=Path("runs/finetuning-methods"))
+    options.add_argument("--json", type=Path)
+    args = options.parse_args()
     sizes = (
         f"tasks.train={args.train}",
         f"tasks.test={args.test}",
@@ -70,21 +72,24 @@ def main() -> int:
         for method, changes in METHODS.items():
             loop(folder_of(args.folder, method, seed), (f"seed={seed}", *sizes, *changes))
         found = {method: compare_runs([str(folder_of(args.folder, method, seed))]) for method in METHODS}
-        ends = compare_runs([str(folder_of(args.folder, method, seed)) for method in (*others(), WHOLE)])
+        whole = str(folder_of(args.folder, WHOLE, seed))
+        against = {
+            method: compare_runs([str(folder_of(args.folder, method, seed)), whole])
+            for method in METHODS
+            if method != WHOLE
+        }
         print(f"seed {seed}, {args.test} held-out tasks, {machine_description()}\n")
-        for rows in (accuracy(found), gains(args.folder, seed), diversity(found)):
+        for rows in (accuracy(found), gains(against), diversity(found)):
             print("\n".join(in_columns(rows)), end="\n\n", flush=True)
-        outcomes.append(
-            {"seed": seed, "methods": {name: one.outcome() for name, one in found.items()}, "ends": ends.outcome()}
-        )
+        outcomes.append({"seed": seed, "methods": told(found), "against": told(against)})
     if args.json:
         result = {"machine": machine_description(), "arguments": sys.argv[1:], "seeds": outcomes}
         args.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2))
     return 0
 
 
-def others() -> list[str]:
-    return [method for method in METHODS if method != WHOLE]
+def told(found: dict[str, Compared]) -> dict[str, Any]:
+    return {method: one.outcome() for method, one in found.items()}
 
 
 def folder_of(folder: Path, method: str, seed: int) -> Path:
@@ -111,40 +116,23 @@ def _accuracy(method: tuple[str, Compared]) -> Iterator[tuple[str, ...]]:
         yield (name, str(number), *(describe(side.evaluation.figure(measure)) for measure in MEASURES))
 
 
-def gains(folder: Path, seed: int) -> Rows:
+def gains(against: dict[str, Compared]) -> Rows:
     """Multiagent finetuning against each of the others after the last iteration, paired by task."""
     rows: Rows = [(f"{WHOLE}, against", *MEASURES.values())]
-    for method in others():
-        compared = compare_runs([str(folder_of(folder, name, seed)) for name in (method, WHOLE)])
+    for method, compared in against.items():
         changes = {change.after_measure: change.difference for change in compared.changes}
         rows.append((method, *(describe_change(changes[measure]) for measure in MEASURES)))
     return rows
 
 
 def diversity(found: dict[str, Compared]) -> Rows:
-    head = ("finetuning", "iteration", "round", "consensus", "unequal pairs", "entropy (bits)", "wording")
-    return [
-        head,
-        *(
-            row
-            for name, one in found.items()
-            for number, side in enumerate(one.sides)
-            for row in _diversity(name, number, side)
-        ),
-    ]
-
-
-def _diversity(method: str, iteration: int, side: Side) -> Iterator[tuple[str, ...]]:
-    for number, one in side.diversity.items():
-        yield (
-            method,
-            str(iteration),
-            str(number),
-            percent(one.consensus),
-            percent(one.pairwise_disagreement),
-            f"{one.entropy_bits:.2f}",
-            "–" if one.wording_distance is None else f"{one.wording_distance:.2f}",
-        )
+    rows = (
+        (method, str(number), *cells)
+        for method, one in found.items()
+        for number, side in enumerate(one.sides)
+        for cells in diversity_cells(side)
+    )
+    return [("finetuning", "iteration", *DIVERSITY), *rows]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from engine.compare import Change, Compared, Side
 from engine.findings import count, describe, describe_change, percent
@@ -62,23 +62,19 @@ def _changed(change: Change | None) -> str:
     return f"{describe_change(change.difference)} p{shown} of {change.difference.num_tasks}"
 
 
+DIVERSITY = ("round", "consensus", "unequal pairs", "entropy (bits)", "wording")
+
+
+def diversity_cells(side: Side) -> Iterator[tuple[str, ...]]:
+    """A row a round, under ``DIVERSITY``."""
+    for number, one in side.diversity.items():
+        shares = (percent(one.consensus), percent(one.pairwise_disagreement))
+        yield (str(number), *shares, f"{one.entropy_bits:.2f}", _number(one.wording_distance))
+
+
 def _diversity(found: Compared) -> Rows:
-    head = ("diversity", "round", "consensus", "unequal pairs", "entropy (bits)", "wording")
-    return [
-        head,
-        *(
-            (
-                side.label,
-                str(number),
-                percent(one.consensus),
-                percent(one.pairwise_disagreement),
-                f"{one.entropy_bits:.2f}",
-                _number(one.wording_distance),
-            )
-            for side in found.sides
-            for number, one in side.diversity.items()
-        ),
-    ]
+    rows = ((side.label, *cells) for side in found.sides for cells in diversity_cells(side))
+    return [("diversity", *DIVERSITY), *rows]
 
 
 def _likelihoods(found: Compared) -> Rows:

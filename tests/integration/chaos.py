@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.request import urlopen
 
 import msgspec
 
@@ -59,8 +60,8 @@ run: {{num_arenas: 2, max_open: 40}}
 class Chaos:
     """See the module. Use ``chaos_in``."""
 
-    def __init__(self, moot: Moot, cluster: LocalCluster, log: Path) -> None:
-        self._moot, self._cluster, self._log = moot, cluster, log
+    def __init__(self, moot: Moot, cluster: LocalCluster, log: Path, url: str) -> None:
+        self._moot, self._cluster, self._log, self._url = moot, cluster, log, url
         self._whole: dict[str, Any] = {}
 
     def untouched(self) -> None:
@@ -91,7 +92,7 @@ class Chaos:
     def run(self, name: str, points: Sequence[Point]) -> Account:
         """A run that is struck at these points, to its end: on a busy machine it may come before the last of them."""
         began = time.time()
-        one = OnCluster(self._moot, RunOnDisk(self._moot.folder / name), self._cluster)
+        one = OnCluster(self._moot, RunOnDisk(self._moot.folder / name), self._cluster, self._url)
         struck = len(list(takewhile(one.strike, points)))
         found = self._account(name, one, one.end(), began)
         return msgspec.structs.replace(found, missed=points[struck:])
@@ -164,8 +165,12 @@ class Struck:
         on_record = {ask: text for ask, text, _ in self.outcomes()}
         at = time.time()
         self.kill(point)
-        self.strikes.append(Strike(point, at, time.time(), on_record))
+        self.strikes.append(Strike(point, at, self.over(), on_record))
         return True
+
+    def over(self) -> float:
+        """The time, once nothing comes any more from what has died."""
+        return time.time()
 
     def until_up(self, point: Point) -> None:
         """Wait until there is a process of the kind to be killed; for a driver, one that it has started."""
@@ -202,20 +207,26 @@ class Struck:
         strike.resubmissions += 1
         assert strike.resubmissions <= MAX_RESUBMISSIONS, self.process.stderr
         assert waited(lambda: not any(map(self.actors, TITLES.values())), GONE_S), "actors outlived their driver"
-        strike.over = time.time()
+        strike.over = self.over()
         self.revive()
         self.process = self._moot.start("resume", str(self.run.path), "--json")
 
 
 class OnCluster(Struck):
-    """On a cluster, whose nodes may be lost too."""
+    """On a cluster, whose nodes may be lost too, with the service at ``url``."""
 
-    def __init__(self, moot: Moot, run: RunOnDisk, cluster: LocalCluster) -> None:
-        self._cluster = cluster
+    def __init__(self, moot: Moot, run: RunOnDisk, cluster: LocalCluster, url: str) -> None:
+        self._cluster, self._url = cluster, url
         super().__init__(moot, run, ("run", "society.yaml"))
 
     def actors(self, title: str) -> list[int]:
         return self._cluster.members(title)
+
+    def over(self) -> float:
+        """What was sent before the end waits in the service's sockets, and is logged before a later request is."""
+        with urlopen(f"{self._url}/v1/models", timeout=GONE_S) as answer:
+            answer.read()
+        return super().over()
 
     def until_up(self, point: Point) -> None:
         super().until_up(point)
@@ -284,6 +295,6 @@ def chaos_in(folder: Path) -> Iterator[Chaos]:
         local_cluster(moot) as cluster,
     ):
         (folder / "society.yaml").write_text(RECIPE.replace("URL", f"{url}/v1"))
-        chaos = Chaos(moot, cluster, log)
+        chaos = Chaos(moot, cluster, log, url)
         chaos.untouched()
         yield chaos

@@ -364,16 +364,34 @@ def in_copy_of_a_job(path: Path) -> bool:
 def few_processes() -> Iterator[None]:
     """A Ray that is started here has no monitor of the autoscaler, for one machine, nor of logs, which nobody reads.
 
-    ``ray start`` has switches for both, ``ray.init`` has none; each costs seconds of a small machine's CPU.
+    Nor, unless Ray may tell of its use, the dashboard's server, which has nothing else to do without a dashboard. Each
+    costs seconds of a small machine's CPU, and the start waits for the server; ``ray.init`` has no switch for them.
     """
-    from ray._private import parameter
+    from ray._private import parameter, services
 
-    params = parameter.RayParams
+    params, server = parameter.RayParams, services.start_api_server
     parameter.RayParams = partial(params, no_monitor=True, include_log_monitor=False)
+    if os.environ.get("RAY_USAGE_STATS_ENABLED") == "0":
+        services.start_api_server = _start_no_server
     try:
         yield
     finally:
-        parameter.RayParams = params
+        parameter.RayParams, services.start_api_server = params, server
+
+
+def _start_no_server(
+    dashboard: bool, must: bool, host: str, gcs: str, cluster: str, *others: Any, **more: Any
+) -> tuple[str, None]:
+    """Instead of Ray's own. Its agents look for the server's address, each second until there is one: nobody is there.
+
+    Returns: no address to show, and no process.
+    """
+    from ray._private import ray_constants
+    from ray._raylet import GcsClient
+
+    place = ray_constants.DASHBOARD_ADDRESS.encode(), b"127.0.0.1:9", True, ray_constants.KV_NAMESPACE_DASHBOARD
+    GcsClient(address=gcs, cluster_id=cluster).internal_kv_put(*place)
+    return "", None
 
 
 def _hush_ray() -> None:
@@ -394,6 +412,7 @@ def prepare_environment() -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # when it is seen that a training is over
     if "RAY_ADDRESS" not in os.environ:  # it looks for nodes that are to be taken away: there is this one
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if not {"RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & os.environ.keys():

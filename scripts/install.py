@@ -172,7 +172,10 @@ def install_lock(kind: str, pip: list[str], uv: str | None) -> None:
     lock = f"locks/{kind}.lock"
     if uv:
         env = uv_env(pip)
-        command: list[object] = [uv, "pip", "install", "--quiet", "--python", PYTHON, "--no-deps", "-r", lock]
+        options = ["--quiet", "--no-deps"]
+        if os.environ.get("PYTHONDONTWRITEBYTECODE"):  # else each process would compile torch, Ray and all by itself
+            options.append("--compile-bytecode")
+        command: list[object] = [uv, "pip", "install", "--python", PYTHON, *options, "-r", lock]
         other = ["--torch-backend", "cpu"]
     else:
         env = dict(os.environ)

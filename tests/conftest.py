@@ -39,6 +39,7 @@ def _set_environment() -> None:
     }
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
         os.environ.pop(name, None)  # a developer's own cluster is none of ours
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes would each compile all that they import
 
 
 _set_environment()
@@ -50,15 +51,24 @@ settings.register_profile("thorough", parent=settings.get_profile("moot"), max_e
 settings.load_profile("ci" if os.environ.get("CI") else "moot")
 
 
+LONG = ("test_colocate", "test_worker", "test_loop", "test_preference_loop")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast modules first: what is broken shows in seconds. Those that share one Ray last: it burdens no other.
 
-    The kills, which wait more than they work, begin before all that is slow. Modules stay whole, since processes that
-    share the tests (``-n``) take whole ones in this order: one that has the shared Ray then starts no other.
+    The kills, which wait more than they work, begin before all that is slow, and of the last modules the longest, so
+    that in the end nobody has a long one left alone. Modules stay whole, since processes that share the tests (``-n``)
+    take whole ones in this order: one that has the shared Ray then starts no other.
     """
     with_ray = {item.path for item in items if "local_ray" in getattr(item, "fixturenames", ())}
     slow, chaos = ({item.path for item in items if item.get_closest_marker(name)} for name in ("slow", "chaos"))
-    items.sort(key=lambda item: (item.path in with_ray, item.path in slow, item.path not in chaos))
+
+    def place(item: pytest.Item) -> tuple[bool, ...]:
+        path = item.path
+        return path in with_ray, path in slow, path not in chaos, path not in with_ray or path.stem not in LONG
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)

@@ -361,9 +361,9 @@ class _LaneThread(threading.Thread):
             from ray.train.torch import TorchTrainer
 
             return TorchTrainer
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+        from trainers.lane_trainer import LaneTrainer
 
-        return DataParallelTrainer
+        return LaneTrainer
 
 
 def _root_cause(error: BaseException) -> str:

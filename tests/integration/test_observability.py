@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from engine.cluster import few_processes
 from engine.metric_catalogue import METRICS
 from engine.progress import Progress
 from engine.run import start
@@ -46,13 +47,14 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     ours = logging.getLogger("moot")
     with collecting() as (address, bodies), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            _system_config={"metrics_report_interval_ms": 1000 * INTERVAL_S},
-        )
+        with few_processes():  # as moot starts it
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                log_to_driver=False,
+                _system_config={"metrics_report_interval_ms": 1000 * INTERVAL_S},
+            )
         try:
             outcome = start(
                 "run", folder / "r.yaml", (), run_dir=folder / "r1", limit=None, progress=Progress(live=False)

@@ -10,7 +10,7 @@ import pytest
 
 from protocols.errors import ConfigError
 from tests.trainers.test_sft import ListSource
-from tests.trainers.test_worker import FitThread, num_steps_saved, train_worker
+from tests.trainers.test_worker import FitThread, num_steps_saved, processes
 from trainers.example import Example
 from trainers.feed import make_feed_actor
 from trainers.full import train_model
@@ -58,7 +58,7 @@ def test_processes_that_share_a_model_die_and_go_on_together(
         checkpoint_every=1,
     )
     fitting.wait_for(lambda: num_steps_saved(tmp_path / "storage") == 2)  # four rows; the fifth waits for a partner
-    train_worker().kill()
+    processes("RayTrainWorker")[0].kill()
     close_debates(5, NUM_ROWS)
     local_ray.get(feed.finish.remote())
     for trained, examples in zip(fitting.result(), rows.values(), strict=True):

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +54,15 @@ class FitThread(threading.Thread):
         return self.trained
 
 
-def train_worker() -> Any:
-    """The process of this session's one training worker."""
+def processes(title: str) -> list[Any]:
+    """Those of this session's Ray that have this in their title."""
     psutil = pytest.importorskip("psutil")
+    found = []
     for process in psutil.Process().children(recursive=True):
-        try:
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                return process
-        except psutil.Error:
-            continue
-    return None
+        with suppress(psutil.Error):
+            if title in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def num_steps_saved(storage: Path) -> int:
@@ -152,7 +152,9 @@ def test_a_killed_worker_and_a_lost_driver_change_nothing(
     close_debates(0, 5)
     fitting = fit(num_lanes=1)
     fitting.wait_for(lambda: num_steps_saved(tmp_path / "storage") == 2)  # four rows; the fifth waits for a partner
-    train_worker().kill()
+    assert not processes("PlacementGroupCleaner") + processes("AutoscalingCoordinator"), "not needed, and not cheap"
+    (worker,) = processes("RayTrainWorker")
+    worker.kill()
     close_debates(5, 9)
     fitting.wait_for(lambda: num_steps_saved(tmp_path / "storage") == 4)
     ray.kill(feed)  # as when the driver dies, and all it owns

@@ -380,19 +380,19 @@ class Arena:
                 if debate_id in self._open or self._journal.holds(debate_id):
                     continue  # handed out twice: the first counts
                 self._hold(event).began = now
-            held = self._open.get(debate_id)
+            held, ask_id = self._open.get(debate_id), _answered(event)
             if held is not None and (debate_id in sealed or (isinstance(event, DeadlinePassed) and held.decided)):
                 self._inbound.append((debate_id, event, arrived))
                 continue
-            if held is None or not _expected(held, event):
-                if isinstance(event, Replied) and event.reply.ask_id not in self._journal.answered(debate_id):
+            if held is None or not _expected(held, event, ask_id):
+                if isinstance(event, Replied) and ask_id not in self._journal.answered(debate_id):
                     entries.append(NoteEntry(debate_id, now, "late", _ENCODER.encode(event).hex()))
                     self._late += 1
                 continue
-            if isinstance(event, DeadlinePassed):
+            if ask_id:
+                held.decided.add(ask_id)
+            elif isinstance(event, DeadlinePassed):
                 sealed.add(debate_id)
-            elif isinstance(event, Replied | AgentFailed):
-                held.decided.add(_ask_id(event))
             entries.append(EventEntry(debate_id, held.seq, now, event))
             held.seq += 1
             accepted.append((debate_id, event, arrived))
@@ -511,14 +511,17 @@ class Arena:
         self._news.set()
 
 
-def _ask_id(event: Replied | AgentFailed) -> str:
-    return event.reply.ask_id if isinstance(event, Replied) else event.failure.ask_id
+def _answered(event: Event) -> str:
+    """The ask that an event brings the outcome of; "" for all other events."""
+    if isinstance(event, Replied):
+        return event.reply.ask_id
+    return event.failure.ask_id if isinstance(event, AgentFailed) else ""
 
 
-def _expected(held: _Open, event: Event) -> bool:
+def _expected(held: _Open, event: Event, ask_id: str) -> bool:
     """Whether the machine still waits for this event; what it does not wait for is late, or came twice."""
-    if isinstance(event, Replied | AgentFailed):
-        return _ask_id(event) in held.machine.outstanding and _ask_id(event) not in held.decided
+    if ask_id:
+        return ask_id in held.machine.outstanding and ask_id not in held.decided
     if isinstance(event, DeadlinePassed):
         return event.phase_index == held.machine.phase_index
     return True

@@ -41,6 +41,7 @@ from protocols.task import Task
 log = logging.getLogger("moot.arena")
 
 AT_ONCE = 256  # events applied before what they enable may leave
+LINGER_S = 0.03  # that closed debates' graphs wait for others' events, to be written in one commit with them
 
 _OUTCOMES = msgspec.msgpack.Decoder(list[Outcome | Stopped])
 _ENCODER = msgspec.msgpack.Encoder()
@@ -314,7 +315,9 @@ class Arena:
 
     async def settle(self) -> None:
         """Returns once all that has arrived is on record and applied; for when nothing more can arrive."""
-        while not self._error and (self._busy or self._wake.is_set() or self._inbound or self._settling):
+        while not self._error and (
+            self._busy or self._wake.is_set() or self._inbound or self._writes or self._settling
+        ):
             await asyncio.sleep(0.01)
 
     async def close(self) -> None:
@@ -338,11 +341,14 @@ class Arena:
 
     async def _run(self) -> None:
         """The pump: commit what has arrived, apply it, again."""
+        lingering: asyncio.TimerHandle | None = None
         try:
             while True:
                 self._busy = False
                 await self._wake.wait()
                 self._wake.clear()
+                if lingering is not None:
+                    lingering.cancel()
                 self._busy = True
                 accepted, entries = self._admit()
                 leaving, self._leaving = self._leaving, []
@@ -356,8 +362,10 @@ class Arena:
                     self._apply(debate_id, event, arrived)
                     if number % AT_ONCE == 0:
                         await asyncio.sleep(0)
-                if self._writes or self._inbound:
+                if self._inbound or (self._writes and not self._open):
                     self._wake.set()
+                elif self._writes:
+                    lingering = asyncio.get_running_loop().call_later(LINGER_S, self._wake.set)
         except JournalError as err:
             self._fail(str(err))
         except Exception as err:

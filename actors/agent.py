@@ -107,7 +107,7 @@ class AgentHost:
         self._outgoing: dict[str, AdapterRef] = {}  # replaced, but still answering
         self._tasks: dict[asyncio.Task[None], Ask] = {}
         self._under_way: dict[str, str] = {}  # ask -> the arena that has not taken its outcome yet
-        self._sent: Counter[str] = Counter()  # ask -> its tries in the model
+        self._sent: defaultdict[str, int] = defaultdict(int)  # ask -> its tries in the model
         self._running = self._replies = 0
         self._failures: Counter[str] = Counter()
         self._usage, self._cost_usd = Usage(), 0.0
@@ -208,11 +208,12 @@ class AgentHost:
         if self._info is None:
             raise AgentError(f"agent host {self._name!r} was asked before it was started")
         asks = _ASKS.decode(packed) if not (self._stopped or self._down) else []
+        start = asyncio.get_running_loop().create_task
         for ask in asks:
             if ask.id in self._under_way:
                 continue
             self._under_way[ask.id] = arena
-            task = asyncio.get_running_loop().create_task(self._serve(arena, ask))
+            task = start(self._serve(arena, ask))
             self._tasks[task] = ask
             task.add_done_callback(self._served)
 
@@ -233,7 +234,7 @@ class AgentHost:
         log.warning("%s: %s", self._name, reason)
         keeps = self._backend if isinstance(self._backend, KeepsAsks) else None
         for task, ask in self._tasks.items():
-            if not self._sent[ask.id] or (keeps is not None and not keeps.bought(ask)):
+            if ask.id not in self._sent or (keeps is not None and not keeps.bought(ask)):
                 task.cancel()
         if keeps is not None:
             asyncio.get_running_loop().call_later(KEPT_S, self._let_go)
@@ -384,11 +385,11 @@ class AgentHost:
             if not isinstance(outcome, Stopped):
                 self._under_way.pop(outcome.ask_id, None)
 
-    async def _answer(self, ask: Ask) -> Outcome:
+    def _answer(self, ask: Ask) -> Awaitable[Outcome]:
         def tries() -> Awaitable[Outcome]:
             return self._tries.answer(ask, lambda: bool(self._stopped))
 
-        return await (self._cache.answer(ask, self._adapters.get(ask.agent), tries) if self._cache else tries())
+        return self._cache.answer(ask, self._adapters.get(ask.agent), tries) if self._cache else tries()
 
     def _count(self, ask: Ask, outcome: Outcome) -> None:
         cost_usd = spent_on(outcome).usd

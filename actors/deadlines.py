@@ -42,6 +42,8 @@ class Deadlines:
 class Limit:
     """One await's limit; see ``Deadlines``. A cancellation from elsewhere stays one, as with ``asyncio.timeout``."""
 
+    __slots__ = ("_cancelling", "_passed", "_running", "_task", "at_s")
+
     def __init__(self, running: dict[Limit, None], task: asyncio.Task[object], at_s: float) -> None:
         self.at_s = at_s
         self._running, self._task = running, task

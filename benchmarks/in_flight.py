@@ -9,7 +9,8 @@ figures are of a window of ``--seconds``:
 
 - delay: from a reply's arrival in the arena until the asks that it enables are handed to Ray, its commit included;
 - CPU of a durable turn: user and system time of the arena's and the host's process over the window, by replies, less
-  what the simulated model takes to think of a reply, which is measured by itself and told; the driver and Ray's own
+  what the simulated model takes to think of a reply and to keep it back for as long as a model would. That is measured
+  by itself while all else is at work, as on a full machine everything takes longer, and told; the driver and Ray's own
   processes are told beside it.
 
 Memory is measured in a process of its own: an arena that holds as many debates half-way (round 0 recorded, three asks
@@ -29,15 +30,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.arena import Assignment
+    from protocols.message import Ask
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 MAX_DELAY_S, MAX_TURN_US, MAX_DEBATE_BYTES = 0.1, 150.0, 20_000
 AGENTS = ("ada", "bo", "cy")
-WEIGHED = 500  # debates whose replies the model is timed on
+WEIGHED = 150  # debates whose replies the model is timed on
+THINKS_S = 0.05  # median latency meanwhile: so dense are the replies then that no wake-up of the process counts
 ROUNDS, TURNS = 2, 6
 TICK_HZ = os.sysconf("SC_CLK_TCK")
 
@@ -100,6 +107,45 @@ class Sample:
                 continue
 
 
+async def asks_of(recipe: Any, assignments: Sequence[Assignment]) -> list[Ask]:
+    """All that these debates ask."""
+    from actors.scripted import ScriptedBackend, ScriptedSettings
+    from engine.cluster import ArenaPlan
+    from engine.named_protocol import find_protocol
+    from protocols.machine import Opened, Replied, Request
+
+    plan, model = ArenaPlan.of(recipe), ScriptedBackend(ScriptedSettings())
+    asks: list[Ask] = []
+    for given in assignments:
+        machine = find_protocol(plan.protocol)(plan.settings, plan.cast, recipe.prompts)
+        commands = machine.receive(Opened(debate_id=given.debate_id, task=given.task, seed=given.seed))
+        while asked := [command.ask for command in commands if isinstance(command, Request)]:
+            asks += asked
+            replies = [await model.generate(ask, None) for ask in asked]
+            commands = [command for reply in replies for command in machine.receive(Replied(reply))]
+    return asks
+
+
+def model_us(asks: Sequence[Ask]) -> float:
+    """CPU that the simulated model takes for a reply, on the event loop that Ray's actors have."""
+    import uvloop
+
+    from actors.scripted import ScriptedBackend, ScriptedSettings
+
+    model = ScriptedBackend(ScriptedSettings(latency_s=THINKS_S, latency_sigma=0.5))
+
+    async def taken(coroutines: Sequence[Awaitable[object]]) -> float:
+        began = time.thread_time()
+        await asyncio.gather(*coroutines)
+        return (time.thread_time() - began) / len(asks) * 1e6
+
+    async def weigh() -> float:
+        tasks = await taken([asyncio.sleep(0) for _ in asks])  # a task for each ask is the host's, not the model's
+        return await taken([model.generate(ask, None) for ask in asks]) - tasks
+
+    return uvloop.run(weigh())
+
+
 async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
     """Hold the debates in flight, and sample the window's two ends."""
     from actors.histogram import Histogram
@@ -119,6 +165,7 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
     recipe = build_recipe(recipe_data(options.debates, total, options.latency), where="benchmark")
     samples: list[Sample] = []
     reference: list[float] = []
+    model: list[float] = []
     began = time.monotonic()
 
     class OverError(Exception):
@@ -128,6 +175,7 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
         if len(samples) == 0 and time.monotonic() - began > window[0]:
             samples.append(Sample(stats))
             reference.append(reference_ms())  # while everything else is at work
+            model.append(await asyncio.to_thread(model_us, asks))
         elif len(samples) == 1 and time.monotonic() - samples[0].at > window[1]:
             samples.append(Sample(stats))
             raise OverError
@@ -139,6 +187,7 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         folder = RunFolder.create(Path(temporary) / "run", manifest)
         waiting = Desk("debate", load_split(recipe.tasks).train, recipe.seed, Attempts(folder.path), ()).waiting
+        asks = await asks_of(recipe, list(waiting)[:WEIGHED])
         cluster = await Cluster.start(recipe)
         (journal,) = folder.journals("debate")
         journal.parent.mkdir(parents=True)
@@ -162,6 +211,7 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
     us = {name: (last.cpu[name] - first.cpu[name]) / replies * 1e6 for name in last.cpu}
     return {
         "reference_ms": reference[0],
+        "model_us": model[0],
         "open": last.stats.open,
         "window_s": seconds,
         "replies": replies,
@@ -176,10 +226,9 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
 
 
 async def memory(debates: int) -> dict[str, Any]:
-    """Hold debates half-way in this very process, and weigh them; then time the model on what some more ask."""
+    """Hold debates half-way in this very process, and weigh them."""
     import msgspec
 
-    from actors.scripted import ScriptedBackend, ScriptedSettings
     from engine.arena import Arena
     from engine.attempts import Attempts
     from engine.cluster import ArenaPlan
@@ -189,20 +238,17 @@ async def memory(debates: int) -> dict[str, Any]:
     from engine.tasks import load_split
     from protocols.message import Ask, Reply, Usage
 
-    recipe = build_recipe(recipe_data(debates, debates + WEIGHED, 0.0), where="benchmark")
+    recipe = build_recipe(recipe_data(debates, debates, 0.0), where="benchmark")
     plan = ArenaPlan.of(recipe)
     machine = find_protocol(plan.protocol)
     waiting = Desk("debate", load_split(recipe.tasks).train, recipe.seed, Attempts(Path("nowhere")), ()).waiting
     decoder, encoder = msgspec.msgpack.Decoder(list[Ask]), msgspec.msgpack.Encoder()
     text, told = 0, 0
-    timed: list[Ask] | None = None
 
     async def tell(packed: bytes) -> None:
         nonlocal text, told
         asks = decoder.decode(packed)
         told += len(asks)
-        if timed is not None:
-            timed.extend(asks)
         text += sum(len(message.text.encode()) for ask in asks for message in ask.messages[-1:])  # new in this ask
         opening = [ask for ask in asks if "#0." in ask.id]
         said = f"Step by step: {'first this, then that, ' * 12}so it comes to \\boxed{{7}}."
@@ -224,30 +270,19 @@ async def memory(debates: int) -> dict[str, Any]:
         gc.collect()
         empty = resident_bytes()
 
-        async def hold(until: int) -> None:
-            while len(waiting) > debates + WEIGHED - until:
-                arena.open([waiting.popleft() for _ in range(100)])
-                await asyncio.sleep(0.01)
-            while told < until * TURNS:
-                await asyncio.sleep(0.05)
-            await arena.settle()
-
-        await hold(debates)
+        while waiting:
+            arena.open([waiting.popleft() for _ in range(min(100, len(waiting)))])
+            await asyncio.sleep(0.01)
+        while told < debates * TURNS:
+            await asyncio.sleep(0.05)
+        await arena.settle()
         gc.collect()
-        held, read = resident_bytes() - empty, text
-        timed = []
-        await hold(debates + WEIGHED)
-        model = ScriptedBackend(ScriptedSettings())
-        began = time.process_time()
-        for ask in timed:
-            await model.generate(ask, None)
-        model_us = (time.process_time() - began) / len(timed) * 1e6
+        held = resident_bytes() - empty
         await arena.close()
     return {
         "debate_bytes": held / debates,
-        "text_bytes": read / debates,
-        "beyond_text_bytes": (held - read) / debates,
-        "model_us": model_us,
+        "text_bytes": text / debates,
+        "beyond_text_bytes": (held - text) / debates,
     }
 
 

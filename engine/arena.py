@@ -41,6 +41,7 @@ from protocols.task import Task
 log = logging.getLogger("moot.arena")
 
 AT_ONCE = 256  # events applied before what they enable may leave
+LINGER_S = 0.03  # that closed debates' graphs wait for others' events, to be written in one commit with them
 
 _OUTCOMES = msgspec.msgpack.Decoder(list[Outcome | Stopped])
 _ENCODER = msgspec.msgpack.Encoder()
@@ -314,7 +315,9 @@ class Arena:
 
     async def settle(self) -> None:
         """Returns once all that has arrived is on record and applied; for when nothing more can arrive."""
-        while not self._error and (self._busy or self._wake.is_set() or self._inbound or self._settling):
+        while not self._error and (
+            self._busy or self._wake.is_set() or self._inbound or self._writes or self._settling
+        ):
             await asyncio.sleep(0.01)
 
     async def close(self) -> None:
@@ -338,11 +341,14 @@ class Arena:
 
     async def _run(self) -> None:
         """The pump: commit what has arrived, apply it, again."""
+        lingering: asyncio.TimerHandle | None = None
         try:
             while True:
                 self._busy = False
                 await self._wake.wait()
                 self._wake.clear()
+                if lingering is not None:
+                    lingering.cancel()
                 self._busy = True
                 accepted, entries = self._admit()
                 leaving, self._leaving = self._leaving, []
@@ -356,8 +362,10 @@ class Arena:
                     self._apply(debate_id, event, arrived)
                     if number % AT_ONCE == 0:
                         await asyncio.sleep(0)
-                if self._writes or self._inbound:
+                if self._inbound or (self._writes and not self._open):
                     self._wake.set()
+                elif self._writes:
+                    lingering = asyncio.get_running_loop().call_later(LINGER_S, self._wake.set)
         except JournalError as err:
             self._fail(str(err))
         except Exception as err:
@@ -380,19 +388,19 @@ class Arena:
                 if debate_id in self._open or self._journal.holds(debate_id):
                     continue  # handed out twice: the first counts
                 self._hold(event).began = now
-            held = self._open.get(debate_id)
+            held, ask_id = self._open.get(debate_id), _answered(event)
             if held is not None and (debate_id in sealed or (isinstance(event, DeadlinePassed) and held.decided)):
                 self._inbound.append((debate_id, event, arrived))
                 continue
-            if held is None or not _expected(held, event):
-                if isinstance(event, Replied) and event.reply.ask_id not in self._journal.answered(debate_id):
+            if held is None or not _expected(held, event, ask_id):
+                if isinstance(event, Replied) and ask_id not in self._journal.answered(debate_id):
                     entries.append(NoteEntry(debate_id, now, "late", _ENCODER.encode(event).hex()))
                     self._late += 1
                 continue
-            if isinstance(event, DeadlinePassed):
+            if ask_id:
+                held.decided.add(ask_id)
+            elif isinstance(event, DeadlinePassed):
                 sealed.add(debate_id)
-            elif isinstance(event, Replied | AgentFailed):
-                held.decided.add(_ask_id(event))
             entries.append(EventEntry(debate_id, held.seq, now, event))
             held.seq += 1
             accepted.append((debate_id, event, arrived))
@@ -511,14 +519,17 @@ class Arena:
         self._news.set()
 
 
-def _ask_id(event: Replied | AgentFailed) -> str:
-    return event.reply.ask_id if isinstance(event, Replied) else event.failure.ask_id
+def _answered(event: Event) -> str:
+    """The ask that an event brings the outcome of; "" for all other events."""
+    if isinstance(event, Replied):
+        return event.reply.ask_id
+    return event.failure.ask_id if isinstance(event, AgentFailed) else ""
 
 
-def _expected(held: _Open, event: Event) -> bool:
+def _expected(held: _Open, event: Event, ask_id: str) -> bool:
     """Whether the machine still waits for this event; what it does not wait for is late, or came twice."""
-    if isinstance(event, Replied | AgentFailed):
-        return _ask_id(event) in held.machine.outstanding and _ask_id(event) not in held.decided
+    if ask_id:
+        return ask_id in held.machine.outstanding and ask_id not in held.decided
     if isinstance(event, DeadlinePassed):
         return event.phase_index == held.machine.phase_index
     return True

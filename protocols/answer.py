@@ -208,6 +208,10 @@ def grade(answer: Answer, task: Task) -> bool | None:
     """True if the answer equals any accepted one; None where there is nothing to grade against; unparsed is False."""
     if not task.gold:
         return None
+    if answer.value is None:
+        return False
     known = task.canonical_gold or ("",) * len(task.gold)
-    accepted = (read_gold(gold, task, spelling) for gold, spelling in zip(task.gold, known, strict=True))
-    return any(same(answer, right, tolerance=task.tolerance) for right in accepted)
+    return any(
+        same(answer, read_gold(gold, task, spelling), tolerance=task.tolerance)
+        for gold, spelling in zip(task.gold, known, strict=True)
+    )

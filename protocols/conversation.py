@@ -10,6 +10,7 @@ A script must be deterministic: no clock, no disk, no global randomness. ``self.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, ClassVar, Literal
@@ -44,6 +45,8 @@ from protocols.vote import TieBreak, VoteResult, majority_vote
 
 Flow = Mapping[Phase, AbstractSet[Phase]]
 """Phase -> phases that may follow; the first is where a debate waits for its task, the last where it has ended."""
+
+_RESERVED = re.compile(r"[.#~]")  # what ids of nodes and asks are put together with
 
 StopRule = Literal["unanimity", "oracle"]
 Reader = Callable[[str], Answer]
@@ -255,18 +258,31 @@ class Conversation(Machine):
         slots = {"question": self.question} | values
         known = self._threads.get(thread) if thread else None
         before = () if known else (*self._system(player, head, slots), *self.prompts.examples(part))
-        # what the part has no slot for takes no room from the rest
-        blocks = {slot: list(texts) if self.prompts.uses(part, slot) else [] for slot, texts in (context or {}).items()}
-        limit, images = self.settings.max_context_tokens, tuple(images)
-        if limit and any(blocks.values()):
-            bare = user(self.prompts.fill(part, **slots, **dict.fromkeys(blocks, "")), images)
+        blocks, images = context or {}, tuple(images)
+        if self.settings.max_context_tokens:
             # of a chat, what opened it and its latest reply are sent whatever their length
             kept = (*known.messages[: known.head], known.messages[-1]) if known else before
-            room = limit - estimate_messages((*kept, bare))
-            fitted = iter(fit_blocks([text for texts in blocks.values() for text in texts], room))
-            blocks = {slot: [next(fitted) for _ in texts] for slot, texts in blocks.items()}
+            blocks = self._fitted(part, slots, blocks, kept, images)
         text = self.prompts.fill(part, **slots, **{slot: "\n".join(texts) for slot, texts in blocks.items()})
         return (*before, user(text, images))
+
+    def _fitted(
+        self,
+        part: str,
+        slots: Mapping[str, str],
+        blocks: Mapping[str, Sequence[str]],
+        kept: Iterable[Message],
+        images: Iterable[ImagePart],
+    ) -> Mapping[str, Sequence[str]]:
+        """Others' texts, cut to the room that is left beside the part itself and the messages sent before it."""
+        # what the part has no slot for takes no room from the rest
+        blocks = {slot: texts if self.prompts.uses(part, slot) else () for slot, texts in blocks.items()}
+        if not any(blocks.values()):
+            return blocks
+        bare = user(self.prompts.fill(part, **slots, **dict.fromkeys(blocks, "")), images)
+        room = self.settings.max_context_tokens - estimate_messages((*kept, bare))
+        fitted = iter(fit_blocks([text for texts in blocks.values() for text in texts], room))
+        return {slot: [next(fitted) for _ in texts] for slot, texts in blocks.items()}
 
     def turn(
         self,
@@ -308,7 +324,7 @@ class Conversation(Machine):
 
     def _system(self, player: Player, head: str, slots: Mapping[str, str]) -> tuple[Message, ...]:
         words = self.prompts.fill(head, **slots) if head in self.SLOTS else ""
-        text = "\n\n".join(part for part in (words, player.persona) if part)
+        text = "\n\n".join(filter(None, (words, player.persona)))
         return (system(text),) if text else ()
 
     def settled(self, turns: Sequence[Turn]) -> str:
@@ -453,7 +469,7 @@ class Conversation(Machine):
                     f"{self.NAME} asks for node {node_id!r} a second time; give each turn of a round a step and seat "
                     "of its own, and make a new Turn for every ask"
                 )
-            if set(turn.step + turn.seat) & set(".#~"):
+            if _RESERVED.search(turn.step + turn.seat):
                 raise GraphError(f"{self.NAME} names a node {node_id!r}; leave '.', '#' and '~' out of step and seat")
             if turn.thread and turn.thread in threads:
                 raise GraphError(
@@ -522,13 +538,15 @@ class Conversation(Machine):
 
     def _ask(self, turn: Turn, tried: _Try) -> Ask:
         turn.tries.append(tried)
-        sampling = turn.sampling or turn.player.sampling
+        sampling, chat = turn.sampling or turn.player.sampling, tried.chat
+        if tried.elided:
+            chat = (*chat[: tried.head], *chat[tried.head + tried.elided :])
         ask = Ask(
             id=f"{self.debate_id}#{tried.node_id}",
             debate_id=self.debate_id,
             agent=turn.player.name,
             role=turn.role,
-            messages=(*tried.chat[: tried.head], *tried.chat[tried.head + tried.elided :], *tried.prompt),
+            messages=(*chat, *tried.prompt),
             sampling=msgspec.structs.replace(sampling, seed=derive_seed(self.seed, tried.node_id)),
             schema=self.prompts.schemas.get(turn.part, "") if sampling.structured else "",
         )
@@ -543,19 +561,21 @@ class Conversation(Machine):
         commands: list[Command] = []
         slowest = 0.0
         for turn in self._step:
-            heard = [tried for tried in turn.tries if tried.reply is not None]
-            commands += [Record(self._node(turn, tried, tried is heard[-1]), tried.edges) for tried in heard]
-            if heard:
-                self._keep(turn, heard[-1])
-                replies = [tried.reply for tried in heard if tried.reply is not None]
-                self._spent_tokens += sum(r.usage.prompt_tokens + r.usage.completion_tokens for r in replies)
-                slowest = max(slowest, sum(reply.latency_s for reply in replies))
+            heard = [(tried, tried.reply) for tried in turn.tries if tried.reply is not None]
+            took = 0.0
+            for tried, reply in heard:
+                last = tried is heard[-1][0]
+                commands.append(Record(self._node(turn, tried, reply, counts=last), tried.edges))
+                self._spent_tokens += reply.usage.total_tokens
+                took += reply.latency_s
+                if last:
+                    self._keep(turn, tried)
+            slowest = max(slowest, took)
         self._spent_s += slowest
         self._step = []
         return commands
 
-    def _node(self, turn: Turn, tried: _Try, counts: bool) -> Utterance:
-        assert tried.reply is not None  # only what was said becomes a node
+    def _node(self, turn: Turn, tried: _Try, reply: Reply, *, counts: bool) -> Utterance:
         return Utterance(
             id=tried.node_id,
             agent=turn.player.name,
@@ -563,7 +583,7 @@ class Conversation(Machine):
             round=self.round,
             phase=turn.step,
             prompt=tried.prompt,
-            reply=tried.reply,
+            reply=reply,
             answer=tried.answer,
             answers=turn.answers and counts,
             correct=tried.correct,

@@ -129,12 +129,16 @@ class Machine:
 
     def check(self, event: Event) -> None:
         """Raises: IllegalEventError: a reply or failure nobody waits for, or the deadline of a phase already left."""
-        if isinstance(event, Replied | AgentFailed):
-            ask_id = event.reply.ask_id if isinstance(event, Replied) else event.failure.ask_id
-            if ask_id not in self.outstanding:
-                raise IllegalEventError(f"{self.NAME}: nobody waits for {ask_id!r}")
+        if isinstance(event, Replied):
+            self._check_awaited(event.reply.ask_id)
+        elif isinstance(event, AgentFailed):
+            self._check_awaited(event.failure.ask_id)
         elif isinstance(event, DeadlinePassed) and event.phase_index != self.phase_index:
             raise IllegalEventError(f"{self.NAME}: phase {event.phase_index} is over, this is phase {self.phase_index}")
+
+    def _check_awaited(self, ask_id: str) -> None:
+        if ask_id not in self.outstanding:
+            raise IllegalEventError(f"{self.NAME}: nobody waits for {ask_id!r}")
 
     def unsettled(self, reply: Reply) -> str:
         """The answer in a reply that is being waited for, to find its canonical spelling; "" where there is none."""
@@ -153,8 +157,10 @@ def derive_seed(seed: int, *names: str | int) -> int:
 
     Returns: 0 <= seed < 2**31, as inference engines take it.
     """
-    text = "\x1f".join((str(seed), *map(str, names))).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big") >> 1
+    text = f"{seed}"
+    for name in names:
+        text += f"\x1f{name}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") >> 1
 
 
 def table_problems(machine: type[Machine]) -> list[str]:

@@ -140,8 +140,9 @@ class Society(Conversation):
 
     def _answer(self, member: int, summary: Turn | None) -> Turn:
         chat = self.settings.memory == "chat"
-        own = self.latest.get(str(member))
-        thread = str(member) if chat else ""
+        seat = str(member)
+        own = self.latest.get(seat)
+        thread = seat if chat else ""
         if self.round == 0 and own is None:
             player, role = self.cast["generator"][member], "generator"
         else:
@@ -167,7 +168,7 @@ class Society(Conversation):
             player=player,
             role=role,
             step="answer",
-            seat=str(member),
+            seat=seat,
             prompt=prompt,
             thread=thread,
             saw=tuple(saw),
@@ -199,21 +200,21 @@ class Society(Conversation):
         if not self.latest:
             return []
         neighbours = self._neighbours(member)
-        others = [other for other in self._members if other != member and other in neighbours]
+        others = [str(other) for other in self._members if other in neighbours]
         self.rng("peers", self.round, member).shuffle(others)
-        return [self.latest[str(other)] for other in others if str(other) in self.latest][: self.settings.max_peers]
+        return [self.latest[seat] for seat in others if seat in self.latest][: self.settings.max_peers]
 
     def _neighbours(self, member: int) -> set[int]:
         """Whom the topology lets a member see; those who left leave a gap."""
         everyone = len(self.cast["generator"])
-        others = [other for other in range(everyone) if other != member]
         if self.settings.topology == "ring":
-            return {(member - 1) % everyone, (member + 1) % everyone}
+            return {(member - 1) % everyone, (member + 1) % everyone} - {member}
+        others = set(range(everyone)) - {member}
         if self.settings.topology == "star":  # the first is the hub
-            return set(others) if member == 0 else {0}
+            return others if member == 0 else {0}
         if self.settings.topology == "sparse":
-            return set(self.rng("topology", member).sample(others, min(self.settings.degree, len(others))))
-        return set(others)
+            return set(self.rng("topology", member).sample(sorted(others), min(self.settings.degree, len(others))))
+        return others
 
     def _block(self, number: int, turn: Turn) -> str:
         return self.prompts.fill("peer", number=str(number), reply=turn.text)

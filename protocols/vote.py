@@ -47,7 +47,7 @@ def majority_vote(answers: Sequence[Answer], *, tie_break: TieBreak, seed: int, 
         return VoteResult(Answer(), 0, 0, False)
     most = max(len(members) for members in classes)
     tied = [members[0] for members in classes if len(members) == most]
-    if tie_break == "first":
+    if tie_break == "first" or len(tied) == 1:
         winner = tied[0]
     elif tie_break == "lexicographic":
         winner = max(tied, key=_spelling)

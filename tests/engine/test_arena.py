@@ -23,6 +23,7 @@ from protocols.graph import Edge
 from protocols.machine import AgentFailed, Command, DeadlinePassed, Event, Opened, Record, Replied, Request
 from protocols.message import Ask, Outcome
 from protocols.society import Society
+from protocols.task import Task
 from tests.engine.helpers import (
     PLAYERS,
     PROMPTS,
@@ -123,6 +124,50 @@ async def test_a_reply_is_on_record_before_the_machine_sees_it(path: Path, monke
     finished, _ = await run_arena(path, make_tasks(20), Host(), build=lambda: Suspicious(SETTINGS, PLAYERS, PROMPTS))
     assert len(finished) == 20 and not any("assert" in item.set_aside for item in finished.values())
     assert set(seen) == committed and len(seen) > 60
+
+
+async def test_graphs_are_written_with_the_next_events_and_the_last_one_at_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.arena.LINGER_S", 60.0)
+    commits: list[list[Entry]] = []
+    commit = Journal.commit
+
+    def spy(self: Journal, entries: Iterable[Entry]) -> None:
+        commits.append(list(entries))
+        commit(self, commits[-1])
+
+    monkeypatch.setattr(Journal, "commit", spy)
+    host = Host(lambda ask: reply(ask.id) if ask.debate_id != "s/t1" else None)
+    arena = make_arena(path, host)
+    await arena.recover()
+    first, slow, third = make_tasks(3)
+
+    def recorded(kind: type[Entry], task: Task) -> list[int]:
+        """The commits that hold such an entry of the task's debate."""
+        name = assignment(task).debate_id
+        return [
+            number
+            for number, held in enumerate(commits)
+            for item in held
+            if isinstance(item, kind) and item.debate_id == name
+        ]
+
+    arena.open([assignment(first), assignment(slow)])
+    await until(lambda: len(recorded(EventEntry, first)) == 7)  # opened, and six replies
+    await asyncio.sleep(0.05)
+    assert not recorded(CloseEntry, first), "a graph was written by itself"
+    arena.open([assignment(third)])
+    await until(lambda: len(recorded(EventEntry, third)) == 7)
+    assert recorded(CloseEntry, first) == recorded(EventEntry, third)[:1]
+    arena.deliver(pack([reply(f"s/t1#0.answer.{seat}") for seat in range(3)]))
+    await until(lambda: host.asked["s/t1#1.answer.2"] == 1)
+    arena.deliver(pack([reply(f"s/t1#1.answer.{seat}") for seat in range(3)]))
+    await until(lambda: bool(recorded(CloseEntry, slow)))  # nobody is left to wait for
+    await arena.settle()
+    finished, stats = await arena.collect(1.0)
+    assert stats.closed == 3 and len(finished) == 3
+    await arena.close()
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

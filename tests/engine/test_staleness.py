@@ -11,7 +11,6 @@ from trainers.registry import AdapterRecord
 
 
 def record(agent: str, version: int, iteration: int) -> AdapterRecord:
-    hashes = {"checksum": "", "base_hash": "", "data_hash": "", "recipe_hash": ""}
     return AdapterRecord(
         name=f"{agent}@r-v{version}",
         agent=agent,
@@ -22,7 +21,10 @@ def record(agent: str, version: int, iteration: int) -> AdapterRecord:
         rows=1,
         created_at=0.0,
         metrics={"iteration": iteration},
-        **hashes,
+        checksum="",
+        base_hash="",
+        data_hash="",
+        recipe_hash="",
     )
 
 

@@ -28,7 +28,8 @@ from transformers import set_seed
 from protocols.errors import TrainerError
 from trainers.ranks import from_first, num_ranks, rank
 from trainers.sft import SFTResult
-from trainers.sft_loop import StreamTrainer, Training, written_whole
+from trainers.sft_loop import StreamTrainer, Training
+from trainers.stepped import written_whole
 
 STATE_NAME = "state"  # in a checkpoint: weights and moments, of each process what it keeps
 SCHEDULER_NAME = "scheduler.pt"

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -34,6 +34,8 @@ class MAGDiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     over all of the step and with its weight: of the next token's over what right answers say, an answer counting as
     often as a pair names it; of the class's, right or wrong, over all nodes; of the margin's over all pairs.
     """
+
+    SECTION: ClassVar[str] = "magdi"  # of a recipe, where they stand
 
     language_weight: float = 1.0
     node_weight: float = 1.0
@@ -70,23 +72,12 @@ class MAGDiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 raise ValueError(f"{name}={getattr(self, name):g} must be at least 0 and below 1")
         if not any(self.weights):
             raise ValueError("language_weight, node_weight and margin_weight are all 0; nothing would be learned")
-        _ = self.adapter  # checks target_modules
+        SFTSettings(target_modules=self.target_modules)  # refuses what names no layers
 
     @property
     def weights(self) -> tuple[float, float, float]:
         """Of the next token, the nodes' classes and the pairs' margins."""
         return self.language_weight, self.node_weight, self.margin_weight
-
-    @property
-    def adapter(self) -> SFTSettings:
-        """The shape of the adapter."""
-        return SFTSettings(
-            rank=self.rank,
-            alpha=self.alpha,
-            dropout=self.dropout,
-            target_modules=self.target_modules,
-            seed=self.seed,
-        )
 
     def rate_at(self, progress: float) -> float:
         """The learning rate as a share of the peak, ``progress`` being the share of the training that is done."""
@@ -224,6 +215,6 @@ def train_on_graphs(
             f"no debate has a right answer for {agent!r} to learn from; debate other tasks, or set train.label"
         )
     saved = read_place(resume_from, digest.hexdigest(), agent)
-    with adapted(model, settings.adapter, init_from) as peft_model:
+    with adapted(model, settings, init_from) as peft_model:
         training = Training(peft_model, graphs, refused, settings, saved, checkpoint_every, on_checkpoint)
         return training.run(agent, output, resume_from)

@@ -9,7 +9,6 @@ right answers, the classes of the graph's nodes, the scores of pairs.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +21,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PrinterCallback, TrainingArguments
 
-from protocols.errors import TrainerError
 from trainers.graph_network import MARGIN, GraphHeads, gathering, pooled
 from trainers.magdi import MAGDiResult, MAGDiSettings, TokenGraph
 from trainers.sft import OnCheckpoint
-from trainers.sft_loop import Recorder, SteppedTrainer, save_adapter, scored_at, stepped_arguments
+from trainers.stepped import Recorder, SteppedTrainer, SteppedTraining, save_adapter, scored_at, stepped_arguments
 from trainers.tree_dpo import PackStep, SavedPlace, pack_steps
 
 HEADS_NAME = "graph_heads.safetensors"  # in a checkpoint alone
@@ -163,7 +161,7 @@ def _arguments(settings: MAGDiSettings, work: Path) -> Any:
     return TrainingArguments(label_names=[], **stepped_arguments(settings, work))
 
 
-class Training:
+class Training(SteppedTraining):
     """One run of the optimiser over one student's debates."""
 
     def __init__(
@@ -176,47 +174,27 @@ class Training:
         checkpoint_every: int,
         on_checkpoint: OnCheckpoint | None,
     ) -> None:
+        super().__init__(model, settings, saved, checkpoint_every, on_checkpoint)
         self.graphs, self.settings, self._num_refused = graphs, settings, num_refused
-        self.progress = 0.0  # of the step in hand
-        self.saved = saved if saved.started_at else msgspec.structs.replace(saved, started_at=time.time())
-        self.checkpoint_every, self.on_checkpoint = checkpoint_every, on_checkpoint
-        self._model = model
 
     def run(self, agent: str, output: Path, resume_from: Path | None) -> MAGDiResult:
         """Go over the debates and write the adapter. Raises: TrainerError: loss or weights are not finite."""
         with tempfile.TemporaryDirectory(prefix="moot-magdi-") as work:
-            trainer = MAGDiTrainer(self, agent, self._model, self.settings, Path(work))
-            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-        if not all(torch.isfinite(weight).all() for weight in self._model.parameters() if weight.requires_grad):
-            raise TrainerError(f"training {agent!r} ended on weights that are not finite; lower magdi.learning_rate")
-        result = self._result(trainer.state)
-        save_adapter(self._model, output, result, agent)
-        return result
-
-    def _result(self, state: Any) -> MAGDiResult:
-        log = [entry for entry in state.log_history if "loss" in entry]
-
-        def series(name: str) -> tuple[float, ...]:
-            return tuple(entry[name] for entry in log)
-
-        return MAGDiResult(
-            steps=state.global_step,
+            log = self.fit(MAGDiTrainer(self, agent, self._model, self.settings, Path(work)), resume_from, agent)
+        result = MAGDiResult(
             rows=len(self.graphs),
             refused=self._num_refused,
             rows_seen=self.saved.rows_seen,
             nodes=sum(len(graph.rows) for graph in self.graphs),
             pairs=sum(len(graph.opposed) for graph in self.graphs),
-            losses=series("loss"),
-            language_losses=series("language_loss"),
-            node_losses=series("node_loss"),
-            margin_losses=series("margin_loss"),
-            learning_rates=series("learning_rate"),
-            step_times=series("at"),
-            started_at=self.saved.started_at,
-            first_step_at=self.saved.first_step_at,
-            finished_at=time.time(),
+            language_losses=log.series("language_loss"),
+            node_losses=log.series("node_loss"),
+            margin_losses=log.series("margin_loss"),
             data_hash=self.saved.data_hash,
+            **self.result(log),
         )
+        save_adapter(self._model, output, result, agent)
+        return result
 
     def took(self, step: PackStep) -> None:
         """The trainer has been handed a step."""

@@ -9,7 +9,7 @@ import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -46,6 +46,8 @@ class SFTSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     is trained: kept in float32, computed with and written in ``precision``; ``rank``, ``alpha``, ``dropout`` and
     ``target_modules`` are LoRA's.
     """
+
+    SECTION: ClassVar[str] = "sft"  # of a recipe, where they stand
 
     method: Method = "lora"
     rank: int = 16
@@ -235,7 +237,8 @@ def train_adapter(
         checkpoint_every: steps between checkpoints; 0 for none.
     Raises: TrainerError: nothing to train on, a row or a parent that does not fit, or a loss that is not a number.
     """
-    from trainers.sft_loop import Training, adapted, save_adapter
+    from trainers.sft_loop import Training, adapted
+    from trainers.stepped import save_adapter
 
     check_unwritten(output)
     check_recomputable(model, settings)

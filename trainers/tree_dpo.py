@@ -13,7 +13,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import msgspec
 
@@ -41,6 +41,8 @@ class TreeDPOSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     ``beta``, ``loss_type`` and ``label_smoothing`` are TRL's. The loss of a step is the mean over all pairs in its
     ``gradient_accumulation`` packs, each pair counting as its weight says. Rank, alpha and layers: the SFT adapter's.
     """
+
+    SECTION: ClassVar[str] = "tree_dpo"  # of a recipe, where they stand
 
     beta: float = 0.1
     loss_type: LossType = "sigmoid"

@@ -9,7 +9,6 @@ there: that of the expanded pairs, whatever the loss is called.
 from __future__ import annotations
 
 import tempfile
-import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,7 +30,8 @@ from protocols.errors import TrainerError
 from trainers.pack import Pack, Packing, TokenPair, lay_out
 from trainers.registry import WEIGHTS_NAME
 from trainers.sft import OnCheckpoint, SFTSettings
-from trainers.sft_loop import Recorder, SteppedTrainer, adapted, save_adapter, scored_at, stepped_arguments
+from trainers.sft_loop import adapted
+from trainers.stepped import Recorder, SteppedTrainer, SteppedTraining, save_adapter, scored_at, stepped_arguments
 from trainers.tree_dpo import PackStep, SavedPlace, TreeDPOResult, TreeDPOSettings, pack_steps
 
 PER_TOKEN = ("log_probs", "entropy", "mean_logits", "is_top1")  # what TRL's loss reads of a model's output
@@ -44,8 +44,8 @@ def check_adapter(model: Any, folder: Path) -> None:
     """Raises: TrainerError: the adapter is missing, or made for another base; found out before the base is touched."""
     if not (folder / WEIGHTS_NAME).is_file():
         raise TrainerError(
-            f"train.init_from: there is no adapter in {folder}; preferences are learned on top of supervised "
-            "finetuning: train that first, or restore it"
+            f"there is no adapter in {folder}; preferences are learned on top of supervised finetuning: train that "
+            "first, or restore it"
         )
     with safe_open(folder / WEIGHTS_NAME, "pt") as weights:
         shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
@@ -54,7 +54,7 @@ def check_adapter(model: Any, folder: Path) -> None:
         layer = name.removeprefix("base_model.model.").rpartition(".lora_")[0]
         if not set(shape) & set(layers.get(layer, ())):  # a LoRA matrix is as wide, or as high, as what it is put on
             raise TrainerError(
-                f"train.init_from: the adapter in {folder} was made for another base than {model.name_or_path!r}: "
+                f"the adapter in {folder} was made for another base than {model.name_or_path!r}: "
                 f"{name} has the shape {shape}, the layer there {layers.get(layer, 'is missing')}; "
                 "use the base that it was trained on"
             )
@@ -294,7 +294,7 @@ def _config(settings: TreeDPOSettings, work: Path) -> Any:
     )
 
 
-class Training:
+class Training(SteppedTraining):
     """One run of the optimiser over one packing."""
 
     def __init__(
@@ -307,53 +307,36 @@ class Training:
         checkpoint_every: int,
         on_checkpoint: OnCheckpoint | None,
     ) -> None:
+        super().__init__(model, settings, saved, checkpoint_every, on_checkpoint)
         self.packing, self.settings = packing, settings
-        self.progress = 0.0  # of the step in hand
-        self.saved = saved if saved.started_at else msgspec.structs.replace(saved, started_at=time.time())
-        self.checkpoint_every, self.on_checkpoint = checkpoint_every, on_checkpoint
-        self._model, self._tokenizer = model, tokenizer
+        self._tokenizer = tokenizer
 
     def run(self, agent: str, output: Path, resume_from: Path | None) -> TreeDPOResult:
         """Go over the packs and write the adapter. Raises: TrainerError: the loss or the weights are not finite."""
+        packs = self.packing.packs
         with tempfile.TemporaryDirectory(prefix="moot-tree-dpo-") as work:
             trainer = TreeDPOTrainer(self, agent, self._model, self._tokenizer, self.settings, Path(work))
-            trainer.check_tree(max(self.packing.packs, key=lambda pack: len(pack.branches)))
+            trainer.check_tree(max(packs, key=lambda pack: len(pack.branches)))
             if self.settings.reference == "precomputed":
-                trainer.precompute_references(self.packing.packs)
-            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+                trainer.precompute_references(packs)
+            log = self.fit(trainer, resume_from, agent)
         self._model.delete_adapter("ref")
-        if not all(torch.isfinite(weight).all() for weight in self._model.parameters() if weight.requires_grad):
-            raise TrainerError(f"training {agent!r} ended on weights that are not finite; lower train.learning_rate")
-        result = self._result(trainer.state)
-        save_adapter(self._model, output, result, agent)
-        return result
-
-    def _result(self, state: Any) -> TreeDPOResult:
-        log, packs = [entry for entry in state.log_history if "loss" in entry], self.packing.packs
-
-        def series(name: str) -> tuple[float, ...]:
-            return tuple(entry[name] for entry in log)
-
-        return TreeDPOResult(
-            steps=state.global_step,
+        result = TreeDPOResult(
             pairs=sum(len(pack.pairs) for pack in packs),
             refused=len(self.packing.refused),
             packs=len(packs),
             pairs_seen=self.saved.rows_seen,
             pack_tokens=sum(pack.num_tokens for pack in packs),
             expanded_tokens=sum(pack.num_expanded for pack in packs),
-            losses=series("loss"),
-            margins=series("rewards/margins"),
-            accuracies=series("rewards/accuracies"),
-            chosen_rewards=series("rewards/chosen"),
-            rejected_rewards=series("rewards/rejected"),
-            learning_rates=series("learning_rate"),
-            step_times=series("at"),
-            started_at=self.saved.started_at,
-            first_step_at=self.saved.first_step_at,
-            finished_at=time.time(),
+            margins=log.series("rewards/margins"),
+            accuracies=log.series("rewards/accuracies"),
+            chosen_rewards=log.series("rewards/chosen"),
+            rejected_rewards=log.series("rewards/rejected"),
             data_hash=self.saved.data_hash,
+            **self.result(log),
         )
+        save_adapter(self._model, output, result, agent)
+        return result
 
     def took(self, step: PackStep) -> None:
         """The trainer has been handed a step."""

@@ -157,7 +157,7 @@ def test_what_cannot_be_trained_or_written_is_said_and_leaves_nothing(
     with pytest.raises(TrainerError, match=r"^no debate gave a row for 'ada' to train on"):
         train("out", rows=[])
     with pytest.raises(
-        TrainerError, match=r"training 'ada': the loss of step \d is (nan|inf); lower train.learning_rate"
+        TrainerError, match=r"training 'ada': the loss of step \d is (nan|inf); lower sft.learning_rate"
     ):
         train("out", rows=[make_example(index) for index in range(40)], learning_rate=1e30, epochs=9)
     assert list(tmp_path.iterdir()) == []

@@ -82,6 +82,6 @@ def test_two_processes_train_as_one(tiny_model: Path, make_example: Callable[...
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")  # written by one of two, and whole all the same
     assert type(model).__name__ == model.config.architectures[0] == "LlamaForCausalLM"
-    for name, says in (("lost", "; lower train.learning_rate=1e+30"), ("full-disk", "No space left on device; free")):
+    for name, says in (("lost", "; lower sft.learning_rate=1e+30"), ("full-disk", "No space left on device; free")):
         assert says in first[name].error and first[name].error == second[name].error
         assert not (tmp_path / name).exists()

@@ -155,7 +155,7 @@ def trainer_of(base: tuple[Any, Any], settings: MAGDiSettings, work: Path) -> It
     from trainers.magdi_loop import MAGDiTrainer, Training
     from trainers.sft_loop import adapted
 
-    with adapted(base[0], settings.adapter, None) as peft_model:
+    with adapted(base[0], settings, None) as peft_model:
         run = Training(peft_model, tokenised(base, DEBATES), 0, settings, SavedPlace(cursor=START), 0, None)
         trainer = MAGDiTrainer(run, "ada", peft_model, settings, work)
         torch.manual_seed(2)
@@ -379,6 +379,6 @@ def test_what_cannot_be_trained_on_is_told_and_gives_the_base_back(tiny_model: P
     refused(r"target_modules=\('nothing',\) names no layer of the base", target_modules=("nothing",))
     with torch.no_grad():
         model.get_input_embeddings().weight[70] = math.nan
-    refused(r"training 'ada': the loss of step 1 is nan; lower train.learning_rate")
+    refused(r"training 'ada': the loss of step 1 is nan; lower magdi.learning_rate")
     assert list(tmp_path.iterdir()) == []
     assert set(model.state_dict()) == names

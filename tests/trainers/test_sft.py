@@ -386,11 +386,11 @@ def test_a_training_can_start_from_an_earlier_adapter(
     first = train_adapter(*base, source, settings, agent="ada", output=tmp_path / "v1")
     second = train_adapter(*base, source, settings, agent="ada", output=tmp_path / "v2", init_from=tmp_path / "v1")
     assert second.losses[0] < first.losses[-1] < first.losses[0]
-    with pytest.raises(TrainerError, match=r"train.rank=8, but the adapter to start from in .* has rank 4; set"):
+    with pytest.raises(TrainerError, match=r"sft.rank=8, but the adapter to start from in .* has rank 4; set"):
         train_adapter(
             *base, source, SFTSettings(rank=8), agent="ada", output=tmp_path / "v3", init_from=tmp_path / "v1"
         )
-    with pytest.raises(TrainerError, match=r"train.init_from: there is no adapter in"):
+    with pytest.raises(TrainerError, match=r"there is no adapter to start from in"):
         train_adapter(*base, source, settings, agent="ada", output=tmp_path / "v3", init_from=tmp_path / "nowhere")
     with pytest.raises(TrainerError, match="exists already; an adapter is written once"):
         train_adapter(*base, source, settings, agent="ada", output=tmp_path / "v1")
@@ -416,7 +416,7 @@ def test_a_failed_training_writes_nothing_and_gives_the_base_back(
     with torch.no_grad():
         model.get_input_embeddings().weight[70] = math.nan
     source = ListSource([make_example(0), make_example(1, token_ids=(70, 257))])
-    with pytest.raises(TrainerError, match=r"training 'ada': the loss of step 1 is nan; lower train.learning_rate"):
+    with pytest.raises(TrainerError, match=r"training 'ada': the loss of step 1 is nan; lower sft.learning_rate"):
         train_adapter(model, tokenizer, source, settings, **arguments)
     monkeypatch.setattr(model, "supports_gradient_checkpointing", False)
     settings = SFTSettings(rank=4, gradient_checkpointing=True)

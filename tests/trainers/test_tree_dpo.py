@@ -488,7 +488,7 @@ def test_what_cannot_be_trained_on_is_told_and_gives_the_base_back(
     model.config.layer_types = model.config.sliding_window = None
     with torch.no_grad():
         model.get_input_embeddings().weight[70] = math.nan
-    with pytest.raises(TrainerError, match=r"training 'ada': the loss of step 1 is nan; lower train.learning_rate"):
+    with pytest.raises(TrainerError, match=r"training 'ada': the loss of step 1 is nan; lower tree_dpo.learning_rate"):
         train_preferences(model, tokenizer, ROWS, settings, **arguments)
     assert list(tmp_path.iterdir()) == []
     assert set(model.state_dict()) == names

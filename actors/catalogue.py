@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,14 +44,24 @@ class BackendSpec(msgspec.Struct, frozen=True, kw_only=True):
     holds_schema: Callable[..., bool] = lambda settings: False  # a reply to an ask's schema, or has no need to
     cacheable: bool = True  # a model replies, or something that plays one
     limits: Callable[..., Mapping[str, float]] = lambda settings: {}  # what they are unless a recipe says otherwise
+    adapters: Callable[..., int] = lambda settings: 0  # how many agents of a model may have one each
     heavy: bool = False  # holds a model in memory: takes a CPU or a GPU of the cluster
     sleeps: bool = False  # on a GPU: see ``actors.backend.Sleeps``
+
+
+ANY = sys.maxsize
 
 
 _SERVICE: Any = {"check": check_key, "limits": default_limits, "holds_schema": leaves_form_open}
 
 BACKENDS: dict[str, BackendSpec] = {
-    "scripted": BackendSpec(settings=ScriptedSettings, build=ScriptedBackend, takes_images=always, holds_schema=always),
+    "scripted": BackendSpec(
+        settings=ScriptedSettings,
+        build=ScriptedBackend,
+        takes_images=always,
+        holds_schema=always,
+        adapters=lambda settings: ANY,
+    ),
     "vllm": BackendSpec(
         settings=VLLMSettings,
         build=VLLMBackend,
@@ -58,11 +69,17 @@ BACKENDS: dict[str, BackendSpec] = {
         on_gpus=on_gpus,
         takes_images=sees,
         holds_schema=always,
+        adapters=lambda settings: ANY if settings.max_adapters else 0,  # more than those take turns
         heavy=True,
         sleeps=True,
     ),
     "transformers": BackendSpec(
-        settings=TransformersSettings, build=TransformersBackend, env=transformers_env, takes_images=sees, heavy=True
+        settings=TransformersSettings,
+        build=TransformersBackend,
+        env=transformers_env,
+        takes_images=sees,
+        adapters=lambda settings: settings.max_adapters,
+        heavy=True,
     ),
     "recorded": BackendSpec(
         settings=RecordedSettings,
@@ -80,7 +97,9 @@ BACKENDS: dict[str, BackendSpec] = {
         cacheable=False,
         limits=lambda settings: LIMITS,
     ),
-    "openai": BackendSpec(build=chat_backend, settings=OpenAISettings, **_SERVICE),
+    "openai": BackendSpec(
+        build=chat_backend, settings=OpenAISettings, adapters=lambda settings: ANY if settings.lora else 0, **_SERVICE
+    ),
     "azure": BackendSpec(build=chat_backend, settings=AzureSettings, **_SERVICE),
     "anthropic": BackendSpec(build=anthropic_backend, settings=AnthropicSettings, **_SERVICE),
 }

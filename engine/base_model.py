@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from actors.catalogue import BACKENDS
 from engine.recipe import Recipe
@@ -14,8 +15,29 @@ def base_model_of(recipe: Recipe, tell: Callable[[str], None] | None = None) -> 
 
     Raises: ConfigError: they speak through several, or through one that cannot be trained here.
     """
+    base = _named(recipe)
+    if base != "embedded":
+        return base
+    from actors.embedded import embedded_model_path
+
+    return str(embedded_model_path(tell))
+
+
+def check_base(recipe: Recipe) -> None:
+    """Raises: ConfigError: as ``base_model_of``; or there is no such folder: a loop knows its base by its files."""
+    base = _named(recipe)
+    if base in ("", "embedded") or Path(base).is_dir():
+        return
+    raise ConfigError(
+        f"the model to train is {base!r}, and there is no such folder; one on the Hugging Face hub is downloaded with "
+        f"`hf download {base} --local-dir FOLDER`, and named by ./FOLDER as its agents' model"
+    )
+
+
+def _named(recipe: Recipe) -> str:
+    """As the recipe has it."""
     if recipe.train.base_model:
-        return _folder(recipe.train.base_model, tell)
+        return recipe.train.base_model
     if not recipe.learners:
         raise ConfigError(f"protocol {recipe.protocol!r} names nobody to train; set train.agents to those who learn")
     models = {recipe.agents[agent].model for agent in recipe.learners if agent not in recipe.hosted}
@@ -30,12 +52,4 @@ def base_model_of(recipe: Recipe, tell: Callable[[str], None] | None = None) -> 
             f"backend that can be trained ({trainable}), or train.base_model must name a model folder; of backend "
             "openai, finetune has the service train them"
         )
-    return _folder(bases.pop(), tell)
-
-
-def _folder(base: str, tell: Callable[[str], None] | None) -> str:
-    if base != "embedded":
-        return base
-    from actors.embedded import embedded_model_path
-
-    return str(embedded_model_path(tell))
+    return bases.pop()

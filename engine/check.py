@@ -20,7 +20,7 @@ from engine.models import Model, Place
 from engine.named_protocol import find_protocol
 from engine.recipe import LoopSettings, Recipe, RunSettings, TrainSettings, load_recipe
 from engine.rehearsal import agents_shown_images
-from engine.run import check_debatable, limited
+from engine.run import check_debatable, check_loop, limited
 from engine.tasks import SOURCES, Split, load_split
 from engine.terminal import check_people
 from protocols.catalogue import PROTOCOLS
@@ -58,7 +58,17 @@ def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dic
         "test": len(tasks.test),
         "calls": calls(recipe, tasks),
         "adapters": len(recipe.learners) * recipe.loop.iterations * (1 + recipe.loop.preferences),
+        "loop": _loop(recipe, tasks),
     }
+
+
+def _loop(recipe: Recipe, tasks: Split) -> str:
+    """Why `moot loop` would refuse the recipe, which may be for `moot run` alone; "ready"."""
+    try:
+        check_loop(recipe, tasks)
+    except ConfigError as err:
+        return str(err)
+    return "ready"
 
 
 def _check_model(where: str, name: str, model: Model) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from engine.adapters import base_folder, kept_by_service, registry_of
+from engine.adapters import base_folder, kept_by_service, registry_of, whole_model
 from engine.folder import RunFolder, write_atomically
 from engine.progress import Progress
 from engine.stage import recorded
@@ -38,6 +38,8 @@ def score_stage(run: Path, stage: str, *, num_replies: int, base: Path | None, p
         raise ConfigError(f"{run} has no stage {stage!r}; it has: {', '.join(sorted(stages)) or 'none'}")
     if hosted := next((record for record in registry.list() if record.model), None):
         raise kept_by_service(hosted, "nobody here can find its replies likely or not")
+    if whole := next((record for record in registry.list() if record.whole), None):
+        raise whole_model(registry, whole, "its replies cannot be scored over a base that it shares with others")
     base = base or base_folder(registry.list()[0])
     base_hash = weights_hash(base)
     replies, adapters = _spoken((item.debate for item in recorded(folder, stage)), num_replies)

@@ -32,6 +32,7 @@ from engine.overlap import overlapped
 from engine.preferences import RecordedTrees
 from engine.progress import Progress
 from engine.recipe import Recipe
+from engine.servable import check_own_model
 from engine.side_by_side import all_fitted, in_thread
 from engine.stage import Closed, StageResult, run_stage
 from engine.stage_names import BEFORE_PREFERENCES, label_of
@@ -39,7 +40,6 @@ from engine.staleness import Turns, staleness_of, turns_of
 from engine.tasks import Split
 from engine.train_preferences import preference_training, recorded_preferences
 from engine.training import Training, rows_of
-from engine.whole_models import check_own_model
 from protocols.errors import ConfigError
 from protocols.graph import Debate
 from protocols.message import Usage
@@ -98,12 +98,18 @@ class Loop:
     async def _arrive(self, iteration: _Iteration) -> None:
         """What an iteration came to speaks from here on, and is evaluated."""
         number = iteration.number
-        await self._publish(self._version(number))
+        if not (trains_whole(self._recipe.sft) and self._spoke(number)):  # a whole model takes its time to start
+            await self._publish(self._version(number))
         if self._recipe.loop.preferences:
             await self._evaluate(f"eval-{number}{BEFORE_PREFERENCES}")
             await self._prefer(number)
             await self._publish(self._version(number) + 1)
         await self._evaluate(f"eval-{number}")
+
+    def _spoke(self, iteration: int) -> bool:
+        """Whether all is over that what it came to speaks in."""
+        following = f"train-{iteration + 1 + self._recipe.loop.staleness}"
+        return self._done(following) and (not self._recipe.loop.evaluate or self._done(f"eval-{iteration}"))
 
     def _version(self, iteration: int) -> int:
         """Of the adapters of supervised finetuning; those of preferences are numbered with them."""
@@ -169,6 +175,7 @@ class Loop:
                 fitting.append(in_thread(lambda: training.fit(feed)))
             for warning in await all_fitted(fitting):
                 self._warn(warning)
+            await iteration.closed.wait()  # a training that was over before the driver died waits for its debates
             data = self._staleness(iteration)
             theirs = hosted.register(self._registry, recipe_hash=self._recipe.fingerprint, iteration=number, data=data)
             self._register(f"train-{number}", training, self._version(number), number, data, theirs)

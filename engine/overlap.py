@@ -50,6 +50,9 @@ async def overlapped(
             latest = asyncio.create_task(_after(latest, learn, iteration))
             learning.append((iteration, latest))
             await debate(iteration)
+            for _, task in learning:
+                if task.done():
+                    task.result()  # raises: no further debates for what could not be learned
             await arrived(staleness)
         await arrived(0)
     finally:

@@ -14,7 +14,7 @@ import msgspec
 from actors.logs import log_to_file
 from actors.prices import NOTHING
 from engine.attendant import Attendant
-from engine.base_model import base_model_of
+from engine.base_model import base_model_of, check_base
 from engine.changes import check_same, check_unchanged, differences, keep_changes, taken_up
 from engine.cluster import Cluster, in_copy_of_a_job
 from engine.evaluate import FINAL_VOTE, SINGLE_AGENT, Evaluation, evaluate
@@ -33,12 +33,12 @@ from engine.mirror_folder import fetch_missing, mirrored
 from engine.named_protocol import find_protocol
 from engine.progress import Progress
 from engine.recipe import Recipe, apply_override, build_recipe, load_recipe
+from engine.servable import check_servable
 from engine.spending import money, spent_so_far
 from engine.stage import run_stage
 from engine.tasks import Split, load_split
 from engine.terminal import check_people, with_people
 from engine.track import check_trackers, tracked
-from engine.whole_models import check_whole_models
 from protocols.errors import ConfigError, PausedError, TaskError
 from protocols.machine import Opened
 from trainers.registry import Registry
@@ -336,14 +336,20 @@ def check_tasks(kind: str, recipe: Recipe, tasks: Split, progress: Progress) -> 
     """Whether there is what this kind of run needs, and a base to train. Raises: ConfigError."""
     check_debatable(recipe, tasks)
     if kind == "loop":
-        if not tasks.train:
-            raise ConfigError("tasks.train=0: the loop has nothing to learn from; set it above 0")
-        if recipe.loop.evaluate and not tasks.test:
-            raise ConfigError("tasks.test=0: there is nothing held out; set it above 0, or loop.evaluate=false")
-        check_whole_models(recipe)
-        base_model_of(recipe, progress.note)
+        check_loop(recipe, tasks)
+        base_model_of(recipe, progress.note)  # unpacked where it is the embedded one
     elif kind == "eval" and not tasks.test:
         raise ConfigError("tasks.test=0: there is nothing held out to evaluate on; set it above 0")
+
+
+def check_loop(recipe: Recipe, tasks: Split) -> None:
+    """What a loop asks for beyond a run. Raises: ConfigError."""
+    if not tasks.train:
+        raise ConfigError("tasks.train=0: the loop has nothing to learn from; set it above 0")
+    if recipe.loop.evaluate and not tasks.test:
+        raise ConfigError("tasks.test=0: there is nothing held out; set it above 0, or loop.evaluate=false")
+    check_base(recipe)
+    check_servable(recipe)
 
 
 def check_debatable(recipe: Recipe, tasks: Split) -> None:

@@ -30,6 +30,15 @@ def summed(value: Tensor) -> Tensor:
     return total
 
 
+def of_all(value: T) -> list[T]:
+    """What each process has; all of them call."""
+    if num_ranks() == 1:
+        return [value]
+    told: list[Any] = [None] * num_ranks()
+    dist.all_gather_object(told, value)
+    return told
+
+
 def from_first(value: T) -> T:
     """What the first process has; all of them call."""
     if num_ranks() == 1:

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import torch
+from safetensors import SafetensorError
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
 
@@ -249,7 +250,7 @@ def written_whole(output: Path, result: msgspec.Struct, agent: str) -> Iterator[
         sync_folder(folder)
         folder.rename(output)
         sync_folder(output.parent)
-    except OSError as err:
+    except (OSError, SafetensorError) as err:
         raise TrainerError(
             f"what {agent!r} learned cannot be written to {output}: {err}; free the disk and resume"
         ) from err

@@ -142,8 +142,8 @@ def check_trainable(stream: RowStream, *, agent: str, max_length: int) -> None:
         return
     if stream.num_read:
         raise TrainerError(
-            f"all {stream.num_read} rows of {agent!r} are longer than train.max_length={max_length} tokens; "
-            "raise train.max_length or ask for shorter replies"
+            f"all {stream.num_read} rows of {agent!r} are longer than sft.max_length={max_length} tokens; "
+            "raise sft.max_length or ask for shorter replies"
         )
     raise TrainerError(
         f"no debate gave a row for {agent!r} to train on: none of its replies was right, or too few agreed; lower "

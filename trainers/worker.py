@@ -8,6 +8,7 @@ So a killed worker is started again by Ray, and a killed driver calls ``fit_lane
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -229,15 +230,41 @@ def train_lane(config: dict[str, Any]) -> None:
     for job in jobs:
         try:
             if base is None:
-                method = settings.method if isinstance(settings, SFTSettings) else "lora"
-                goes_on = job.parent if trains_whole(settings) else None
-                base = load_base(goes_on or config["base_model"], settings.precision, method=method)
+                base = _load(job, config["base_model"], settings)
             order = _Order(job=job, settings=settings, base_model=config["base_model"])
             _train_job(order, *base, config["feed"], config["checkpoint_every"])
         except MootError as err:
             _note_failure(job, err)
         if trains_whole(settings):
             base = None
+            _let_go()
+
+
+def _load(job: TrainingJob, base_model: str, settings: Settings) -> tuple[Any, Any]:
+    """What a job begins with. Raises: MootError: see ``load_base``; in every process of the lane alike."""
+    from trainers.ranks import of_all
+
+    method = settings.method if isinstance(settings, SFTSettings) else "lora"
+    goes_on = job.parent if trains_whole(settings) else None
+    base, error = None, None
+    try:
+        base = load_base(goes_on or base_model, settings.precision, method=method)
+    except MootError as err:
+        error = err
+    if len(said := set(of_all((job.name, str(error or ""))))) > 1:  # one that went on alone would train with the wrong
+        raise RuntimeError(f"the processes of a lane are not at one: {sorted(said)}")  # Ray starts all of them again
+    if base is None:
+        raise error or AssertionError
+    return base
+
+
+def _let_go() -> None:
+    """A trainer and what it is called by hold each other, and the model with them: only a collection ends that."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def quiet() -> None:
@@ -336,7 +363,10 @@ class _LaneThread(threading.Thread):
                 train_lane,
                 train_loop_config=self._config,
                 scaling_config=api.ScalingConfig(
-                    num_workers=self._num_ranks, use_gpu=self._use_gpu, resources_per_worker=self._resources
+                    num_workers=self._num_ranks,
+                    use_gpu=self._use_gpu,
+                    resources_per_worker=self._resources,
+                    placement_strategy="PACK" if self._num_ranks == 1 else "STRICT_PACK",  # they talk all the time
                 ),
                 run_config=api.RunConfig(
                     name=self.name,

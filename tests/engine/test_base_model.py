@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.base_model import base_model_of
+from engine.base_model import base_model_of, check_base
 from engine.recipe import load_recipe
+from protocols.errors import ConfigError
 
 SCRIPTED = Path(__file__).parents[2] / "recipes" / "scripted.yaml"
 
@@ -16,3 +17,12 @@ SCRIPTED = Path(__file__).parents[2] / "recipes" / "scripted.yaml"
 def test_a_base_that_is_named_is_its_folder(named: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.embedded.embedded_model_path", lambda tell=None: Path("/unpacked"))
     assert base_model_of(load_recipe(SCRIPTED, [f"train.base_model={named}"])) == found
+
+
+def test_a_loop_trains_files_that_are_there(tmp_path: Path) -> None:
+    check_base(load_recipe(SCRIPTED, ["train.base_model=embedded"]))
+    check_base(load_recipe(SCRIPTED, [f"train.base_model={tmp_path}"]))
+    with pytest.raises(
+        ConfigError, match=r"the model to train is 'org/name', .* `hf download org/name --local-dir FOLDER`"
+    ):
+        check_base(load_recipe(SCRIPTED, ["train.base_model=org/name"]))

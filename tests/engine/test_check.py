@@ -89,6 +89,8 @@ def test_a_check_says_what_a_run_would_do(tmp_path: Path) -> None:
     found = check_recipe(path, ["protocol.rounds=3", "loop.iterations=2"], limit=3)
     assert (found["train"], found["test"], found["agents"], found["adapters"]) == (3, 3, 2, 4)
     assert found["calls"] == {"debating": 2 * 3 * 3, "evaluating": 2 * 3 * 3}
+    assert found["loop"].startswith("train.agents speak through")  # simulated, so there is nothing to train
+    assert check_recipe(path, ["train.base_model=embedded"], limit=3)["loop"] == "ready"
     summed = check_recipe(path, ["protocol.rounds=3", "protocol.summarize=true", "cast.summariser=[ada]"], limit=1)
     assert summed["calls"]["debating"] == 2 * 3 + 2 * 2  # a summary for each agent before each later round
 

@@ -132,6 +132,19 @@ def test_a_training_that_fails_ends_the_loop_once_the_debates_beside_it_are_over
     assert loop.clock.now_s == 8 and loop.open == set()
 
 
+def test_where_a_training_has_failed_no_further_debates_begin() -> None:
+    loop = Loop()
+
+    async def failing(number: int) -> None:
+        await loop.clock.sleep(1)
+        raise TrainerError("there is no base")
+
+    loop.learn = failing  # type: ignore[method-assign]
+    with pytest.raises(TrainerError, match="there is no base"):
+        loop.go(4, 2)
+    assert list(loop.began) == ["debate-1"]
+
+
 def test_debates_that_fail_take_the_trainings_with_them() -> None:
     loop = Loop(train_s=100)
     debate = loop.debate

@@ -411,7 +411,7 @@ def test_a_failed_training_writes_nothing_and_gives_the_base_back(
     ):
         train_adapter(model, tokenizer, ListSource([]), settings, **arguments)
     long = [make_example(0, completion="x" * 64)]
-    with pytest.raises(TrainerError, match=r"all 1 rows of 'ada' are longer than train.max_length=64 tokens"):
+    with pytest.raises(TrainerError, match=r"all 1 rows of 'ada' are longer than sft.max_length=64 tokens"):
         train_adapter(model, tokenizer, ListSource(long), settings, **arguments)
     with torch.no_grad():
         model.get_input_embeddings().weight[70] = math.nan

@@ -124,5 +124,5 @@ def test_nothing_to_train_on_is_said_with_its_reason(make_example: MakeExample) 
         check_trainable(stream, agent="ada", max_length=100)
     stream = _stream(LiveSource([make_example(3), make_example(4)], []), max_length=2)
     assert list(stream) == []
-    with pytest.raises(TrainerError, match=r"^all 2 rows of 'ada' are longer than train.max_length=2 tokens; raise"):
+    with pytest.raises(TrainerError, match=r"^all 2 rows of 'ada' are longer than sft.max_length=2 tokens; raise"):
         check_trainable(stream, agent="ada", max_length=2)

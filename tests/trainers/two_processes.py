@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from safetensors import SafetensorError
 
 from protocols.errors import TrainerError
 from tests.trainers.test_sft import ListSource
@@ -78,7 +79,7 @@ def _carry_out(base: Path, rows: list[Example], order: Order, work: Path) -> Out
     model, tokenizer = load_base(str(base), order.settings.precision, method="full")
     num_weights = model.num_parameters()
     if order.name == "full-disk":
-        tokenizer.save_pretrained = _full
+        model.save_pretrained = _full
     try:
         result = train_model(
             model,
@@ -97,5 +98,5 @@ def _carry_out(base: Path, rows: list[Example], order: Order, work: Path) -> Out
     return Outcome(result=result, num_kept=sum(part.numel() for part in kept), num_weights=num_weights)
 
 
-def _full(folder: str) -> None:
-    raise OSError(28, "No space left on device")
+def _full(folder: str, **how: Any) -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device")  # as it says it

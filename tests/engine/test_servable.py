@@ -8,7 +8,7 @@ import pytest
 
 from engine.colocate import lane_of
 from engine.recipe import Recipe, apply_override, build_recipe
-from engine.whole_models import check_whole_models
+from engine.servable import check_servable
 from protocols.errors import ConfigError
 from tests.engine.test_recipe import GOOD, Data
 
@@ -28,11 +28,11 @@ def built(*overrides: str) -> Recipe:
 
 
 def test_an_agent_with_a_model_of_its_own_may_have_all_of_its_weights() -> None:
-    check_whole_models(built())
-    check_whole_models(built("run.colocate=release"))
-    check_whole_models(built("sft.method=lora", "agents.bo.model=own"))
+    check_servable(built())
+    check_servable(built("run.colocate=release"))
+    check_servable(built("sft.method=lora", "agents.bo.model=own", "models.own.max_adapters=1"))
     two = built("models.second={backend: transformers, model: m}", "agents.bo.model=second", "train.agents=[ada, bo]")
-    check_whole_models(two)
+    check_servable(two)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,47 @@ def test_an_agent_with_a_model_of_its_own_may_have_all_of_its_weights() -> None:
 )
 def test_where_it_cannot_be_it_is_said(override: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        check_whole_models(built(override))
+        check_servable(built(override))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            (),
+            r"models\.own \(transformers\) serves no adapters, and ada learns through it; set models\.own\.max_ad.*=1$",
+        ),
+        (
+            ("models.own.max_adapters=1", "agents.bo.model=own", "train.agents=[ada, bo]"),
+            r"serves at most 1 adapters, and ada, bo learn through it; set models\.own\.max_adapters=2$",
+        ),
+        (("models.own={backend: vllm, model: m}",), r"models\.own \(vllm\) serves no adapters"),
+        (
+            ("models.own={backend: vllm, model: m, max_adapters: 1}", "sft.rank=64"),
+            r"sft\.rank=64 is above models\.own\.max_rank=16, .*; set models\.own\.max_rank=64$",
+        ),
+        (
+            ("models.own={backend: openai, model: m}",),
+            r"\(openai\) serves no adapters, .*models\.own\.finetune, or set lora",
+        ),
+        (
+            ("models.own={backend: human}",),
+            r"\(human\) serves no adapters, .* a model of backend vllm or transformers$",
+        ),
+    ],
+)
+def test_adapters_that_could_not_be_served_are_not_trained(overrides: tuple[str, ...], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        check_servable(built("sft.method=lora", *overrides))
+
+
+def test_what_a_model_takes_is_trained() -> None:
+    check_servable(built("sft.method=lora", "train.agents=[bo]"))  # simulated
+    for model in (
+        "{backend: vllm, model: m, max_adapters: 1}",
+        "{backend: openai, model: m, lora: true, base_url: 'http://h/v1'}",
+    ):
+        check_servable(built("sft.method=lora", f"models.own={model}", "agents.bo.model=own", "train.agents=[ada, bo]"))
 
 
 def test_a_model_that_only_sleeps_keeps_its_weights() -> None:
@@ -59,7 +99,7 @@ def test_a_model_that_only_sleeps_keeps_its_weights() -> None:
     with pytest.raises(
         ConfigError, match=r"a model that sleeps wakes up with the weights it had; set run\.colocate: rel"
     ):
-        check_whole_models(built(*asleep))
+        check_servable(built(*asleep))
 
 
 def test_a_lane_takes_all_of_its_gpus() -> None:

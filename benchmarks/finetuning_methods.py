@@ -53,7 +53,7 @@ Rows = list[tuple[str, ...]]
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--train", type=int, default=200, help="debates an iteration, of tasks of its own")
+    options.add_argument("--train", type=int, default=200, help="tasks to learn from, debated anew in each iteration")
     options.add_argument("--test", type=int, default=200)
     options.add_argument("--iterations", type=int, default=2)
     options.add_argument("--seeds", type=int, nargs="+", default=[1])

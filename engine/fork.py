@@ -27,7 +27,7 @@ from protocols.graph import decode_debate
 from protocols.machine import Opened, derive_seed
 from protocols.task import Task
 
-BESIDE = ("name", "tasks", "train", "sft", "loop")
+BESIDE = ("name", "tasks", "train", "sft", "tree_dpo", "magdi", "loop")
 """Keys that change no debate: tasks are compared one by one, the others act on closed debates."""
 
 BATCH = 256  # debates a commit

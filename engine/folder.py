@@ -142,7 +142,9 @@ class RunFolder:
         """``recipe.yaml``, for people; the manifest holds the same."""
         import yaml
 
-        text = yaml.safe_dump(dict(source), sort_keys=False, allow_unicode=True)
+        from engine.recipe_yaml import RecipeDumper
+
+        text = yaml.dump(dict(source), Dumper=RecipeDumper, sort_keys=False, allow_unicode=True)
         write_atomically(self.path / "recipe.yaml", text.encode())
 
     def save(self) -> None:

@@ -226,10 +226,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Raises: ConfigError: missing, not YAML, or not a mapping."""
     import yaml
 
-    from engine.unique_keys import UniqueKeyLoader
+    from engine.recipe_yaml import RecipeLoader
 
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)  # noqa: S506  # a SafeLoader
+        data = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)  # noqa: S506  # a SafeLoader
     except OSError as err:
         raise ConfigError(f"recipe {path}: {err.strerror}; `moot list` names the recipes that moot ships") from err
     except (yaml.YAMLError, UnicodeDecodeError) as err:
@@ -246,11 +246,13 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     """Set one dotted key. Raises: ConfigError: not of the form key=value, or it runs through a plain value."""
     import yaml
 
+    from engine.recipe_yaml import RecipeLoader
+
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} must look like key=value, for instance loop.iterations=2")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, RecipeLoader)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as err:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from err
     *path, last = key.split(".")

@@ -60,7 +60,7 @@ def _words(kind: Any) -> set[str]:
 
 
 def _hint(value: Any) -> str:
-    """YAML takes 1e-4 for text, as it misses the dot."""
+    """What was put into quotes is text."""
     try:
         return f"; write {float(value):.1e} without quotes" if isinstance(value, str) and "e" in value.lower() else ""
     except ValueError:

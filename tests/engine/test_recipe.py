@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.recipe import Recipe, apply_override, build_recipe, load_recipe
+from engine.recipe_yaml import RecipeDumper, RecipeLoader
 from protocols.errors import ConfigError
 
 Data = dict[str, Any]
@@ -68,7 +71,7 @@ BROKEN: list[tuple[str, str]] = [
     ),
     ("models.simulated.skil=1", "models.simulated.skil=1 is not known; did you mean 'skill'?"),
     ("models.simulated.skill=2", "models.simulated: skill=2 must be between 0 and 1"),
-    ("models.simulated.skill=1e-1", "skill='1e-1': Expected `float`, got `str`; write 1.0e-01 without quotes"),
+    ("models.simulated.skill='1e-1'", "skill='1e-1': Expected `float`, got `str`; write 1.0e-01 without quotes"),
     ("models.simulated.limits.max_tries=0", "models.simulated.limits: max_tries=0 must be at least 1"),
     ("models.simulated.limits.tries=2", "models.simulated.limits.tries=2 is not known; did you mean 'max_tries'?"),
     ("models.simulated.num_cpus=-1", "models.simulated: num_cpus=-1 must be a number from 0 up"),
@@ -184,6 +187,15 @@ def test_overrides_are_read_as_yaml() -> None:
         "name": "x=y",
         "sft": {"rank": 8},
     }
+
+
+@given(st.floats(allow_nan=False) | st.from_regex(r"[-+]?[0-9.]{1,3}[eE][-+]?[0-9]{1,2}", fullmatch=True))
+def test_numbers_are_read_in_any_spelling_and_text_like_them_stays_text(value: float | str) -> None:
+    written = yaml.dump({"key": value}, Dumper=RecipeDumper)
+    assert yaml.load(written, RecipeLoader) == {"key": value}  # noqa: S506  # a SafeLoader
+    data: Data = {}
+    apply_override(data, "sft.learning_rate=1e-4")
+    assert data == {"sft": {"learning_rate": 1e-4}}
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_a_whole_model_is_trained_registered_and_loaded_by_others(
     from transformers import AutoModelForCausalLM
 
     folder = folder_with(tmp_path / "run", DEBATES)
-    how = ["sft.method=full", "sft.learning_rate=1.0e-3", "train.agents=[ada]", f"train.base_model={tiny_model}"]
+    how = ["sft.method=full", "sft.learning_rate=1e-3", "train.agents=[ada]", f"train.base_model={tiny_model}"]
     outcome = train_recorded(folder.path, how, progress=Progress())
     assert (outcome["adapters"], outcome["rows"], outcome["warnings"]) == (["ada@r-v1"], {"ada": 2}, [])
     AutoModelForCausalLM.from_pretrained(outcome["models"]["ada"])

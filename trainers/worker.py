@@ -246,15 +246,16 @@ def _load(job: TrainingJob, base_model: str, settings: Settings) -> tuple[Any, A
 
     method = settings.method if isinstance(settings, SFTSettings) else "lora"
     goes_on = job.parent if trains_whole(settings) else None
-    base, error = None, None
+    error: MootError | None = None
     try:
         base = load_base(goes_on or base_model, settings.precision, method=method)
     except MootError as err:
         error = err
-    if len(said := set(of_all((job.name, str(error or ""))))) > 1:  # one that went on alone would train with the wrong
-        raise RuntimeError(f"the processes of a lane are not at one: {sorted(said)}")  # Ray starts all of them again
-    if base is None:
-        raise error or AssertionError
+    # A process that went on by itself would share gradients with another job's. Ray starts all of them again.
+    if len(said := set(of_all((job.name, str(error or ""))))) > 1:
+        raise RuntimeError(f"the processes of a lane are not at one: {sorted(said)}")
+    if error is not None:
+        raise error
     return base
 
 

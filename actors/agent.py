@@ -107,6 +107,7 @@ class AgentHost:
         self._outgoing: dict[str, AdapterRef] = {}  # replaced, but still answering
         self._tasks: dict[asyncio.Task[None], Ask] = {}
         self._under_way: dict[str, str] = {}  # ask -> the arena that has not taken its outcome yet
+        self._inherited: dict[str, frozenset[str]] = {}  # arena -> what was under way when it took the place of another
         self._sent: defaultdict[str, int] = defaultdict(int)  # ask -> its tries in the model
         self._running = self._replies = 0
         self._failures: Counter[str] = Counter()
@@ -190,10 +191,13 @@ class AgentHost:
             self._arenas[arena].put(before.take_back())
         if self._drained.is_set():
             self._arenas[arena].put([Stopped(self._name, self._stopped)])
-        return [ask_id for ask_id, told in self._under_way.items() if told == arena]
+        held = [ask_id for ask_id, told in self._under_way.items() if told == arena]
+        self._inherited[arena] = frozenset(held)
+        return held
 
     async def disconnect(self, arena: str) -> None:
         """Forget an arena that has ended."""
+        self._inherited.pop(arena, None)
         if (outbox := self._arenas.pop(arena, None)) is not None:
             self._let_be(outbox.take_back())
 
@@ -201,16 +205,16 @@ class AgentHost:
         """Take a batch of asks. Returns at once; every ask brings one outcome to the arena, unless the host stops.
 
         An ask that is told again before its outcome was taken counts once: its sender may not know whether it came, or
-        be the successor of one that died.
+        be the successor of one that died. A successor's may cross an outcome that it takes meanwhile: it counts once, too.
 
         Raises: AgentError: the model was not started; none of the batch was taken.
         """
         if self._info is None:
             raise AgentError(f"agent host {self._name!r} was asked before it was started")
         asks = _ASKS.decode(packed) if not (self._stopped or self._down) else []
-        start = asyncio.get_running_loop().create_task
+        start, inherited = asyncio.get_running_loop().create_task, self._inherited.get(arena, frozenset())
         for ask in asks:
-            if ask.id in self._under_way:
+            if ask.id in self._under_way or ask.id in inherited:
                 continue
             self._under_way[ask.id] = arena
             task = start(self._serve(arena, ask))

@@ -348,8 +348,8 @@ def check_loop(recipe: Recipe, tasks: Split) -> None:
         raise ConfigError("tasks.train=0: the loop has nothing to learn from; set it above 0")
     if recipe.loop.evaluate and not tasks.test:
         raise ConfigError("tasks.test=0: there is nothing held out; set it above 0, or loop.evaluate=false")
-    check_base(recipe)
     check_servable(recipe)
+    check_base(recipe)
 
 
 def check_debatable(recipe: Recipe, tasks: Split) -> None:

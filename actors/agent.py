@@ -205,7 +205,7 @@ class AgentHost:
         """Take a batch of asks. Returns at once; every ask brings one outcome to the arena, unless the host stops.
 
         An ask that is told again before its outcome was taken counts once: its sender may not know whether it came, or
-        be the successor of one that died. A successor's may cross an outcome that it takes meanwhile: it counts once, too.
+        be the successor of one that died. So does a successor's that crosses its outcome on the way.
 
         Raises: AgentError: the model was not started; none of the batch was taken.
         """

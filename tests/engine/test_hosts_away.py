@@ -53,21 +53,25 @@ class Listening:
         self.lost.remove(host)
 
 
-@pytest.fixture
-def placed(monkeypatch: pytest.MonkeyPatch) -> list[AgentActor]:
-    """The actors that were started, the newest last."""
+def place_here(monkeypatch: pytest.MonkeyPatch, backend: type[ScriptedBackend]) -> list[AgentActor]:
+    """Hosts are objects of this process from here on. Returns: those that were started, the newest last."""
     found: list[AgentActor] = []
 
     def place(spec: HostSpec) -> Remote:
         found.append(AgentActor(spec))
         return Remote(found[-1])
 
-    monkeypatch.setitem(BACKENDS, "scripted", msgspec.structs.replace(BACKENDS["scripted"], build=Dozer))
+    monkeypatch.setitem(BACKENDS, "scripted", msgspec.structs.replace(BACKENDS["scripted"], build=backend))
     monkeypatch.setattr("actors.placement.place", place)
     monkeypatch.setattr("engine.hosts.place", place)
     monkeypatch.setattr("ray.kill", lambda handle: None)
-    monkeypatch.setattr("engine.hosts.BACKOFF_S", 0.0)
     return found
+
+
+@pytest.fixture
+def placed(monkeypatch: pytest.MonkeyPatch) -> list[AgentActor]:
+    monkeypatch.setattr("engine.hosts.BACKOFF_S", 0.0)
+    return place_here(monkeypatch, Dozer)
 
 
 async def started(notes: list[str]) -> tuple[Hosts, Listening]:

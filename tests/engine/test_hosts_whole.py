@@ -8,14 +8,13 @@ import msgspec
 import pytest
 
 from actors.backend import AdapterRef
-from actors.catalogue import BACKENDS
 from actors.placement import AgentActor, HostSpec
 from actors.scripted import ScriptedBackend, ScriptedSettings
 from engine.hosts import Hosts
 from protocols.message import Ask, Reply
 from tests.actors.remote import Remote
 from tests.actors.test_agent import make_ask
-from tests.engine.test_hosts_away import Listening
+from tests.engine.test_hosts_away import Listening, place_here
 
 
 class OnDisk(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,22 +40,11 @@ class Folder(ScriptedBackend):
 
 @pytest.fixture
 def placed(monkeypatch: pytest.MonkeyPatch) -> list[AgentActor]:
-    found: list[AgentActor] = []
-
-    def place(spec: HostSpec) -> Remote:
-        found.append(AgentActor(spec))
-        return Remote(found[-1])
-
-    monkeypatch.setitem(BACKENDS, "scripted", msgspec.structs.replace(BACKENDS["scripted"], build=Folder))
-    monkeypatch.setattr("actors.placement.place", place)
-    monkeypatch.setattr("engine.hosts.place", place)
-    monkeypatch.setattr("ray.kill", lambda handle: None)
-
     async def ended(self: Hosts, host: str, handle: Any) -> None:
         """Nothing here is a process."""
 
     monkeypatch.setattr(Hosts, "_ended", ended)
-    return found
+    return place_here(monkeypatch, Folder)
 
 
 async def said(host: AgentActor, listening: Listening, number: int) -> tuple[str, str]:

@@ -14,6 +14,7 @@ MAX_LENGTH = 100_000  # characters of a text that is searched for objects; of a 
 MAX_SCANNED = 20_000  # characters of one object that is not strict JSON
 MAX_DEPTH = 20
 MAX_FAILURES = 300  # braces that could open an object and open none: LaTeX has many
+MAX_WASTED = 10 * MAX_SCANNED  # characters scanned behind such braces: some 0.1 s, in which an arena does nothing else
 
 _OPENS = re.compile(r"\{\s*[\"'}A-Za-z_]")
 _GAP = re.compile(r"\s*")
@@ -27,7 +28,11 @@ _DECODER = json.JSONDecoder(strict=False, parse_constant=str, parse_float=str, p
 
 
 class _UnreadableError(Exception):
-    """No object stands here."""
+    """No object stands here, as was plain after ``scanned`` characters."""
+
+    def __init__(self, scanned: int) -> None:
+        super().__init__(scanned)
+        self.scanned = scanned
 
 
 def read_fields(text: str) -> dict[str, Any] | None:
@@ -37,12 +42,12 @@ def read_fields(text: str) -> dict[str, Any] | None:
         can be read.
     """
     text = text[-MAX_LENGTH:]
-    found, failures, opening = None, 0, _OPENS.search(text)
-    while opening and failures < MAX_FAILURES:
+    found, failures, wasted, opening = None, 0, 0, _OPENS.search(text)
+    while opening and failures < MAX_FAILURES and wasted < MAX_WASTED:
         try:
             value, end = _object(text, opening.start())
-        except _UnreadableError:
-            failures, end = failures + 1, opening.start() + 1
+        except _UnreadableError as error:
+            failures, wasted, end = failures + 1, wasted + error.scanned, opening.start() + 1
         else:
             found = value or found
         opening = _OPENS.search(text, end)
@@ -61,7 +66,7 @@ def _object(text: str, at: int) -> tuple[dict[str, Any], int]:
 def _whole(value: Any, depth: int) -> Any:
     """A value of whole characters alone: half a surrogate pair, which JSON can spell, could be stored nowhere."""
     if depth > MAX_DEPTH:
-        raise _UnreadableError
+        raise _UnreadableError(MAX_SCANNED)
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):
@@ -82,7 +87,7 @@ def _braces(text: str, at: int, depth: int) -> tuple[dict[str, Any], int]:
         key, at = _key(text, at)
         at = _skip(text, at)
         if text[at : at + 1] != ":":
-            raise _UnreadableError
+            raise _UnreadableError(at)
         fields[key], at = _value(text, _skip(text, at + 1), depth)
         at = _comma(text, at, "}")
     return fields, at + 1
@@ -105,7 +110,7 @@ def _comma(text: str, at: int, closing: str) -> int:
     if text[at : at + 1] == ",":
         return _skip(text, at + 1)
     if text[at : at + 1] != closing:
-        raise _UnreadableError
+        raise _UnreadableError(at)
     return at
 
 
@@ -119,7 +124,7 @@ def _value(text: str, at: int, depth: int) -> tuple[Any, int]:
         return _string(text, at)
     if opening in ("{", "[", "("):
         if depth >= MAX_DEPTH:
-            raise _UnreadableError
+            raise _UnreadableError(at)
         return _braces(text, at, depth + 1) if opening == "{" else _brackets(text, at, depth + 1)
     word, at = _bare(text, at)
     return _NAMES.get(word.lower(), word), at
@@ -129,7 +134,7 @@ def _bare(text: str, at: int) -> tuple[str, int]:
     """A word without quotation marks. Raises: _UnreadableError."""
     match = _WORD.match(text, at)
     if match is None or not match.group().strip():
-        raise _UnreadableError
+        raise _UnreadableError(at)
     return match.group().strip(), match.end()
 
 
@@ -141,7 +146,7 @@ def _string(text: str, at: int) -> tuple[str, int]:
         if _CLOSES.match(text, match.end()):
             return _ESCAPE.sub(_unescaped, text[start : match.end() - 1]), match.end()
         at = match.end()
-    raise _UnreadableError
+    raise _UnreadableError(len(text))
 
 
 def _unescaped(match: re.Match[str]) -> str:

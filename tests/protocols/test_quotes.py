@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.quotes import holds, verify_quotes, words_of
+from tests.growth import assert_linear
 
 PASSAGE = words_of(
     "“It wasn’t me,” said Dr. Vale — well-known for 3.5 years — on a −5 °C day.\nThey paid 10% of $40. 他说中文很好。"
@@ -96,8 +96,6 @@ def test_no_text_raises(argument: str, source: str) -> None:
 
 
 @pytest.mark.parametrize("hostile", ["<quote>", "<quote>the ", "<", "< v", "<quote>the cat</quote>", "\u0301", "ﷺ"])
-def test_long_hostile_text_takes_no_time(hostile: str) -> None:
+def test_long_hostile_text_is_read_in_linear_time(hostile: str) -> None:
     words = words_of("The cat sat. " * 2000)
-    started = time.perf_counter()
-    verify_quotes(hostile * (100_000 // len(hostile)), words)
-    assert time.perf_counter() - started < 3.0
+    assert_linear(lambda text: verify_quotes(text, words), hostile * (100_000 // len(hostile)))

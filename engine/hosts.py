@@ -194,10 +194,14 @@ class Hosts:
         With ``sleep`` what is in a model is let finish; with ``release`` it is asked again later.
         Raises: AgentError: one cannot sleep, or does not end.
         """
-        leaving = {name: self._handles[name] for name in names if name in self._handles}
-        self._away |= leaving.keys()
+        self._away |= set(names) & self._handles.keys()
         self._all_back.clear()
         await self._time_stands()
+        for name in names:
+            async with self._reviving[name]:  # one that is being started again holds what it takes, too: it leaves then
+                pass
+        leaving = {name: self._handles[name] for name in names if name in self._handles}
+        self._away -= set(names) - leaving.keys()  # given up meanwhile
         if way == "sleep":
             await asyncio.gather(*(self._put_to_sleep(name, handle) for name, handle in leaving.items()))
             return

@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from actors.backend import AdapterRef
+from actors.backend import AdapterRef, BackendInfo
 from actors.catalogue import BACKENDS
 from actors.placement import AgentActor, HostSpec
 from actors.scripted import ScriptedBackend, ScriptedSettings
 from engine.hosts import Hosts
-from protocols.errors import AgentError
+from protocols.errors import AgentError, HostLostError
 from tests.actors.remote import Remote
 from tests.actors.test_agent import Arena, make_ask
 
@@ -119,3 +119,47 @@ async def test_a_host_that_does_not_wake_is_replaced_by_one_with_its_adapters(
     with pytest.raises(AgentError, match="model 'm' went down 2 times, the last time: somebody else has its GPU"):
         await hosts.call_back("sleep")
     await hosts.stop()
+
+
+class Slow(Dozer):
+    """Starts when it may; counts how often it was put to sleep."""
+
+    may_start = asyncio.Event()
+    slept = 0
+
+    async def start(self) -> BackendInfo:
+        await self.may_start.wait()
+        return await super().start()
+
+    async def sleep(self) -> None:
+        self.slept += 1
+
+
+async def test_a_host_that_is_being_started_again_is_let_start_before_it_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.hosts.BACKOFF_S", 0.0)
+    monkeypatch.setattr(Slow, "may_start", asyncio.Event())
+    placed, notes = place_here(monkeypatch, Slow), list[str]()
+    Slow.may_start.set()
+    hosts, listening = await started(notes)
+    Slow.may_start.clear()
+
+    async def killed() -> None:
+        raise HostLostError("killed")
+
+    monkeypatch.setattr(placed[0], "watch", killed)
+    watching = asyncio.ensure_future(hosts.watch())
+    while len(placed) < 2:
+        await asyncio.sleep(0.001)
+    leaving = asyncio.ensure_future(hosts.send_away(["m"], "sleep"))
+    await asyncio.sleep(0.05)
+    assert not leaving.done()
+    Slow.may_start.set()
+    await leaving
+    backend = placed[1]._host._backend
+    assert isinstance(backend, Slow) and backend.slept == 1  # not the one that is dead
+    await hosts.call_back("sleep")
+    assert len(placed) == 2 and hosts.restarts == {"m": 1} and listening.lost == []
+    await hosts.stop()
+    await watching

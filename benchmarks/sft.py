@@ -164,9 +164,10 @@ def moot(work: Work, batching: Any, folder: Path) -> dict[str, list[float]]:
     """What ``moot train`` does with the same rows."""
     from engine.cluster import join_ray
     from trainers.feed import Addition, make_feed_actor
+    from trainers.job import TrainingJob
+    from trainers.lanes import LanePlace, fit_lanes
     from trainers.mix import Mix
     from trainers.sft import SFTResult, SFTSettings
-    from trainers.worker import TrainingJob, fit_lanes
 
     join_ray()  # before anything imports Ray
     import ray
@@ -188,7 +189,7 @@ def moot(work: Work, batching: Any, folder: Path) -> dict[str, list[float]]:
     job = TrainingJob(agent="ada", name="ada@bench-v1", output=str(folder / "ada"))
     (trained,) = fit_lanes(
         [job], settings=settings, base_model=work.model, feed=feed, storage_path=folder / "storage", name="bench",
-        cpus_per_worker=work.threads,
+        place=LanePlace(cpus=work.threads),
     )  # fmt: skip
     ray.shutdown()
     assert isinstance(trained.result, SFTResult)
@@ -196,7 +197,7 @@ def moot(work: Work, batching: Any, folder: Path) -> dict[str, list[float]]:
 
 
 def run_apart(variant: str, file: Path, threads: int) -> dict[str, Any]:
-    from trainers.worker import worker_env
+    from trainers.lanes import worker_env
 
     env = os.environ | (worker_env(threads) if variant == "trl" else {})
     command = [sys.executable, __file__, "--variant", variant, str(file)]

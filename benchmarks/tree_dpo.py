@@ -293,7 +293,7 @@ def as_pair(row: Row) -> TokenPair:
 
 
 def run_apart(variant: str, file: Path) -> list[dict[str, Any]]:
-    from trainers.worker import worker_env
+    from trainers.lanes import worker_env
 
     env = os.environ | worker_env(os.cpu_count() or 1)
     command = [sys.executable, __file__, "--variant", variant, str(file)]

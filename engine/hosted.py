@@ -22,8 +22,8 @@ from protocols.errors import PausedError, ReplyError, TrainerError
 from trainers.example import Example
 from trainers.feed import MAX_PAGE_ROWS, decode_page
 from trainers.hosted import read_hosted
+from trainers.job import TrainedAdapter
 from trainers.registry import AdapterRecord, Registry, hosted_base_hash
-from trainers.worker import TrainedAdapter
 
 
 class HostedTraining(msgspec.Struct, frozen=True, kw_only=True):

@@ -45,11 +45,11 @@ from protocols.graph import Debate
 from protocols.message import Usage
 from protocols.statistics import statistics
 from trainers.feed import Addition, make_feed_actor
+from trainers.job import TrainedAdapter, TrainingJob, trains_whole
 from trainers.mix import Mix
 from trainers.preference_row import Preference
 from trainers.registry import AdapterRecord, Registry, adapter_name
 from trainers.select import select
-from trainers.worker import TrainedAdapter, TrainingJob, trains_whole
 
 
 class _Iteration:

@@ -15,10 +15,10 @@ from engine.training import Training, base_of, fit_on_ray, held, rows_of, sectio
 from protocols.errors import ConfigError
 from protocols.formats.magdi import Edges
 from trainers.interaction import RULE, Interaction, interaction_of
+from trainers.job import TrainingJob
 from trainers.magdi import MAGDiResult, MAGDiSettings
 from trainers.registry import Registry, adapter_name
 from trainers.row_file import write_rows
-from trainers.worker import TrainingJob
 
 
 def train_student(path: Path, overrides: Sequence[str], *, progress: Progress) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from engine.recipe import TrainSettings
 from engine.stage import recorded
 from engine.training import Training, base_of, fit_on_ray, held, rows_of, sections_of, stages_to_learn_from, told, word
 from protocols.errors import ConfigError
+from trainers.job import TrainingJob
 from trainers.preference_row import Preference
 from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
 from trainers.row_file import write_rows
 from trainers.tree_dpo import TreeDPOResult, TreeDPOSettings
-from trainers.worker import TrainingJob
 
 
 def train_on_preferences(path: Path, overrides: Sequence[str], *, progress: Progress) -> dict[str, Any]:

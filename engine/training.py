@@ -26,12 +26,13 @@ from engine.stage import recorded
 from protocols.errors import ConfigError, PausedError, TrainerError
 from trainers.example import Example
 from trainers.feed import LOCK_WAIT_S, Addition, Feed, make_feed_actor
+from trainers.job import Settings, TrainedAdapter, TrainingJob, is_trained, read_trained, trains_whole
+from trainers.lanes import LanePlace, fit_lanes
 from trainers.magdi import MAGDiSettings
 from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
 from trainers.select import select
 from trainers.sft import SFTSettings, check_gpus
 from trainers.tree_dpo import TreeDPOSettings
-from trainers.worker import Settings, TrainedAdapter, TrainingJob, fit_lanes, is_trained, read_trained, trains_whole
 
 H = TypeVar("H", SFTSettings, TreeDPOSettings, MAGDiSettings)
 SECTIONS: dict[type, str] = {SFTSettings: "sft", TreeDPOSettings: "tree_dpo", MAGDiSettings: "magdi"}  # of a recipe
@@ -66,12 +67,14 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
                 storage_path=self.workplace / "checkpoints",
                 name=self.run_id,
                 num_lanes=train.num_lanes,
-                ranks_per_lane=num_ranks,
-                cpus_per_worker=train.cpus_per_lane / num_ranks,
-                use_gpu=train.gpus_per_lane > 0,
-                gpu_share=self.gpu_share,
-                resources=held_to("trainers", machines_of_cluster()),
-                env_vars={"OMP_NUM_THREADS": str(train.threads)} if train.threads else None,
+                place=LanePlace(
+                    ranks=num_ranks,
+                    cpus=train.cpus_per_lane / num_ranks,
+                    use_gpu=train.gpus_per_lane > 0,
+                    gpu_share=self.gpu_share,
+                    resources=held_to("trainers", machines_of_cluster()),
+                    env_vars={"OMP_NUM_THREADS": str(train.threads)} if train.threads else {},
+                ),
                 checkpoint_every=train.checkpoint_every,
             )
         except TrainerError as err:

@@ -4,6 +4,8 @@ from trainers.example import Example
 from trainers.feed import Addition, Feed, FeedActor, FeedPage, Row, decode_page, hash_rows, make_feed_actor
 from trainers.full import train_model
 from trainers.interaction import Interaction
+from trainers.job import TrainedAdapter, TrainingJob, is_trained, read_trained
+from trainers.lanes import LanePlace, fit_lanes, worker_env
 from trainers.magdi import MAGDiResult, MAGDiSettings, train_on_graphs
 from trainers.mix import Mix
 from trainers.preference_row import Preference
@@ -12,7 +14,6 @@ from trainers.rule import Rule, RuleOptions
 from trainers.select import RULES, Selection, select
 from trainers.sft import SFTResult, SFTSettings, load_base, train_adapter
 from trainers.tree_dpo import TreeDPOResult, TreeDPOSettings, train_preferences
-from trainers.worker import TrainedAdapter, TrainingJob, fit_lanes, is_trained, read_trained, worker_env
 
 __all__ = [
     "RULES",
@@ -23,6 +24,7 @@ __all__ = [
     "FeedActor",
     "FeedPage",
     "Interaction",
+    "LanePlace",
     "MAGDiResult",
     "MAGDiSettings",
     "Mix",

@@ -28,11 +28,11 @@ from tests.actors.remote import Remote
 from tests.engine.in_process import InProcess
 from tests.engine.test_recipe import GOOD
 from trainers.feed import FeedActor, decode_page
+from trainers.job import TrainingJob, is_trained
 from trainers.mix import Mix
 from trainers.registry import CONFIG_NAME, WEIGHTS_NAME
 from trainers.sft import RESULT_NAME, SFTResult
 from trainers.tree_dpo import TreeDPOResult
-from trainers.worker import TrainingJob, is_trained
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -151,7 +151,8 @@ def test_a_lane_of_several_gpus_is_as_many_processes(
         rules={},
     )
     assert training.fit(None) == ""
-    assert (asked["ranks_per_lane"], asked["cpus_per_worker"], asked["use_gpu"]) == (ranks, cpus_each, gpus > 0)
+    place = asked["place"]
+    assert (place.ranks, place.cpus, place.use_gpu) == (ranks, cpus_each, gpus > 0)
 
 
 @pytest.mark.slow

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from protocols.errors import ConfigError
+from tests.trainers.test_lanes import FitThread, num_steps_saved, processes
 from tests.trainers.test_sft import ListSource
-from tests.trainers.test_worker import FitThread, num_steps_saved, processes
 from trainers.example import Example
 from trainers.feed import make_feed_actor
 from trainers.full import train_model
+from trainers.job import TrainingJob
+from trainers.lanes import LanePlace, fit_lanes
 from trainers.sft import SFTResult, SFTSettings, load_base
-from trainers.worker import TrainingJob, fit_lanes
 
 SETTINGS = SFTSettings(method="full", batch_size=2, epochs=2, learning_rate=1e-3, seed=3)
 NUM_ROWS = 7
@@ -51,10 +52,7 @@ def test_processes_that_share_a_model_die_and_go_on_together(
         storage_path=tmp_path / "storage",
         name="r",
         num_lanes=1,
-        ranks_per_lane=2,
-        cpus_per_worker=0.5,
-        resources={"moot_trainers": 0.001},
-        max_failures=1,
+        place=LanePlace(ranks=2, cpus=0.5, resources={"moot_trainers": 0.001}, max_failures=1),
         checkpoint_every=1,
     )
     fitting.wait_for(lambda: num_steps_saved(tmp_path / "storage") == 2)  # four rows; the fifth waits for a partner
@@ -79,4 +77,4 @@ def test_an_adapter_is_one_processs(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"^train: 2 processes a lane share whole models alone; set sft\.method: full"
     ):
-        fit_lanes([job], settings=SFTSettings(), ranks_per_lane=2, **arguments)
+        fit_lanes([job], settings=SFTSettings(), place=LanePlace(ranks=2), **arguments)

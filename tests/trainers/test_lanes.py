@@ -15,8 +15,9 @@ import pytest
 from protocols.errors import ConfigError, TrainerError
 from trainers.example import Example
 from trainers.feed import Feed, FeedPage, make_feed_actor
+from trainers.job import TrainedAdapter, TrainingJob, is_trained, read_trained
+from trainers.lanes import LanePlace, fit_lanes, worker_env
 from trainers.sft import SFTResult, SFTSettings, load_base, train_adapter
-from trainers.worker import TrainedAdapter, TrainingJob, fit_lanes, is_trained, read_trained, worker_env
 
 SETTINGS = SFTSettings(rank=4, batch_size=2, epochs=2, learning_rate=1e-2, seed=3)
 NUM_ROWS = 11  # odd: each epoch ends on a step of one row
@@ -144,8 +145,7 @@ def test_a_killed_worker_and_a_lost_driver_change_nothing(
             storage_path=tmp_path / "storage",
             name="r",
             num_lanes=num_lanes,
-            resources={"moot_trainers": 0.001},
-            max_failures=1,
+            place=LanePlace(resources={"moot_trainers": 0.001}, max_failures=1),
             checkpoint_every=1,
         )
 

@@ -51,7 +51,7 @@ settings.register_profile("thorough", parent=settings.get_profile("moot"), max_e
 settings.load_profile("ci" if os.environ.get("CI") else "moot")
 
 
-LONG = ("test_colocate", "test_lanes", "test_loop", "test_preference_loop")
+LONG = ("test_colocate", "test_lanes", "test_loop", "test_overlap", "test_preference_loop", "test_whole_loop")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

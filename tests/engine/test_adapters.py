@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import pytest
 import yaml
-from click.testing import CliRunner, Result
 
-from engine.cli import main
 from engine.evaluate import Evaluation, Figure
 from engine.folder import Manifest, RunFolder
 from engine.loop import publish
 from protocols.errors import ConfigError
+from tests.engine.command import done, moot, refused
 from tests.engine.fake_hub import fake_hub
 from tests.engine.test_recipe import built
 from tests.trainers.conftest import make_tiny_model
@@ -29,32 +26,6 @@ from trainers.registry import Registry, weights_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hub-token-of-a-test-0123456789"
-
-
-@pytest.fixture(autouse=True)
-def _keep_signals() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-def moot(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, ["adapters", *map(str, arguments)])
-
-
-def done(*arguments: str | Path) -> dict[str, Any]:
-    result = moot(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    outcome: dict[str, Any] = json.loads(result.stdout)
-    return outcome
-
-
-def refused(*arguments: str | Path) -> str:
-    result = moot(*arguments)
-    assert result.exit_code == 2, result.output
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("moot: ")
-    return line
 
 
 def make_run(path: Path, base: Path, base_hash: str) -> tuple[RunFolder, Registry]:
@@ -99,12 +70,12 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_what_there_is_and_where_it_comes_from(run: Path) -> None:
-    listed = done("list", run)["adapters"]
+    listed = done("adapters", "list", run)["adapters"]
     assert [(item["name"], item["parent"], item["rows"]) for item in listed] == [
         ("ada@r-v1", None, 3),
         ("ada@r-v2", "ada@r-v1", 5),
     ]
-    shown = done("show", run, "ada")  # the newest
+    shown = done("adapters", "show", run, "ada")  # the newest
     assert shown["lineage"] == ["ada@r-v2", "ada@r-v1", "embedded"]
     assert (shown["data_hash"], shown["recipe_hash"], shown["created"]) == (
         "d" * 64,
@@ -112,32 +83,39 @@ def test_what_there_is_and_where_it_comes_from(run: Path) -> None:
         "1970-01-02 00:00:00 UTC",
     )
     assert shown["metrics"] == {"iteration": 2, "final_loss": 0.125}
-    lines = moot("list", run).stdout.splitlines()
+    lines = moot("adapters", "list", run).stdout.splitlines()
     assert lines[-1] == "  ada@r-v2  from ada@r-v1  5 rows by generator  iteration 2, final_loss 0.125"
 
 
 def test_what_is_wrong_is_one_sentence_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert "is not a run's folder" in refused("list", tmp_path)
-    assert "there is no adapter 'bo' in" in (said := refused("export", run, "bo", "-o", out)) and "ada@r-v1" in said
+    assert "is not a run's folder" in refused("adapters", "list", tmp_path)
+    assert (
+        "there is no adapter 'bo' in" in (said := refused("adapters", "export", run, "bo", "-o", out))
+        and "ada@r-v1" in said
+    )
     assert "adapters/ada/v2/adapter_model" not in said
     (run / "adapters/ada/v1/adapter_model.safetensors").write_text("tampered")
-    assert "is not the file that was registered; restore it" in refused("export", run, "ada@r-v1", "-o", out)
+    assert "is not the file that was registered; restore it" in refused(
+        "adapters", "export", run, "ada@r-v1", "-o", out
+    )
     (tmp_path / "other").mkdir()
     (tmp_path / "other/model.safetensors").write_text("another base")
-    said = refused("merge", run, "ada", "-o", out, "--base", tmp_path / "other")
+    said = refused("adapters", "merge", run, "ada", "-o", out, "--base", tmp_path / "other")
     assert f"'ada@r-v2' was trained on base 'embedded' (weights bbbbbbbbbbbb), not on '{tmp_path}/other'" in said
-    assert "there are no weights in" in refused("merge", run, "ada", "-o", out, "--base", tmp_path / "nowhere")
+    assert "there are no weights in" in refused(
+        "adapters", "merge", run, "ada", "-o", out, "--base", tmp_path / "nowhere"
+    )
     (tmp_path / "full").mkdir()
     (tmp_path / "full/kept").touch()
-    assert "full: is there already" in refused("export", run, "ada", "-o", tmp_path / "full")
+    assert "full: is there already" in refused("adapters", "export", run, "ada", "-o", tmp_path / "full")
     assert {path.name for path in tmp_path.iterdir()} == {"run", "other", "full"}
     make_run(tmp_path / "bare", Path(), "")
-    assert "bare has no adapters; train some with `moot train" in refused("list", tmp_path / "bare")
+    assert "bare has no adapters; train some with `moot train" in refused("adapters", "list", tmp_path / "bare")
 
 
 def test_an_export_tells_its_lineage_and_no_folder_of_ours(run: Path, tmp_path: Path) -> None:
-    done("export", run, "ada", "-o", tmp_path / "out")
+    done("adapters", "export", run, "ada", "-o", tmp_path / "out")
     files = {file.name: file.read_text() for file in (tmp_path / "out").iterdir()}
     assert files.keys() == {"adapter_config.json", "adapter_model.safetensors", "README.md", "lineage.json"}
     assert files["adapter_model.safetensors"] == "weights 2"
@@ -166,12 +144,14 @@ def test_a_base_that_is_a_folder_has_no_name_for_others(tmp_path: Path) -> None:
     (folder / "adapter_model.safetensors").touch()
     (folder / "adapter_config.json").write_text("{}")
     add(registry, "a|b<i>@r-v1", folder, str(tmp_path / "secret/mine"), "b" * 64)
-    done("export", tmp_path / "run", "a|b<i>", "-o", tmp_path / "out")
+    done("adapters", "export", tmp_path / "run", "a|b<i>", "-o", tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
     assert "base_model" not in card.split("---\n")[1] and "secret" not in card
     assert "<i>" not in card and "`a\\|b&lt;i>@r-v1`" in card
-    assert "'" + str(tmp_path / "secret/mine") in refused("merge", tmp_path / "run", "a|b<i>", "-o", tmp_path / "m")
-    done("export", tmp_path / "run", "a|b<i>", "-o", tmp_path / "named", "--base-id", "org/mine")
+    assert "'" + str(tmp_path / "secret/mine") in refused(
+        "adapters", "merge", tmp_path / "run", "a|b<i>", "-o", tmp_path / "m"
+    )
+    done("adapters", "export", tmp_path / "run", "a|b<i>", "-o", tmp_path / "named", "--base-id", "org/mine")
     assert json.loads((tmp_path / "named/adapter_config.json").read_bytes())["base_model_name_or_path"] == "org/mine"
 
 
@@ -182,12 +162,15 @@ def test_a_whole_model_is_told_and_handed_on_as_one(run: Path, tmp_path: Path) -
     for name, text in files.items():
         (folder / name).write_text(text)
     add(Registry(run / "adapters"), "bo@r-v3", folder, "embedded", "b" * 64, whole=True)
-    assert done("show", run, "bo")["whole"] is True and done("list", run)["adapters"][-1]["whole"] is True
-    assert moot("list", run).stdout.splitlines()[-1].endswith("final_loss 0.25  a whole model")
-    said = refused("merge", run, "bo", "-o", tmp_path / "merged")
+    assert (
+        done("adapters", "show", run, "bo")["whole"] is True
+        and done("adapters", "list", run)["adapters"][-1]["whole"] is True
+    )
+    assert moot("adapters", "list", run).stdout.splitlines()[-1].endswith("final_loss 0.25  a whole model")
+    said = refused("adapters", "merge", run, "bo", "-o", tmp_path / "merged")
     assert "'bo@r-v3' is a whole model, not an adapter: there is nothing to merge it with; a recipe speaks with" in said
     assert said.endswith(f"as models.NAME.model: {folder}")
-    done("export", run, "bo", "-o", tmp_path / "out")
+    done("adapters", "export", run, "bo", "-o", tmp_path / "out")
     exported = {file.name: file.read_text() for file in (tmp_path / "out").iterdir()}
     assert exported.keys() == files.keys() - {"training.json"} | {"README.md", "lineage.json"}
     assert exported["model.safetensors"] == "all weights"
@@ -205,7 +188,9 @@ def test_a_whole_model_is_told_and_handed_on_as_one(run: Path, tmp_path: Path) -
         asyncio.run(publish(cast(Any, None), built(), record, Registry(run / "adapters")))
     assert "A model, all weights of which moot trained on what agent `bo` said" in page and "peft" not in page
     (folder / "model.safetensors").write_text("tampered")
-    assert "bo/v3 is not the one that was registered" in refused("export", run, "bo", "-o", tmp_path / "again")
+    assert "bo/v3 is not the one that was registered" in refused(
+        "adapters", "export", run, "bo", "-o", tmp_path / "again"
+    )
 
 
 def push(run: Path, url: str, token: str) -> subprocess.CompletedProcess[str]:
@@ -241,7 +226,7 @@ def test_a_push_that_is_refused_says_why_and_not_the_token(run: Path, monkeypatc
     gone = push(run, hub.url, TOKEN)  # nobody listens there any more
     assert gone.returncode == 2 and "cannot be pushed" in gone.stderr and "Traceback" not in gone.stderr
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    assert "HF_TOKEN is not set" in refused("push", run, "ada", "org/ada")
+    assert "HF_TOKEN is not set" in refused("adapters", "push", run, "ada", "org/ada")
 
 
 @pytest.fixture(scope="module")
@@ -275,8 +260,8 @@ def test_merged_exported_and_trained_speak_alike(trained: tuple[Path, Path], tmp
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run, base = trained
-    outcome = done("merge", run, "ada", "-o", tmp_path / "merged")
-    done("export", run, "ada", "-o", tmp_path / "exported")
+    outcome = done("adapters", "merge", run, "ada", "-o", tmp_path / "merged")
+    done("adapters", "export", run, "ada", "-o", tmp_path / "exported")
 
     def load(path: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(path)
@@ -308,6 +293,6 @@ def test_merged_exported_and_trained_speak_alike(trained: tuple[Path, Path], tmp
 @pytest.mark.filterwarnings("default")
 def test_a_coarse_merge_says_what_it_costs(trained: tuple[Path, Path], tmp_path: Path) -> None:
     run, _ = trained
-    outcome = done("merge", run, "ada", "-o", tmp_path / "merged", "--dtype", "bfloat16")
+    outcome = done("adapters", "merge", run, "ada", "-o", tmp_path / "merged", "--dtype", "bfloat16")
     assert 1e-4 < outcome["max_log_prob_error"] < 0.5
     assert json.loads((tmp_path / "merged/config.json").read_bytes())["dtype"] == "bfloat16"

@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from engine.cli import _show, main
+from engine.cli import _show
 from engine.folder import Manifest, RunFolder
+from tests.engine.command import moot
 from tests.engine.test_recipe import GOOD
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTED = str(ROOT / "recipes" / "scripted.yaml")
-
-
-@pytest.fixture(autouse=True)
-def _keep_signals() -> Iterator[None]:
-    """A command makes SIGTERM an interruption, as it is a process of its own."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-def moot(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
 
-from engine.cli import main
 from engine.evaluate import evaluate, mcnemar
 from engine.folder import Manifest, RunFolder
 from engine.likelihoods import likelihoods_file
 from engine.loop import keep_statistics
 from protocols.graph import Debate
+from tests.engine.command import done, moot, refused
 from tests.engine.test_evaluate import debate
 from trainers.likelihood import Likelihood
 
 BEFORE = [debate("t1", [["1", "2", "2"], ["2", "2", "2"]]), debate("t2", [["1", "1", "3"], ["1", "1", "1"]])]
 AFTER = [debate("t1", [["1", "1", "2"], ["1", "1", "1"]]), debate("t2", [["1", "1", "3"], ["1", "1", "1"]])]
-
-
-@pytest.fixture(autouse=True)
-def _keep_signals() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def make_run(path: Path, stages: dict[str, Sequence[Debate]], **fields: Any) -> Path:
@@ -48,27 +38,9 @@ def make_run(path: Path, stages: dict[str, Sequence[Debate]], **fields: Any) -> 
     return path
 
 
-def moot(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, ["compare", *map(str, arguments)])
-
-
-def compared(*arguments: str | Path) -> dict[str, Any]:
-    result = moot(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
-
-
-def refused(*arguments: str | Path) -> str:
-    result = moot(*arguments)
-    assert result.exit_code == 2 and result.stdout == "", result.output
-    (line,) = result.stderr.splitlines()
-    return line
-
-
 def test_a_run_s_evaluations_are_held_against_its_first(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"eval-0": BEFORE, "eval-10": AFTER, "eval-2": BEFORE})
-    found = compared(run)
+    found = done("compare", run)
     assert list(found["sides"]) == ["run:eval-0", "run:eval-2", "run:eval-10"]
     changes = {(one["after"], one["after_measure"]): one["difference"] for one in found["changes"]}
     final = changes["run:eval-10", "final vote"]
@@ -81,7 +53,7 @@ def test_a_run_s_evaluations_are_held_against_its_first(tmp_path: Path) -> None:
 
 
 def test_a_vote_of_the_openings_is_the_debate_s_control(tmp_path: Path) -> None:
-    found = compared(make_run(tmp_path / "run", {"eval-0": BEFORE, "eval-1": AFTER}))
+    found = done("compare", make_run(tmp_path / "run", {"eval-0": BEFORE, "eval-1": AFTER}))
     controls = {(one["after"], one["before_measure"]): one["difference"] for one in found["controls"]}
     assert controls["run:eval-0", "vote, round 0"]["difference"] == 0.0
     assert controls["run:eval-1", "single agent"]["before"] == pytest.approx(2 / 3)
@@ -90,7 +62,7 @@ def test_a_vote_of_the_openings_is_the_debate_s_control(tmp_path: Path) -> None:
 
 def test_diversity_and_cost_by_hand(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"eval-0": BEFORE, "eval-1": AFTER})
-    side = compared(run)["sides"]["run:eval-0"]
+    side = done("compare", run)["sides"]["run:eval-0"]
     opening = side["diversity"]["0"]  # 1 2 2 and 1 1 3: two of three pairs differ in both, one agent of three differs
     assert opening["consensus"] == pytest.approx(2 / 3)
     assert opening["pairwise_disagreement"] == pytest.approx(2 / 3)
@@ -111,7 +83,7 @@ def test_the_tables_tell_the_same(tmp_path: Path) -> None:
     likely = Likelihood(speaker="ada v1", reader="base", nll=1.25, kl=0.5, tokens=1234)
     likelihoods_file(run, "eval-1").parent.mkdir()
     likelihoods_file(run, "eval-1").write_bytes(msgspec.json.encode([likely]))
-    text = moot(run).stdout
+    text = moot("compare", run).stdout
     rows = [line.split("  ") for line in text.splitlines()]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     assert ["final vote", "50.0% [9.5, 90.5]", "100.0% [34.2, 100.0]", "+50.0 [−48.0, +100.0] p=1 of 2"] in cells
@@ -126,31 +98,33 @@ def test_other_tasks_are_told_and_none_in_common_refused(tmp_path: Path) -> None
     other = make_run(
         tmp_path / "other", {"eval-0": [*AFTER, debate("t3", [["1"]])]}, recipe={"tasks": {"source": "file"}}
     )
-    notes = compared(one, other)["notes"]
+    notes = done("compare", one, other)["notes"]
     assert notes[0] == ("one:eval-0 graded 2 tasks and other:eval-0 3; changes are over the 2 that both have")
     assert "describe their tasks differently" in notes[1] and "replies a task differ: " in notes[2]
     third = make_run(tmp_path / "third", {"eval-0": [debate("t9", [["1"]])]})
-    assert "one:eval-0 and third:eval-0 have no graded task in common (2 and 1 of their own)" in refused(one, third)
+    assert "one:eval-0 and third:eval-0 have no graded task in common (2 and 1 of their own)" in refused(
+        "compare", one, third
+    )
 
 
 def test_what_cannot_be_compared_says_why(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"eval-0": BEFORE})
-    assert "run:eval-0 is the only evaluation of" in refused(run)
-    assert "holds no evaluation 'eval-7'; there is: eval-0" in refused(run, f"{run}:eval-7")
-    assert "nowhere is not a run's folder" in refused(run, tmp_path / "nowhere")
-    assert "holds no evaluation yet; finish it with `moot resume" in refused(make_run(tmp_path / "new", {}))
-    assert "run:eval-0 is named 2 times" in refused(run, f"{run}:eval-0")
+    assert "run:eval-0 is the only evaluation of" in refused("compare", run)
+    assert "holds no evaluation 'eval-7'; there is: eval-0" in refused("compare", run, f"{run}:eval-7")
+    assert "nowhere is not a run's folder" in refused("compare", run, tmp_path / "nowhere")
+    assert "holds no evaluation yet; finish it with `moot resume" in refused("compare", make_run(tmp_path / "new", {}))
+    assert "run:eval-0 is named 2 times" in refused("compare", run, f"{run}:eval-0")
 
 
 def test_runs_of_one_name_go_by_their_paths(tmp_path: Path) -> None:
     here, there = (make_run(tmp_path / place / "run", {"eval-0": BEFORE}) for place in ("here", "there"))
-    assert list(compared(here, there)["sides"]) == [f"{here}:eval-0", f"{there}:eval-0"]
+    assert list(done("compare", here, there)["sides"]) == [f"{here}:eval-0", f"{there}:eval-0"]
 
 
 def test_runs_from_before_statistics_were_kept_still_compare(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"eval-0": BEFORE, "eval-1": AFTER})
     for file in (run / "results").glob("*-statistics.json"):
         file.unlink()
-    side = compared(run)["sides"]["run:eval-1"]
+    side = done("compare", run)["sides"]["run:eval-1"]
     assert side["diversity"] == {} and side["cost"]["replies"] is None
-    assert "diversity" not in moot(run).stdout
+    assert "diversity" not in moot("compare", run).stdout

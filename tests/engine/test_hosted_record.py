@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from engine.cli import main
 from engine.folder import RunFolder
 from engine.progress import Progress
 from engine.spending import money
@@ -18,6 +14,7 @@ from engine.training import train_recorded
 from protocols.errors import PausedError
 from tests.actors.fake_api import failed
 from tests.actors.fake_finetuning import BASE, FakeFinetuning, finetuning_in_a_thread
+from tests.engine.command import done, moot, refused
 from tests.engine.test_training import debate, folder_with
 from trainers.registry import Registry
 
@@ -44,17 +41,8 @@ def run(service: FakeFinetuning, tmp_path: Path) -> RunFolder:
     return folder_with(tmp_path / "run", [debate(f"t{n}", ("2", "2", "3")) for n in range(12)], recipe=recipe)
 
 
-def told(*arguments: str | Path, code: int = 0) -> Any:
-    result = CliRunner().invoke(main, [*map(str, arguments), "--json"])
-    assert result.exit_code == code, result.output
-    if code == 0:
-        return json.loads(result.stdout)
-    assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("moot: ")
-    return result.stderr
-
-
 def test_a_record_trains_at_the_service_without_ray(run: RunFolder, service: FakeFinetuning, tmp_path: Path) -> None:
-    outcome = told("train", run.path)
+    outcome = done("train", run.path)
     assert outcome["adapters"] == ["ada@r-v1", "bo@r-v1"] and outcome["rows"] == {"ada": 12, "bo": 12}
     assert outcome["final_loss"] == {"ada": 0.3333, "bo": 0.3333} and outcome["warnings"] == []
     assert service.begun == {"ada@r-v1": 1, "bo@r-v1": 1}
@@ -62,12 +50,12 @@ def test_a_record_trains_at_the_service_without_ray(run: RunFolder, service: Fak
     costs = [record.metrics["cost_usd"] for record in Registry(run.path / "adapters").list()]
     assert money(run, {})["training_usd"] == pytest.approx(sum(costs), abs=1e-6) and all(costs)
 
-    listed = told("adapters", "list", run.path)["adapters"]
+    listed = done("adapters", "list", run.path)["adapters"]
     models = {job.body["metadata"]["moot_adapter"]: job.model for job in service.jobs.values()}
     assert {record["name"]: record["model"] for record in listed} == models
-    people = CliRunner().invoke(main, ["adapters", "list", str(run.path)]).stdout
+    people = moot("adapters", "list", run.path).stdout
     assert all(f"as {model}" in people for model in models.values())
-    shown = told("adapters", "show", run.path, "ada")
+    shown = done("adapters", "show", run.path, "ada")
     assert shown["model"] == models["ada@r-v1"] and shown["hosted"]["service"] == f"{service.url}/v1"
     assert shown["lineage"] == ["ada@r-v1", BASE] and shown["hosted"]["file"] in service.files
     target = tmp_path / "out"
@@ -77,13 +65,13 @@ def test_a_record_trains_at_the_service_without_ray(run: RunFolder, service: Fak
         ("adapters", "push", run.path, "ada", "me/mine"),
         ("adapters", "score", run.path, "--stage", "debate"),
     ):
-        said = told(*command, code=2)
+        said = refused(*command)
         assert f"is the model {models['ada@r-v1']!r} of the service that trained it, which gives out no weights" in said
     assert not target.exists()
 
-    again = told("train", run.path, "train.agents=[ada]")
+    again = done("train", run.path, "train.agents=[ada]")
     assert again["adapters"] == ["ada@r-v2"] and service.begun["ada@r-v2"] == 1
-    said = told("train", run.path, "--preferences", f"train.base_model={tmp_path}", code=2)
+    said = refused("train", run.path, "--preferences", f"train.base_model={tmp_path}")
     assert "gives out no weights: preferences cannot be learned on top of it here" in said
 
 
@@ -92,7 +80,7 @@ def test_a_service_that_refuses_pauses_and_the_same_command_goes_on(run: RunFold
     with pytest.raises(PausedError, match=rf"model 'gpt' was refused \(quota\).*go on with `moot train {run.path}`"):
         train_recorded(run.path, (), progress=Progress(live=False))
     service.refuse = []
-    assert told("train", run.path)["adapters"] == ["ada@r-v1", "bo@r-v1"]
+    assert done("train", run.path)["adapters"] == ["ada@r-v1", "bo@r-v1"]
     assert max(service.begun.values()) == 1 and len(service.files) == 2
 
 
@@ -100,10 +88,10 @@ def test_who_is_trained_here_waits_for_another_call(run: RunFolder, service: Fak
     run.manifest.recipe["models"]["local"] = {"backend": "vllm", "model": "embedded"}
     run.manifest.recipe["agents"]["bo"]["model"] = "local"
     run.save()
-    assert "services train ada, but not bo; train them one after the other" in told("train", run.path, code=2)
-    assert told("train", run.path, "train.agents=[ada]")["adapters"] == ["ada@r-v1"]
+    assert "services train ada, but not bo; train them one after the other" in refused("train", run.path)
+    assert done("train", run.path, "train.agents=[ada]")["adapters"] == ["ada@r-v1"]
 
 
 def test_a_base_that_is_named_is_trained_here(run: RunFolder, service: FakeFinetuning) -> None:
-    said = told("train", run.path, "train.base_model=nowhere", code=2)
+    said = refused("train", run.path, "train.base_model=nowhere")
     assert "train.base_model='nowhere': there is no such folder" in said and service.calls == []

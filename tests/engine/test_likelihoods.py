@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
 
-from engine.cli import main
 from engine.likelihoods import _spoken, likelihoods_file, read_likelihoods
 from protocols.graph import Debate
+from tests.engine.command import moot
 from tests.engine.test_adapters import add
 from tests.engine.test_training import debate, folder_with
 from tests.trainers.conftest import make_tiny_model
 from tests.trainers.test_likelihood import make_adapter
 from trainers.registry import Registry, weights_hash
-
-
-@pytest.fixture(autouse=True)
-def _keep_signals() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-def moot(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, ["adapters", "score", *map(str, arguments)])
 
 
 def tuned(made: Debate, **adapters: str) -> Debate:
@@ -58,15 +44,15 @@ def test_speakers_are_known_by_the_version_that_spoke() -> None:
 
 def test_what_cannot_be_scored_says_why(tmp_path: Path) -> None:
     folder_with(tmp_path, DEBATES, stage="eval-0")
-    said = moot(tmp_path).stderr
+    said = moot("adapters", "score", tmp_path).stderr
     assert "has no adapters; train some" in said and len(said.splitlines()) == 1
     path = tmp_path / "adapters/ada/v1"
     path.mkdir(parents=True)
     (path / "adapter_model.safetensors").touch()
     (path / "adapter_config.json").touch()
     add(Registry(tmp_path / "adapters"), "ada@r-v1", path, "nowhere", "b" * 64)
-    assert "has no stage 'eval-3'; it has: eval-0" in moot(tmp_path, "--stage", "eval-3").stderr
-    assert "its base 'nowhere' is no folder here; name one with --base" in moot(tmp_path).stderr
+    assert "has no stage 'eval-3'; it has: eval-0" in moot("adapters", "score", tmp_path, "--stage", "eval-3").stderr
+    assert "its base 'nowhere' is no folder here; name one with --base" in moot("adapters", "score", tmp_path).stderr
 
 
 @pytest.mark.slow
@@ -79,7 +65,7 @@ def test_a_stage_is_scored_and_kept(tmp_path: Path) -> None:
     for seed, (agent, version) in enumerate((("ada", 1), ("bo", 2))):
         path = make_adapter(base, run / "adapters" / agent / f"v{version}", seed)
         add(registry, f"{agent}@r-v{version}", path, str(base), weights_hash(base))
-    result = moot(run, "--replies", "2", "--json")
+    result = moot("adapters", "score", run, "--replies", "2", "--json")
     assert result.exit_code == 0, result.output
     outcome: dict[str, Any] = json.loads(result.stdout)
     pairs = [(row["speaker"], row["reader"]) for row in outcome["likelihoods"]]

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from engine.cli import main
+from tests.engine.command import done, refused
 from tests.engine.test_preferences import RECIPE, recorded
 from tests.protocols.formats.samples import magdi
 from tests.trainers.conftest import tiny_model
@@ -20,16 +19,10 @@ from trainers.row_file import read_rows
 __all__ = ["tiny_model"]
 
 
-def told(*arguments: str | Path, code: int = 0) -> Any:
-    result = CliRunner().invoke(main, [*map(str, arguments), "--json"])
-    assert result.exit_code == code, result.output
-    return json.loads(result.stdout) if code == 0 else result.output
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     (tmp_path / "StrategyQA_1000.json").write_text(json.dumps(magdi()))
-    told("import", "magdi", tmp_path / "StrategyQA_1000.json", "--run-dir", tmp_path / "run")
+    done("import", "magdi", tmp_path / "StrategyQA_1000.json", "--run-dir", tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -37,7 +30,7 @@ def run(tmp_path: Path) -> Path:
 @pytest.mark.timeout(1500)
 @pytest.mark.filterwarnings("default")
 def test_an_imports_debates_become_one_student(run: Path, tiny_model: Path, local_ray: Any) -> None:
-    outcome = told(
+    outcome = done(
         *("train", run, "--magdi", f"train.base_model={tiny_model}", "train.agents=[pupil]", "train.label=gold"),
         *("magdi.rank=4", "magdi.hidden=8", "magdi.epochs=3", "magdi.learning_rate=0.01", "train.threads=1"),
     )
@@ -60,20 +53,20 @@ def test_an_imports_debates_become_one_student(run: Path, tiny_model: Path, loca
 
 
 def test_what_stands_in_its_way_is_said(run: Path, tmp_path: Path) -> None:
-    def refused(*arguments: str, of: Path = run) -> str:
-        text: str = told("train", of, *arguments, code=2)
+    def said(*arguments: str, of: Path = run) -> str:
+        text = refused("train", of, *arguments)
         assert not (of / "train").exists()
         return text
 
     one = ("--magdi", "train.agents=[pupil]")
-    assert "bard, claude, gpt4 would learn; name the one in train.agents" in refused("--magdi", "train.label=gold")
-    assert "nobody would learn" in refused("--magdi", "train.label=gold", "train.teachers=[generator]")
-    text = refused(*one, "train.min_support=9")
+    assert "bard, claude, gpt4 would learn; name the one in train.agents" in said("--magdi", "train.label=gold")
+    assert "nobody would learn" in said("--magdi", "train.label=gold", "train.teachers=[generator]")
+    text = said(*one, "train.min_support=9")
     assert "none of its 2 debates has an answer that is right by train.label=consensus; debate other" in text
-    assert "train.base_model is empty" in refused(*one)
-    assert "takes train.* and magdi.* alone; tree_dpo.* goes with --preferences" in refused(*one, "tree_dpo.beta=1")
-    assert "takes train.* and sft.* alone; magdi.* goes with --magdi" in refused("magdi.hidden=8")
-    assert "hidden=0 must be at least 1" in refused(*one, "magdi.hidden=0")
-    assert "are two trainings; give one of them" in refused("--magdi", "--preferences")
+    assert "train.base_model is empty" in said(*one)
+    assert "takes train.* and magdi.* alone; tree_dpo.* goes with --preferences" in said(*one, "tree_dpo.beta=1")
+    assert "takes train.* and sft.* alone; magdi.* goes with --magdi" in said("magdi.hidden=8")
+    assert "hidden=0 must be at least 1" in said(*one, "magdi.hidden=0")
+    assert "are two trainings; give one of them" in said("--magdi", "--preferences")
     unfinished = recorded(tmp_path / "open", RECIPE | {"magdi": {"hidden": 8}})
-    assert "is not finished" in refused(*one, of=unfinished.path)
+    assert "is not finished" in said(*one, of=unfinished.path)

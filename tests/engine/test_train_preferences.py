@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from engine.cli import main
 from engine.folder import RunFolder
+from tests.engine.command import done, refused
 from tests.engine.test_preferences import RECIPE, recorded
 from tests.trainers.conftest import tiny_model
 from trainers.preference_row import Preference
@@ -28,12 +26,6 @@ def finished(path: Path, train: dict[str, Any], **sections: Any) -> RunFolder:
     return folder
 
 
-def told(*arguments: str, code: int = 0) -> Any:
-    result = CliRunner().invoke(main, ["train", *arguments, "--json"])
-    assert result.exit_code == code, result.output
-    return json.loads(result.stdout) if code == 0 else result.output
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.filterwarnings("default")
@@ -45,10 +37,10 @@ def test_a_student_taught_and_then_shown_what_is_better(tmp_path: Path, tiny_mod
         tree_dpo={"learning_rate": 1e-2, "epochs": 4, "token_budget": 4096},
     )
     run = str(folder.path)
-    assert "'s' has no adapter" in told(run, "--preferences", code=2)
-    taught = told(run)
+    assert "'s' has no adapter" in refused("train", run, "--preferences")
+    taught = done("train", run)
     assert taught["rows"] == {"s": 9}  # the teachers' right answers of three rounds, by hand
-    shown = told(run, "--preferences", "tree_dpo.beta=0.5")
+    shown = done("train", run, "--preferences", "tree_dpo.beta=0.5")
     assert shown["adapters"] == ["s@r-v2"] and shown["warnings"] == []
     assert (shown["rows"], shown["supervised_rows"]) == ({"s": 11}, 9)  # right over wrong answers, round by round
     before, after = shown["margin"]["s"]
@@ -63,12 +55,12 @@ def test_a_student_taught_and_then_shown_what_is_better(tmp_path: Path, tiny_mod
 
 def test_what_stands_in_its_way_is_said(tmp_path: Path, tiny_model: Path) -> None:
     folder = recorded(tmp_path / "open", {"train": {"base_model": str(tiny_model)}})
-    assert "is not finished" in told(str(folder.path), "--preferences", code=2)
+    assert "is not finished" in refused("train", str(folder.path), "--preferences")
     folder = finished(tmp_path / "run", {"base_model": str(tiny_model), "label": "consensus"})
-    assert "no round of its 1 debates has both" in told(str(folder.path), "--preferences", code=2)
-    text = told(str(folder.path), "--preferences", "sft.rank=4", code=2)
+    assert "no round of its 1 debates has both" in refused("train", str(folder.path), "--preferences")
+    text = refused("train", str(folder.path), "--preferences", "sft.rank=4")
     assert "takes train.* and tree_dpo.* alone" in text
-    assert "tree_dpo.* goes with --preferences" in told(str(folder.path), "tree_dpo.beta=1", code=2)
+    assert "tree_dpo.* goes with --preferences" in refused("train", str(folder.path), "tree_dpo.beta=1")
 
 
 def test_nothing_is_learned_on_top_of_a_whole_model(tmp_path: Path, tiny_model: Path) -> None:
@@ -87,7 +79,7 @@ def test_nothing_is_learned_on_top_of_a_whole_model(tmp_path: Path, tiny_model: 
         created_at=1.0,
         whole=True,
     )
-    text = told(str(folder.path), "--preferences", code=2)
+    text = refused("train", str(folder.path), "--preferences")
     assert (
         f"preferences are learned on top of an adapter; a recipe speaks with it as models.NAME.model: {model}" in text
     )

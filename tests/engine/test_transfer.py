@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
-from click.testing import CliRunner, Result
 
-from engine.cli import main
 from engine.folder import Manifest, RunFolder
 from engine.journal import CloseEntry, EventEntry, Journal
 from engine.progress import Progress
@@ -26,36 +22,10 @@ from protocols.graph import Debate, encode_debate
 from protocols.machine import Opened
 from protocols.message import Ask
 from protocols.task import Task
+from tests.engine.command import done, moot, refused
 from tests.fakes import play
 from tests.protocols.formats import samples
 from tests.protocols.test_society import society
-
-
-@pytest.fixture(autouse=True)
-def _keep_signals() -> Iterator[None]:
-    """A command makes SIGTERM an interruption, as it is a process of its own."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-def moot(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def done(*arguments: str | Path) -> dict[str, Any]:
-    result = moot(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    outcome: dict[str, Any] = json.loads(result.stdout)
-    return outcome
-
-
-def refused(*arguments: str | Path) -> str:
-    result = moot(*arguments)
-    assert result.exit_code == 2, result.output
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("moot: ") and "Traceback" not in result.output
-    return line
 
 
 def written(path: Path, value: Any) -> Path:

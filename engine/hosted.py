@@ -23,7 +23,7 @@ from trainers.example import Example
 from trainers.feed import MAX_PAGE_ROWS, decode_page
 from trainers.hosted import read_hosted
 from trainers.job import TrainedAdapter
-from trainers.registry import AdapterRecord, Registry, hosted_base_hash
+from trainers.registry import AdapterRecord, Registry, hosted_base_hash, parse_name
 
 
 class HostedTraining(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,10 +109,9 @@ class HostedTraining(msgspec.Struct, frozen=True, kw_only=True):
         return trained
 
 
-def hosted_job(
-    recipe: Recipe, folder: RunFolder, agent: str, name: str, version: int, *, parent: AdapterRecord | None = None
-) -> HostedJob:
-    """The job that trains an agent of a recipe at its service, from its base or on from ``parent``."""
+def hosted_job(recipe: Recipe, registry: Registry, name: str, *, parent: AdapterRecord | None = None) -> HostedJob:
+    """The job that trains this version of an agent of a recipe at its service, from its base or on from ``parent``."""
+    agent, version = parse_name(name)
     model = recipe.agents[agent].model
     service = recipe.models[model].settings
     assert isinstance(service, OpenAISettings)  # others have no finetune
@@ -121,7 +120,7 @@ def hosted_job(
         agent=agent,
         name=name,
         version=version,
-        output=folder.path / "adapters" / agent / f"v{version}",
+        output=registry.folder_for(name),
         model=model,
         service=service,
         parent=parent.name if parent else None,

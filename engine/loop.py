@@ -45,7 +45,7 @@ from protocols.graph import Debate
 from protocols.message import Usage
 from protocols.statistics import statistics
 from trainers.feed import Addition, make_feed_actor
-from trainers.job import TrainedAdapter, TrainingJob, trains_whole
+from trainers.job import TrainedAdapter, TrainingJob, job_for, trains_whole
 from trainers.mix import Mix
 from trainers.preference_row import Preference
 from trainers.registry import AdapterRecord, Registry, adapter_name
@@ -226,11 +226,12 @@ class Loop:
         self._progress.note(f"{stage}: pairs " + ", ".join(f"{agent} {len(found)}" for agent, found in rows.items()))
         training = preference_training(
             self._folder,
+            self._registry,
             self._recipe.train,
             self._recipe.tree_dpo,
             self._base,
             rows,
-            {agent: self._registry.folder_of(parents[agent]) for agent in rows},
+            parents,
             version,
             gpu_share_of(way_of(self._recipe)),
         )
@@ -289,7 +290,7 @@ class Loop:
         return HostedTraining(
             workplace=self._workplace(iteration),
             jobs=[
-                hosted_job(self._recipe, self._folder, agent, name, version, parent=parents.get(agent))
+                hosted_job(self._recipe, self._registry, name, parent=parents.get(agent))
                 for agent, name in names.items()
             ],
             rules={agent: self._recipe.train.rules_of(agent, self._recipe.cast) for agent in names},
@@ -311,11 +312,8 @@ class Loop:
         for agent in self._recipe.learners:
             if agent in self._recipe.hosted:
                 continue
-            parent = parents.get(agent)
             name = adapter_name(agent, self._folder.manifest.id, version)
-            output = self._folder.path / "adapters" / agent / f"v{version}"
-            before = str(self._registry.folder_of(parent)) if parent else None
-            jobs.append(TrainingJob(agent=agent, name=name, output=str(output), parent=before))
+            jobs.append(job_for(self._registry, name, parent=parents.get(agent)))
         return jobs
 
     async def _publish(self, version: int) -> None:

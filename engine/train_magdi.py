@@ -15,7 +15,7 @@ from engine.training import Training, base_of, fit_on_ray, held, rows_of, sectio
 from protocols.errors import ConfigError
 from protocols.formats.magdi import Edges
 from trainers.interaction import RULE, Interaction, interaction_of
-from trainers.job import TrainingJob
+from trainers.job import job_for
 from trainers.magdi import MAGDiResult, MAGDiSettings
 from trainers.registry import Registry, adapter_name
 from trainers.row_file import write_rows
@@ -41,21 +41,14 @@ def _train(folder: RunFolder, overrides: Sequence[str], progress: Progress) -> d
     student, rows = _rows(folder, settings, how.edges)
     base, agent = base_of(settings, progress), word(student)
     registry = Registry(folder.path / "adapters")
-    version = 1 + max((record.version for record in registry.list()), default=0)
+    version = registry.next_version
     training = Training(
         run_id=manifest.id,
         settings=settings,
         how=how,
         base=base,
         workplace=folder.path / "train" / f"magdi-{version}",
-        jobs=[
-            TrainingJob(
-                agent=agent,
-                method="magdi",
-                name=adapter_name(agent, word(manifest.id), version),
-                output=str(folder.path / "adapters" / agent / f"v{version}"),
-            )
-        ],
+        jobs=[job_for(registry, adapter_name(agent, word(manifest.id), version), method="magdi")],
         rules={agent: (RULE,)},
     )
     write_rows(rows_of(training), agent, rows)

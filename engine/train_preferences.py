@@ -15,7 +15,7 @@ from engine.recipe import TrainSettings
 from engine.stage import recorded
 from engine.training import Training, base_of, fit_on_ray, held, rows_of, sections_of, stages_to_learn_from, told, word
 from protocols.errors import ConfigError
-from trainers.job import TrainingJob
+from trainers.job import job_for
 from trainers.preference_row import Preference
 from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
 from trainers.row_file import write_rows
@@ -44,10 +44,8 @@ def _train(folder: RunFolder, overrides: Sequence[str], progress: Progress) -> d
     trees = RecordedTrees(folder, settings)
     rows = _rows(folder, trees, settings)
     parents = {agent: _parent(folder, registry, agent, base) for agent in rows}
-    version = 1 + max(record.version for record in registry.list())
-    training = preference_training(
-        folder, settings, how, base, rows, {agent: registry.folder_of(one) for agent, one in parents.items()}, version
-    )
+    version = registry.next_version
+    training = preference_training(folder, registry, settings, how, base, rows, parents, version)
     shown = ", ".join(f"{agent} {len(found)} on {parents[agent].name}" for agent, found in rows.items())
     progress.note(f"training v{version} on recorded preferences: {shown}")
     warning = fit_on_ray(training, lambda: str(rows_of(training)))
@@ -73,18 +71,19 @@ def _train(folder: RunFolder, overrides: Sequence[str], progress: Progress) -> d
 
 def preference_training(
     folder: RunFolder,
+    registry: Registry,
     settings: TrainSettings,
     how: TreeDPOSettings,
     base: str,
     rows: Mapping[str, Sequence[Preference]],
-    parents: Mapping[str, Path],
+    parents: Mapping[str, AdapterRecord],
     version: int,
     gpu_share: float = 1.0,
 ) -> Training:
     """A training of everybody who has rows, each on top of an adapter of theirs; the rows are on disk when it returns.
 
     Args:
-        parents: agent -> the folder of the adapter to go on from.
+        parents: agent -> the adapter to go on from.
         gpu_share: see ``Training``.
     """
     run_id = folder.manifest.id
@@ -95,13 +94,7 @@ def preference_training(
         base=base,
         workplace=folder.path / "train" / f"preferences-{version}",
         jobs=[
-            TrainingJob(
-                agent=agent,
-                method="tree_dpo",
-                name=adapter_name(agent, word(run_id), version),
-                output=str(folder.path / "adapters" / agent / f"v{version}"),
-                parent=str(parents[agent]),
-            )
+            job_for(registry, adapter_name(agent, word(run_id), version), method="tree_dpo", parent=parents[agent])
             for agent in rows
         ],
         rules={agent: tuple(dict.fromkeys(row.rule for row in found)) for agent, found in rows.items()},

@@ -26,7 +26,7 @@ from engine.stage import recorded
 from protocols.errors import ConfigError, PausedError, TrainerError
 from trainers.example import Example
 from trainers.feed import LOCK_WAIT_S, Addition, Feed, make_feed_actor
-from trainers.job import Settings, TrainedAdapter, TrainingJob, is_trained, read_trained, trains_whole
+from trainers.job import Settings, TrainedAdapter, TrainingJob, is_trained, job_for, read_trained, trains_whole
 from trainers.lanes import LanePlace, fit_lanes
 from trainers.magdi import MAGDiSettings
 from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
@@ -156,22 +156,18 @@ def _train_recorded(folder: RunFolder, overrides: Sequence[str], progress: Progr
     settings, sft = sections_of(folder, overrides, SFTSettings)
     rows = _rows(folder, settings)
     registry = Registry(folder.path / "adapters")
-    version = 1 + max((record.version for record in registry.list()), default=0)
+    version = registry.next_version
     workplace = folder.path / "train" / f"recorded-{version}"
     names = {word(agent): adapter_name(word(agent), word(manifest.id), version) for agent in rows}
     rules = {word(agent): _rules_in(found) for agent, found in rows.items()}
-    hosted = HostedTraining(workplace=workplace, jobs=_hosted_jobs(folder, settings, names, version), rules=rules)
+    hosted = HostedTraining(workplace=workplace, jobs=_hosted_jobs(folder, registry, settings, names), rules=rules)
     training = Training(
         run_id=manifest.id,
         settings=settings,
         how=sft,
         base="" if hosted.jobs else base_of(settings, progress),
         workplace=workplace,
-        jobs=[
-            TrainingJob(agent=agent, name=name, output=str(folder.path / "adapters" / agent / f"v{version}"))
-            for agent, name in names.items()
-            if not hosted.jobs
-        ],
+        jobs=[] if hosted.jobs else [job_for(registry, name) for name in names.values()],
         rules=rules,
     )
     workplace.mkdir(parents=True, exist_ok=True)
@@ -208,7 +204,9 @@ def told(folder: RunFolder, trained: Sequence[TrainedAdapter]) -> dict[str, Any]
     }
 
 
-def _hosted_jobs(folder: RunFolder, settings: TrainSettings, names: Mapping[str, str], version: int) -> list[HostedJob]:
+def _hosted_jobs(
+    folder: RunFolder, registry: Registry, settings: TrainSettings, names: Mapping[str, str]
+) -> list[HostedJob]:
     """Of the agents that their service trains, which are all or none; none where a base is named to be trained here.
 
     Raises: ConfigError: a service trains some of them alone.
@@ -224,7 +222,7 @@ def _hosted_jobs(folder: RunFolder, settings: TrainSettings, names: Mapping[str,
             f"{folder.path}: services train {', '.join(found)}, but not {', '.join(others)}; train them one after the "
             "other: choose by train.agents, and name train.base_model for those who are trained here"
         )
-    return [hosted_job(recipe, folder, name, names[name], version) for name in found]
+    return [hosted_job(recipe, registry, names[name]) for name in found]
 
 
 def _fed(training: Training, rows: dict[str, list[list[Example]]]) -> dict[str, list[Example]]:

@@ -10,6 +10,7 @@ import msgspec
 from protocols.errors import MootError, TrainerError
 from trainers.hosted import HostedResult
 from trainers.magdi import MAGDiResult, MAGDiSettings
+from trainers.registry import AdapterRecord, Registry, parse_name
 from trainers.sft import RESULT_NAME, SFTResult, SFTSettings
 from trainers.tree_dpo import TreeDPOResult, TreeDPOSettings
 
@@ -30,6 +31,15 @@ class TrainingJob(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     output: str
     parent: str | None = None
+
+
+def job_for(
+    registry: Registry, name: str, *, method: Method = "sft", parent: AdapterRecord | None = None
+) -> TrainingJob:
+    """The job that trains this version, in the registry's folder, from fresh weights or on from ``parent``."""
+    agent, _ = parse_name(name)
+    before = str(registry.folder_of(parent)) if parent else None
+    return TrainingJob(agent=agent, method=method, name=name, output=str(registry.folder_for(name)), parent=before)
 
 
 class TrainedAdapter(msgspec.Struct, frozen=True, kw_only=True):

@@ -198,6 +198,16 @@ class Registry:
             line.append(self._get(parent))
         return tuple(line)
 
+    @property
+    def next_version(self) -> int:
+        """One that nobody has yet: who learns at once shares a version."""
+        return 1 + max((record.version for record in self._records.values()), default=0)
+
+    def folder_for(self, name: str) -> Path:
+        """Where the files of a new adapter go. Raises: TrainerError: not an adapter's name."""
+        agent, version = parse_name(name)
+        return self._folder / agent / f"v{version}"
+
     def folder_of(self, record: AdapterRecord) -> Path:
         return self._folder / record.path
 

@@ -1,6 +1,7 @@
 """What finetuning a whole society is worth: multiagent finetuning beside its baselines on the same held-out tasks.
 
-    python benchmarks/finetuning_methods.py [--train 200] [--test 200] [--iterations 2] [--seeds 1] [--folder FOLDER]
+    python benchmarks/finetuning_methods.py [--train 200] [--test 200] [--iterations 2] [--seeds 1] [--final 600]
+        [--methods METHOD ...] [--folder FOLDER]
 
 Every method is recipes/arithmetic-smollm2.yaml, changed as ``METHODS`` says: SmolLM2-135M-Instruct, three seats, no
 gold in training, adapters that are trained on from iteration to iteration. Base, majority of three and debate are what
@@ -10,6 +11,8 @@ arXiv:2501.05707, sec. 3.2.
 One `moot loop` after another; what is finished in --folder is not done again, so that this command may be interrupted
 and given again. Told are, with 95 % intervals: a single agent, the majority of the openings and the vote after the
 debate; what multiagent finetuning gains over each baseline, paired by task; and how much answers differ, by iteration.
+With --final, what came of the last iteration and the untuned agents are held against each other on so many held-out
+tasks: the intervals of 200 tasks are wider than what methods differ by.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ METHODS = {
     "majority": ("cast.generator=[ada, ada, ada]", "protocol.rounds=1"),
     "multiagent, generators": (),
 }
+BASE = "none"
 MEASURES = {SINGLE_AGENT: "one agent", OPENING_VOTE: "majority of 3", FINAL_VOTE: "after the debate"}
 Rows = list[tuple[str, ...]]
 
@@ -57,7 +61,11 @@ def main() -> int:
     options.add_argument("--test", type=int, default=200)
     options.add_argument("--iterations", type=int, default=2)
     options.add_argument("--seeds", type=int, nargs="+", default=[1])
-    options.add_argument("--folder", type=Path, default=Path("runs/finetuning-methods"))
+    options.add_argument(
+        "--final", type=int, default=0, help="held-out tasks for a last comparison; 600 is all there are"
+    )
+    options.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="beside the whole one")
+    options.add_argument("--folder", type=lambda text: Path(text).absolute(), default="runs/finetuning-methods")
     options.add_argument("--json", type=Path)
     args = options.parse_args()
     sizes = (
@@ -67,25 +75,40 @@ def main() -> int:
         "loop.init_from=previous",
         "sft.epochs=4",
     )
+    methods = {method: METHODS[method] for method in METHODS if method == WHOLE or method in args.methods}
     outcomes = []
     for seed in args.seeds:
-        for method, changes in METHODS.items():
-            loop(folder_of(args.folder, method, seed), (f"seed={seed}", *sizes, *changes))
-        found = {method: compare_runs([str(folder_of(args.folder, method, seed))]) for method in METHODS}
-        whole = str(folder_of(args.folder, WHOLE, seed))
-        against = {
-            method: compare_runs([str(folder_of(args.folder, method, seed)), whole])
-            for method in METHODS
-            if method != WHOLE
-        }
+        folders = {method: folder_of(args.folder, method, seed) for method in methods}
+        for method, changes in methods.items():
+            loop(folders[method], (f"seed={seed}", *sizes, *changes))
+        found, against = compare_all(folders)
         print(f"seed {seed}, {args.test} held-out tasks, {machine_description()}\n")
         for rows in (accuracy(found), gains(against), diversity(found)):
             print("\n".join(in_columns(rows)), end="\n\n", flush=True)
         outcomes.append({"seed": seed, "methods": told(found), "against": told(against)})
+        if args.final:
+            finals = {
+                method: evaluate(folder, args.folder / f"{folder.name}-final", (f"tasks.test={args.final}",))
+                for method, folder in folders.items()
+            }
+            base = (f"seed={seed}", *sizes, *METHODS[WHOLE], f"tasks.test={args.final}")
+            finals[BASE] = evaluate(RECIPE, folder_of(args.folder, f"{BASE}-final", seed), base)
+            found, against = compare_all(finals)
+            print(f"seed {seed}, the last adapters on {args.final} held-out tasks\n")
+            for rows in (accuracy(found), gains(against)):
+                print("\n".join(in_columns(rows)), end="\n\n", flush=True)
+            outcomes[-1]["final"] = {"methods": told(found), "against": told(against)}
     if args.json:
         result = {"machine": machine_description(), "arguments": sys.argv[1:], "seeds": outcomes}
         args.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2))
     return 0
+
+
+def compare_all(folders: dict[str, Path]) -> tuple[dict[str, Compared], dict[str, Compared]]:
+    """Each method by itself; and each of the others with multiagent finetuning against it."""
+    alone = {method: compare_runs([str(folder)]) for method, folder in folders.items()}
+    whole = str(folders[WHOLE])
+    return alone, {method: compare_runs([str(folders[method]), whole]) for method in folders if method != WHOLE}
 
 
 def told(found: dict[str, Compared]) -> dict[str, Any]:
@@ -98,8 +121,20 @@ def folder_of(folder: Path, method: str, seed: int) -> Path:
 
 def loop(folder: Path, changes: Sequence[str]) -> None:
     """A finished run does nothing more; one that was interrupted goes on."""
-    command = [sys.executable, "-m", "engine", "loop", str(RECIPE), *changes, "--run-dir", str(folder), "--or-resume"]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    moot("loop", str(RECIPE), *changes, "--run-dir", str(folder), "--or-resume")
+
+
+def evaluate(target: Path, folder: Path, changes: Sequence[str]) -> Path:
+    """A recipe's agents as they are, or a run's with its newest adapters. Returns: the folder that tells of it."""
+    if folder.exists():
+        moot("resume", str(folder))
+    else:
+        moot("eval", str(target), *changes, "--run-dir", str(folder))
+    return folder
+
+
+def moot(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "engine", *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 def accuracy(found: dict[str, Compared]) -> Rows:

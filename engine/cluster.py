@@ -28,7 +28,7 @@ from actors.shared_gate import place_keeper
 from actors.traces import Traces, check_traces
 from engine.arena import Arena, ArenaStats, Assignment, Finished
 from engine.canonical import Canoniser
-from engine.colocate import gpus_of, lane_of, leaves, way_of
+from engine.colocate import Way, gpus_of, lane_of, leaves, way_of
 from engine.control import Control
 from engine.folder import LOCK_WAIT_S
 from engine.hosts import Hosts
@@ -36,7 +36,7 @@ from engine.metrics import Metrics
 from engine.mirror import place_of, restore_journal
 from engine.named_protocol import find_protocol
 from engine.recipe import Recipe
-from engine.resources import Need, check_arenas, check_resources, check_training, held_to, machines_of_cluster
+from engine.resources import Machine, Need, check_arenas, check_resources, check_training, held_to, machines_of_cluster
 from protocols.conversation import Player, ProtocolSettings
 from protocols.errors import AgentError
 from protocols.prompt import PromptSet
@@ -75,6 +75,49 @@ class ArenaPlan(msgspec.Struct, frozen=True, kw_only=True):
             folder=str(folder.absolute()) if folder else "",
             traced=traced(recipe, folder),
         )
+
+
+class _Seat(msgspec.Struct, frozen=True, kw_only=True):
+    """A host that a run will have: one replica of a model."""
+
+    model: str
+    need: Need
+
+
+def _seats(recipe: Recipe, machines: Sequence[Machine], colocate: Way | None) -> list[_Seat]:
+    on_gpus, on_cpus = held_to("agents", machines), held_to("arenas", machines)
+    found = []
+    for name in sorted(models_in_use(recipe)):
+        model = recipe.models[name]
+        for host in host_names(name, model.place.replicas):
+            apart = on_gpus if model.place.num_gpus else on_cpus
+            need = Need(host, model.place.num_cpus, gpus_of(model, colocate), apart)
+            found.append(_Seat(model=name, need=need))
+    return found
+
+
+def _host_spec(
+    recipe: Recipe, seat: _Seat, *, folder: Path | None, media: Sequence[Path], keeper: Any, may_sleep: bool
+) -> HostSpec:
+    model, need = recipe.models[seat.model], seat.need
+    return HostSpec(
+        name=need.host,
+        model=seat.model,
+        backend=model.backend,
+        settings=model.settings,
+        limits=model.limits,
+        num_cpus=need.cpus,
+        num_gpus=need.gpus,
+        resources=dict(need.apart),
+        may_sleep=may_sleep,
+        folder=str(folder.absolute()) if folder else "",
+        traced=traced(recipe, folder),
+        media=tuple(str(path.absolute()) for path in media),
+        price=recipe.price_of(seat.model),
+        cache=model.cache and model.cache.absolute(),
+        keeper=keeper,
+        budgeted=bool(recipe.run.budget),
+    )
 
 
 class ArenaActor:
@@ -210,42 +253,19 @@ class Cluster:
         if recipe.run.traces:
             check_traces()
         ours = join_ray()
-        used = {name: recipe.models[name] for name in sorted(models_in_use(recipe))}
-        placed = {host: model for name, model in used.items() for host in host_names(name, model.place.replicas)}
-        machines = machines_of_cluster()
-        on_gpus, on_cpus = held_to("agents", machines), held_to("arenas", machines)
-        held = {host: on_gpus if model.place.num_gpus else on_cpus for host, model in placed.items()}
-        colocate = way_of(recipe) if trains else None
-        num_gpus = {host: gpus_of(model, colocate) for host, model in placed.items()}
-        needs = [Need(host, model.place.num_cpus, num_gpus[host], held[host]) for host, model in placed.items()]
-        check_resources(needs, machines)
+        machines, colocate = machines_of_cluster(), way_of(recipe) if trains else None
+        seats = _seats(recipe, machines, colocate)
+        check_resources([seat.need for seat in seats], machines)
         if trains and (lane := lane_of(recipe, machines)) is not None:
-            check_training(lane, [need for need in needs if not leaves(placed[need.host], colocate)], machines)
+            staying = [seat.need for seat in seats if not leaves(recipe.models[seat.model], colocate)]
+            check_training(lane, staying, machines)
         check_arenas(recipe.run.num_arenas, machines)
         keeper = place_keeper(recipe.run.budget, spent) if needs_keeper(recipe) else None
         specs = [
-            HostSpec(
-                name=host,
-                model=name,
-                backend=model.backend,
-                settings=model.settings,
-                limits=model.limits,
-                num_cpus=model.place.num_cpus,
-                num_gpus=num_gpus[host],
-                resources=held[host],
-                may_sleep=colocate == "sleep",
-                folder=str(folder.absolute()) if folder else "",
-                traced=traced(recipe, folder),
-                media=tuple(str(path.absolute()) for path in media),
-                price=recipe.price_of(name),
-                cache=model.cache and model.cache.absolute(),
-                keeper=keeper,
-                budgeted=bool(recipe.run.budget),
-            )
-            for name, model in used.items()
-            for host in host_names(name, model.place.replicas)
+            _host_spec(recipe, seat, folder=folder, media=media, keeper=keeper, may_sleep=colocate == "sleep")
+            for seat in seats
         ]
-        max_restarts = {name: model.place.max_restarts for name, model in used.items()}
+        max_restarts = {seat.model: recipe.models[seat.model].place.max_restarts for seat in seats}
         hosts = await Hosts.start(specs, max_restarts, note)
         arenas_take = held_to("arenas", machines, 1.0)
         return cls(recipe, hosts, ours=ours, keeper=keeper, folder=folder, arenas_take=arenas_take)

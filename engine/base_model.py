@@ -28,6 +28,11 @@ def check_base(recipe: Recipe) -> None:
     base = _named(recipe)
     if base in ("", "embedded") or Path(base).is_dir():
         return
+    served = {recipe.models[recipe.agents[name].model].backend for name in recipe.learners} == {"openai"}
+    if served and not recipe.train.base_model:
+        raise ConfigError(
+            f"the model that learns is {base!r} of a server; set train.base_model to the folder of what that serves"
+        )
     raise ConfigError(
         f"the model to train is {base!r}, and there is no such folder; one on the Hugging Face hub is downloaded with "
         f"`hf download {base} --local-dir FOLDER`, and named by ./FOLDER as its agents' model"

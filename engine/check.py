@@ -16,6 +16,7 @@ from actors.response_cache import CacheSettings
 from actors.traces import check_traces
 from engine.cluster import models_in_use
 from engine.colocate import check_sleep
+from engine.doubts import doubts
 from engine.models import Model, Place
 from engine.named_protocol import find_protocol
 from engine.recipe import LoopSettings, Recipe, RunSettings, TrainSettings, load_recipe
@@ -59,6 +60,7 @@ def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dic
         "calls": calls(recipe, tasks),
         "adapters": len(recipe.learners) * recipe.loop.iterations * (1 + recipe.loop.preferences),
         "loop": _loop(recipe, tasks),
+        "notes": doubts(recipe, tasks),
     }
 
 

@@ -84,9 +84,15 @@ def check_colocation(recipe: Recipe, where: str) -> None:
             f"{where}: run.colocate={recipe.run.colocate} sends models away while trainings run, but "
             f"loop.staleness={recipe.loop.staleness} has them debate meanwhile; leave one of the two out"
         )
+    at, local = f"{where}: run.colocate={recipe.run.colocate}", _local(recipe)
+    on_gpus = [name for name, model in local.items() if model.place.num_gpus]
+    if recipe.run.colocate == "release" and on_gpus and not recipe.train.gpus_per_lane and recipe.learners:
+        raise ConfigError(
+            f"{at} takes the GPU from models.{on_gpus[0]} while trainings run, but train.gpus_per_lane=0 leaves those "
+            "on CPU; set it to 1, or leave run.colocate out"
+        )
     if recipe.run.colocate != "sleep":
         return
-    at, local = f"{where}: run.colocate=sleep", _local(recipe)
     for name, model in local.items():
         if not BACKENDS[model.backend].sleeps:
             raise ConfigError(

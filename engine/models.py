@@ -15,7 +15,7 @@ from actors.catalogue import BACKENDS
 from actors.openai_settings import FinetuneSettings
 from actors.prices import Price
 from actors.response_cache import CacheSettings
-from engine.sections import read_section, suggest, table
+from engine.sections import named, read_section, table
 from protocols.errors import ConfigError
 
 
@@ -80,12 +80,13 @@ _PLACE_KEYS = set(Place.__struct_fields__)
 _MODEL_KEYS = {"backend", "limits", "price", "cache", *_PLACE_KEYS}
 
 
+_SERVERS = "; a server that speaks OpenAI's API (Ollama, llama.cpp, vLLM) is backend: openai, with its base_url"
+
+
 def read_model(value: Any, where: str, at: str) -> Model:
     refuse_literal_keys(value, f"{where}: {at}")  # before any error can show it
     section = dict(table(value, where, at))
-    backend = section.get("backend")
-    if not isinstance(backend, str) or backend not in BACKENDS:
-        raise ConfigError(f"{where}: {at}.backend={backend!r} is not known; {suggest(str(backend), BACKENDS)}")
+    backend = named(section, "backend", BACKENDS, where, at, also=_SERVERS)
     ours = {key: section.pop(key) for key in _MODEL_KEYS & section.keys()}
     settings = read_section(section, BACKENDS[backend].settings, where, at, also=_MODEL_KEYS)
     heavy = BACKENDS[backend].heavy

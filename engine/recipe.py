@@ -16,7 +16,7 @@ from engine.models import Model, read_model
 from engine.named_protocol import find_protocol
 from engine.overlap import MAX_STALENESS
 from engine.recipe_parts import check_recipe_parts
-from engine.sections import known_keys, mapping, read_section, suggest, table, typed
+from engine.sections import known_keys, mapping, named, read_section, table, typed
 from engine.tasks import SOURCES, FileSource, HubSource, TaskSource
 from protocols.catalogue import PROTOCOLS, prompts_of
 from protocols.conversation import Player, ProtocolSettings
@@ -315,9 +315,10 @@ def _without(value: Any, *keys: str) -> Any:
 
 def _read_protocol(value: Any, where: str, folder: Path) -> tuple[str, ProtocolSettings, PromptSet]:
     section = dict(table(value, where, "protocol"))
-    name = section.pop("name", None)
-    if not isinstance(name, str) or (name not in PROTOCOLS and ":" not in name):
-        raise ConfigError(f"{where}: protocol.name={name!r} is not known; {suggest(str(name), PROTOCOLS)}")
+    name = section.get("name")
+    if not isinstance(name, str) or ":" not in name:  # one of ours
+        name = named(section, "name", PROTOCOLS, where, "protocol")
+    del section["name"]
     try:
         machine = find_protocol(name)
     except ConfigError as err:
@@ -338,9 +339,8 @@ def _read_protocol(value: Any, where: str, folder: Path) -> tuple[str, ProtocolS
 
 def _read_tasks(value: Any, where: str, folder: Path) -> TaskSource:
     section = dict(table(value, where, "tasks"))
-    source = section.pop("source", None)
-    if not isinstance(source, str) or source not in SOURCES:
-        raise ConfigError(f"{where}: tasks.source={source!r} is not known; {suggest(str(source), SOURCES)}")
+    source = named(section, "source", SOURCES, where, "tasks")
+    del section["source"]
     for key in _TASK_PATHS:  # as seen from the recipe, then from where moot is started
         if isinstance(path := section.get(key), str) and path and not Path(path).exists() and (folder / path).exists():
             section[key] = str(folder / path)

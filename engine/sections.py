@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -34,7 +35,7 @@ def typed(value: Any, kind: type[K], where: str, at: str) -> K:
     except msgspec.ValidationError as err:
         text, _, inside = str(err).partition(" - at `$")
         deeper = inside.rstrip("`")
-        text += _hint(_at(value, deeper)) + _allowed(kind, deeper)
+        text += _hint(_at(value, deeper), text) + _allowed(kind, deeper)
         shown = "" if isinstance(value, dict) and not deeper else f"={_at(value, deeper)!r}"
         cause = err.__cause__
         raise ConfigError(f"{where}: {at}{deeper}{'' if cause else shown}: {text}") from err
@@ -59,12 +60,15 @@ def _words(kind: Any) -> set[str]:
     return set().union(*map(_words, get_args(kind)))
 
 
-def _hint(value: Any) -> str:
+def _hint(value: Any, said: str) -> str:
     """What was put into quotes is text."""
-    try:
-        return f"; write {float(value):.1e} without quotes" if isinstance(value, str) and "e" in value.lower() else ""
-    except ValueError:
+    if not isinstance(value, str) or not said.startswith(("Expected `int", "Expected `float")):
         return ""
+    try:
+        number = float(value)
+    except ValueError:
+        return "; write a number"
+    return f"; write {f'{number:.1e}' if 'e' in value.lower() else value.strip()} without quotes"
 
 
 def _at(value: Any, path: str) -> Any:
@@ -81,7 +85,40 @@ def known_keys(section: Mapping[str, Any], known: Any, where: str, at: str) -> N
     for key in section:
         if key not in known:
             place = f"{at}.{key}" if at else str(key)
-            raise ConfigError(f"{where}: {place}={section[key]!r} is not known; {suggest(str(key), known)}")
+            raise ConfigError(f"{where}: {place}={section[key]!r} is not known; {_meant(str(key), known, at)}")
+
+
+def named(section: Mapping[str, Any], key: str, known: Any, where: str, at: str, *, also: str = "") -> str:
+    """Which of some kinds a section is of. ``also``: advice for a name that is not known.
+
+    Raises: ConfigError: it does not say, or names none of them.
+    """
+    name = section.get(key)
+    if name is None:
+        raise ConfigError(f"{where}: {at}.{key} is missing; there is: {', '.join(sorted(known))}")
+    if not isinstance(name, str) or name not in known:
+        raise ConfigError(f"{where}: {at}.{key}={name!r} is not known; {suggest(str(name), known)}{also}")
+    return name
+
+
+_ELSEWHERE = {
+    "epochs": "sft.epochs", "learning_rate": "sft.learning_rate", "batch_size": "sft.batch_size", "rank": "sft.rank",
+    "rounds": "protocol.rounds", "prompts": "protocol.prompts", "stop": "protocol.stop",
+    "iterations": "loop.iterations", "init_from": "loop.init_from", "staleness": "loop.staleness",
+    "max_open": "run.max_open", "budget": "run.budget", "colocate": "run.colocate",
+    "rules": "train.rules", "label": "train.label", "base_model": "train.base_model",
+    "beta": "tree_dpo.beta",
+}  # fmt: skip
+"""Key -> where it belongs: what people give at the top of a recipe, or in another section."""
+_OTHER_WORDS = {"lr": "learning_rate", "num_epochs": "epochs", "num_train_epochs": "epochs", "lora_rank": "rank"}
+
+
+def _meant(key: str, known: Any, at: str) -> str:
+    word = _OTHER_WORDS.get(key, key)
+    if word in known:
+        return f"did you mean {word!r}?"
+    place = _ELSEWHERE.get(word, "")
+    return f"did you mean {place}?" if place and place != f"{at}.{word}" else suggest(key, known)
 
 
 def suggest(word: str, known: Any) -> str:
@@ -89,9 +126,20 @@ def suggest(word: str, known: Any) -> str:
     return f"did you mean {near[0]!r}?" if near else f"there is: {', '.join(sorted(known))}"
 
 
+_SHAPES = (
+    ("protocol", "{name: society}"),
+    ("cast", "{generator: [ada, bo]}, with the protocol's roles"),
+    ("tasks", "{source: file, path: FILE}"),
+    (r"agents\.[^.]+", "{model: NAME}"),
+    (r"models\.[^.]+", "{backend: vllm, model: ./FOLDER}"),
+)  # fmt: skip
+"""Part of a recipe -> the least that it may be."""
+
+
 def table(value: Any, where: str, at: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f"{where}: {at}={value!r} must be a mapping of keys to values")
+        shape = next((shape for pattern, shape in _SHAPES if re.fullmatch(pattern, at)), "")
+        raise ConfigError(f"{where}: {at}={value!r} must be a mapping of keys to values{shape and f': {at}: {shape}'}")
     return value
 
 

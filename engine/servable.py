@@ -42,9 +42,15 @@ def _check_adapters(recipe: Recipe, name: str, agents: list[str]) -> None:
 
 
 def _way_out(recipe: Recipe, name: str, number: int) -> str:
-    fields = recipe.models[name].settings.__struct_fields__
+    settings = recipe.models[name].settings
+    fields, address = settings.__struct_fields__, getattr(settings, "base_url", "")
     if "max_adapters" in fields:
         return f"set models.{name}.max_adapters={number}"
+    if address and "openai.com" not in address:  # a server of one's own
+        return (
+            "set lora: true for a vLLM server, with train.base_model: ./FOLDER, or train what is on record afterwards: "
+            "moot train RUN train.base_model=./FOLDER"
+        )
     if "finetune" in fields:
         return f"have the service train them with models.{name}.finetune, or set lora: true for a vLLM server"
     return "give them a model of backend vllm or transformers"

@@ -16,6 +16,7 @@ Placed = tuple[str, Row]
 """(place for errors, row)"""
 
 FileFormat = Literal["", "json", "jsonl", "csv", "tsv", "parquet", "pairs"]
+WHERE_FROM = "give the path from the recipe's folder, or from where moot is started"
 _SUFFIXES: dict[str, FileFormat] = {
     ".json": "json",
     ".jsonl": "jsonl",
@@ -72,7 +73,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as err:
-        raise TaskError(f"tasks: cannot read {path}: {err.strerror}; give the path from where moot is started") from err
+        raise TaskError(f"tasks: cannot read {path}: {err.strerror}; {WHERE_FROM}") from err
     except UnicodeDecodeError as err:
         raise TaskError(f"tasks: {path} is not UTF-8 text (byte {err.start}); save it as UTF-8") from err
 
@@ -154,7 +155,7 @@ def _parquet(path: Path) -> Iterator[Placed]:
     except ImportError as err:
         raise ConfigError(f"tasks: {path} needs the package pyarrow; install moot with its extra train") from err
     if not path.is_file():
-        raise TaskError(f"tasks: cannot read {path}: No such file; give the path from where moot is started")
+        raise TaskError(f"tasks: cannot read {path}: No such file; {WHERE_FROM}")
     number = 0
     try:
         with parquet.ParquetFile(path) as file:

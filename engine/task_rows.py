@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,13 +72,28 @@ class TaskReader:
         Raises: TaskError: see ``task``; an id is used twice; one question has two answers.
         """
         tasks: dict[str | tuple[str, ...], tuple[str, Task]] = {}
-        place = self._dataset
+        place, known = self._dataset, dict[str, None]()
         try:
             for place, row in found:
+                known |= dict.fromkeys(map(str, row))
                 self._add(tasks, place, self.task(place, row), several_answers)
         except RecursionError as err:
             raise TaskError(f"{place}: is nested too deeply; take such fields out") from err
+        if tasks:
+            self._check_answers(known, any(task.gold for _, task in tasks.values()))
         return [task for _, task in tasks.values()]
+
+    def _check_answers(self, known: Collection[str], are_there: bool) -> None:
+        """A field that was named, and that no row has, is a slip; without answers a task can be debated, not graded.
+
+        Raises: TaskError: as it says.
+        """
+        name = self._fields.answer
+        if not are_there and name not in ("", Fields().answer, *known):
+            raise TaskError(
+                f"{self._dataset}: no row has anything under {name!r} (they have: {', '.join(known)}); set "
+                "tasks.answer to its field, or leave it out where there are no answers"
+            )
 
     def _add(
         self, tasks: dict[str | tuple[str, ...], tuple[str, Task]], place: str, task: Task, several_answers: bool
@@ -166,6 +181,10 @@ class TaskReader:
             wanted = _format_of(found, golds)
         if wanted == "yes_no":
             golds = [_yes_no(gold, place) for gold in golds]
+        if wanted == "number" and golds and all(as_number(gold) is None for gold in golds):
+            raise TaskError(
+                f"{place}: the answer {golds[0]!r} is no number; mend it, or set tasks.answer_format: text, or auto"
+            )
         return wanted, tuple(golds)
 
     def _within(self, place: str, value: Any) -> Any:

@@ -26,3 +26,6 @@ def test_a_loop_trains_files_that_are_there(tmp_path: Path) -> None:
         ConfigError, match=r"the model to train is 'org/name', .* `hf download org/name --local-dir FOLDER`"
     ):
         check_base(load_recipe(SCRIPTED, ["train.base_model=org/name"]))
+    server = "models={simulated: {backend: openai, model: qwen, base_url: 'http://localhost:8000/v1', lora: true}}"
+    with pytest.raises(ConfigError, match=r"learns is 'qwen' of a server; set train.base_model to the folder of what"):
+        check_base(load_recipe(SCRIPTED, [server]))

@@ -107,3 +107,12 @@ def test_the_vllm_for_cpus_is_refused_by_the_dry_run(tmp_path: Path, monkeypatch
     check_recipe(path, ["run.colocate=release"], None)
     monkeypatch.setattr("engine.colocate.runs_on_cpu", lambda: False)
     check_recipe(path, ["run.colocate=sleep"], None)
+
+
+def test_no_gpu_is_released_for_trainings_on_cpus(tmp_path: Path) -> None:
+    path = write(tmp_path, VLLM)
+    says = r"run\.colocate=release takes the GPU from models\.local .* train\.gpus_per_lane=0 leaves those on CPU"
+    with pytest.raises(ConfigError, match=says):
+        load_recipe(path, ["run.colocate=release", "train.gpus_per_lane=0"])
+    load_recipe(path, ["run.colocate=release", "train.gpus_per_lane=1"])
+    load_recipe(path, ["run.colocate=release", "train.gpus_per_lane=0", "models.local.num_gpus=0"])

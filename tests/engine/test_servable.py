@@ -85,6 +85,13 @@ def test_adapters_that_could_not_be_served_are_not_trained(overrides: tuple[str,
         check_servable(built("sft.method=lora", *overrides))
 
 
+def test_a_server_of_ones_own_is_not_told_to_train() -> None:
+    own = "models.own={backend: openai, model: m, base_url: 'http://localhost:8000/v1'}"
+    says = r"set lora: true for a vLLM server, with train.base_model: ./FOLDER, or train what is on record afterwards"
+    with pytest.raises(ConfigError, match=says):
+        check_servable(built("sft.method=lora", own, "agents.bo.model=own", "train.agents=[bo]"))
+
+
 def test_what_a_model_takes_is_trained() -> None:
     check_servable(built("sft.method=lora", "train.agents=[bo]"))  # simulated
     for model in (

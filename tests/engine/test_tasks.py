@@ -107,7 +107,9 @@ def test_more_than_a_file_holds_is_one_sentence(tmp_path: Path) -> None:
 
 def only(tmp_path: Path, name: str, content: str | bytes, **fields: Any) -> Task:
     """The one task of a file."""
-    other = write(tmp_path, "other.jsonl", '{"question": "other", "q": "other", "id": 77, "choices": ["x"]}\n')
+    other = write(
+        tmp_path, "other.jsonl", '{"question": "other", "q": "other", "solution": "", "id": 77, "choices": ["x"]}\n'
+    )
     return FileSource(path=other, test_path=write(tmp_path, name, content), **fields).load().test[0]
 
 
@@ -161,6 +163,25 @@ def test_fields_may_have_other_names(tmp_path: Path) -> None:
 )
 def test_answers_may_be_several_or_none(tmp_path: Path, answer: object, gold: tuple[str, ...]) -> None:
     assert only(tmp_path, "a.jsonl", json.dumps({"question": "?", "answer": answer})).gold == gold
+
+
+def test_a_misspelt_field_of_answers_is_found_and_an_empty_one_is_not(tmp_path: Path) -> None:
+    rows = '{"q": "1 + 1?", "a": 2}\n{"q": "1 + 2?", "a": ""}\n'
+    path = write(tmp_path, "a.jsonl", rows)
+    with pytest.raises(
+        TaskError, match=r"^a: no row has anything under 'ans' \(they have: q, a\); set tasks.answer to"
+    ):
+        FileSource(path=path, question="q", answer="ans").load()
+    assert len(FileSource(path=path, question="q", answer="a").load().train) == 1
+    assert FileSource(path=path, question="q", only="train").load().train[0].gold == ()  # answers nowhere: as it says
+
+
+def test_an_answer_that_is_no_number_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", '{"question": "?", "answer": 3}\n{"question": "!", "answer": "Paris"}\n')
+    with pytest.raises(TaskError, match=r"a.jsonl, line 2: the answer 'Paris' is no number; .*answer_format: text"):
+        FileSource(path=path).load()
+    formats = {task.answer_format for task in FileSource(path=path, answer_format="auto", only="test").load().test}
+    assert formats == {"number", "text"}
 
 
 BROKEN: list[tuple[str, str | bytes, dict[str, str], str]] = [
@@ -230,7 +251,7 @@ def test_a_broken_file_is_one_sentence(
 
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(
-        TaskError, match=r"cannot read .*none.jsonl: No such file or directory; give the path from where"
+        TaskError, match=r"cannot read .*none.jsonl: No such file or directory; give the path from the recipe"
     ):
         FileSource(path=str(tmp_path / "none.jsonl")).load()
     with pytest.raises(TaskError, match="Is a directory"):
@@ -491,9 +512,9 @@ def test_pairs_of_text(tmp_path: Path) -> None:
 def test_lines_that_do_not_pair_are_one_sentence(tmp_path: Path, sources: str, references: str, said: str) -> None:
     path, other = write(tmp_path, "b.de", sources), write(tmp_path, "b.en", references)
     with pytest.raises(TaskError, match=said):
-        FileSource(path=path, reference_path=other).load()
+        FileSource(path=path, reference_path=other, answer_format="text").load()
     with pytest.raises(TaskError, match=r"c.txt, line 2: must hold a source, one tab and its reference; it has 0 tabs"):
-        FileSource(path=write(tmp_path, "c.txt", "a\tb\nc\n"), format="pairs").load()
+        FileSource(path=write(tmp_path, "c.txt", "a\tb\nc\n"), format="pairs", answer_format="text").load()
 
 
 def test_a_row_of_any_depth_is_a_task_or_a_sentence(tmp_path: Path) -> None:

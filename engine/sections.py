@@ -117,8 +117,8 @@ def _meant(key: str, known: Any, at: str) -> str:
     word = _OTHER_WORDS.get(key, key)
     if word in known:
         return f"did you mean {word!r}?"
-    place = _ELSEWHERE.get(word, "")
-    return f"did you mean {place}?" if place and place != f"{at}.{word}" else suggest(key, known)
+    place = "" if "." in at else _ELSEWHERE.get(word, "")  # a model's or an agent's keys are its own
+    return f"did you mean {place}?" if place else suggest(key, known)
 
 
 def suggest(word: str, known: Any) -> str:

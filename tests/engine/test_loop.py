@@ -203,7 +203,7 @@ def test_a_loop_that_is_interrupted_at_every_arrow_comes_to_the_same(
     whole, outcome = looped(plan, "whole")
     stages = set(RunFolder.open(whole).manifest.done)
     broken = tmp_path / "broken" / "r"
-    points = _interrupt_everywhere(monkeypatch)
+    points, late = _interrupt_everywhere(monkeypatch)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever starts the tests in the background ignores it
     with pytest.raises(KeyboardInterrupt):
         looped(plan, "broken")
@@ -213,21 +213,27 @@ def test_a_loop_that_is_interrupted_at_every_arrow_comes_to_the_same(
         with suppress(KeyboardInterrupt):
             again = resume(broken, progress=Progress(live=False))
         assert again or len(points) > before
-    assert points >= stages  # and once in the middle of each stage of debates
-    assert len(points - stages) == sum("debate" in stage or "eval" in stage for stage in stages)
+    # And once in the middle of each stage of debates. What overlaps may be over before the driver has ended.
+    assert points >= (stages - late if staleness else stages)
+    assert len((points | late) - stages) == sum("debate" in stage or "eval" in stage for stage in stages)
     assert adapters(broken) == adapters(whole) and len(adapters(whole)) == 2 * 2 * (1 + preferences)
     assert spoke(broken) == spoke(whole)
     assert again.get("staleness") == outcome.get("staleness")
 
 
-def _interrupt_everywhere(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Once at the end of each stage, and at an ask in its middle, one a driver. Returns: where it was done by now."""
-    points: set[str] = set()
+def _interrupt_everywhere(monkeypatch: pytest.MonkeyPatch) -> tuple[set[str], set[str]]:
+    """Once at the end of each stage, and at an ask in its middle, one a driver.
+
+    Returns: where it was done by now, and what a driver came to that was interrupted before.
+    """
+    points, late = set[str](), set[str]()
     struck: list[asyncio.AbstractEventLoop] = []  # of drivers that were interrupted
     mark_done, generate = RunFolder.mark_done, ScriptedBackend.generate
 
     def interrupt(point: str) -> None:
-        if point not in points and (loop := asyncio.get_running_loop()) not in struck:
+        if (loop := asyncio.get_running_loop()) in struck:
+            late.add(point)
+        elif point not in points:
             points.add(point)
             struck.append(loop)
             signal.raise_signal(signal.SIGINT)
@@ -243,4 +249,4 @@ def _interrupt_everywhere(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     monkeypatch.setattr(RunFolder, "mark_done", marking)
     monkeypatch.setattr(ScriptedBackend, "generate", generating)
-    return points
+    return points, late

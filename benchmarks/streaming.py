@@ -185,6 +185,7 @@ def plot(spans: Sequence[Span], file: Path) -> None:
     """Debates and optimiser steps over time, a row a variant; the first round of the fewest epochs."""
     import matplotlib.pyplot as plt
 
+    end = max(span.end for span in spans)
     canvas, axes = plt.subplots(len(VARIANTS), 1, sharex=True, figsize=(7, 4.6), layout="constrained")
     for axis, variant in zip(axes, VARIANTS, strict=True):
         span = next(span for span in spans if span.variant == variant)
@@ -195,7 +196,7 @@ def plot(spans: Sequence[Span], file: Path) -> None:
         for agent, times in span.steps.items():
             twin.step(times, range(1, len(times) + 1), where="post", label=f"steps, {agent}")
         axis.axvline(span.end, color="0.2", linewidth=0.8, linestyle=":")
-        axis.set(title=f"{variant}: {span.end:.0f} s", ylabel="debates closed", ylim=(0, None), xlim=(0, None))
+        axis.set(title=f"{variant}: {span.end:.0f} s", ylabel="debates closed", ylim=(0, None), xlim=(0, 1.02 * end))
         twin.set(ylabel="optimiser steps", ylim=(0, None))
     lines = [line for axis in (axes[0], twin) for line in axis.get_lines() if not line.get_label().startswith("_")]
     axes[-1].legend(lines, [line.get_label() for line in lines], loc="upper left", fontsize=8, frameon=False)

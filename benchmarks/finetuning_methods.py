@@ -62,7 +62,7 @@ def main() -> int:
     options.add_argument("--iterations", type=int, default=2)
     options.add_argument("--seeds", type=int, nargs="+", default=[1])
     options.add_argument(
-        "--final", type=int, default=0, help="held-out tasks for a last comparison; 600 is all there are"
+        "--final", type=int, default=0, help="held-out tasks for a last comparison; 600 are nearly all there are"
     )
     options.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="beside the whole one")
     options.add_argument("--folder", type=lambda text: Path(text).absolute(), default="runs/finetuning-methods")

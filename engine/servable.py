@@ -46,7 +46,7 @@ def _way_out(recipe: Recipe, name: str, number: int) -> str:
     fields, address = settings.__struct_fields__, getattr(settings, "base_url", "")
     if "max_adapters" in fields:
         return f"set models.{name}.max_adapters={number}"
-    if address and "openai.com" not in address:  # a server of one's own
+    if "lora" in fields and "openai.com" not in address:  # a server of one's own
         return (
             "set lora: true for a vLLM server, with train.base_model: ./FOLDER, or train what is on record afterwards: "
             "moot train RUN train.base_model=./FOLDER"

@@ -92,6 +92,14 @@ def test_a_server_of_ones_own_is_not_told_to_train() -> None:
         check_servable(built("sft.method=lora", own, "agents.bo.model=own", "train.agents=[bo]"))
 
 
+def test_a_service_that_takes_no_adapters_is_not_told_of_servers() -> None:
+    own = "models.own={backend: anthropic, model: m}"
+    with pytest.raises(
+        ConfigError, match=r"serves no adapters, .*; give them a model of backend vllm or transformers$"
+    ):
+        check_servable(built("sft.method=lora", own, "agents.bo.model=own", "train.agents=[bo]"))
+
+
 def test_what_a_model_takes_is_trained() -> None:
     check_servable(built("sft.method=lora", "train.agents=[bo]"))  # simulated
     for model in (

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from actors.catalogue import BACKENDS
 from actors.vllm_settings import runs_on_cpu
+from engine.named_protocol import find_protocol
+from engine.protocol_docs import prompt_sets
 from engine.recipe import Recipe
 from engine.tasks import ArithmeticSource, Split
 from protocols.prompt import prompt_names
@@ -53,7 +55,7 @@ def _asked_for(recipe: Recipe, tasks: Split) -> Iterator[str]:
     formats = {task.answer_format for task in (*tasks.train, *tasks.test) if task.gold}
     if not (other := formats - reads):
         return
-    alike = [found for found in prompt_names() if found.startswith(f"{name.partition('.')[0]}.")]
+    alike = prompt_sets(find_protocol(recipe.protocol))
     better = [found for found in alike if _kind(found) in _ASKED and other <= _ASKED[_kind(found)][1]]
     yield (
         f"answers are read as {', '.join(sorted(other))}, and protocol.prompts={name} asks for {asked}; set "

@@ -35,7 +35,7 @@ def show(name: str) -> dict[str, Any]:
         "roles": {role: f"{part.does} ({_how_many(part.least, part.most)})" for role, part in machine.ROLES.items()},
         "settings": {key: f"{default} — {text}" for key, default, text in settings_of(machine.SETTINGS)},
         "prompts": prompt_sets(machine),
-        "parts": {part: " ".join(f"${{{slot}}}" for slot in sorted(slots)) for part, slots in machine.SLOTS.items()},
+        "parts": {part: " ".join(slots) for part, slots in parts_of(machine).items()},
         "learners": list(machine.LEARNERS),
         "departures": departures_of(machine),
         "diagram": mermaid(machine),
@@ -53,7 +53,11 @@ def markdown(name: str) -> str:
     lines += ["", "| setting | default | |", "|---|---|---|"]
     lines += [f"| `{key}` | {default} | {text} |" for key, default, text in own]
     lines += ["", f"Prompt sets: {', '.join(f'`{name}`' for name in prompt_sets(machine)) or 'its own'}.", ""]
-    lines += [f"Parts of one, and what may stand in each: {'; '.join(_parts(machine))}.", ""]
+    parts = [
+        f"`{part}`{': ' if slots else ''}{', '.join(f'`{slot}`' for slot in slots)}"
+        for part, slots in parts_of(machine).items()
+    ]
+    lines += [f"Parts of one, and what may stand in each: {'; '.join(parts)}.", ""]
     if departures := departures_of(machine):
         lines += ["Departures from the source:", "", *(f"- {sentence}" for sentence in departures), ""]
     return "\n".join(lines)
@@ -120,11 +124,9 @@ def diagram(machine: type[Conversation]) -> str:
     return "\n".join([*lines, f"    {machine.END.value} --> [*]"])
 
 
-def _parts(machine: type[Conversation]) -> list[str]:
-    return [
-        f"`{part}`{': ' if slots else ''}{', '.join(f'`${{{slot}}}`' for slot in sorted(slots))}"
-        for part, slots in machine.SLOTS.items()
-    ]
+def parts_of(machine: type[Conversation]) -> dict[str, list[str]]:
+    """Part of a prompt set -> the slots that may stand in it, as a template writes them."""
+    return {part: [f"${{{slot}}}" for slot in sorted(slots)] for part, slots in machine.SLOTS.items()}
 
 
 def prompt_sets(machine: type[Conversation]) -> list[str]:

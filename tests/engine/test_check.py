@@ -13,6 +13,7 @@ import yaml
 
 from engine.check import check_recipe, recipe_schema
 from engine.recipe import build_recipe
+from engine.sections import _ELSEWHERE
 from protocols.errors import ConfigError
 from tests.engine.test_recipe import GOOD
 
@@ -81,6 +82,15 @@ def test_examples_that_pay_want_nothing_but_their_keys(name: str, monkeypatch: p
 def test_what_could_never_work_is_found_before_it_starts(override: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         check_recipe(ROOT / "recipes" / "society.yaml", [override], limit=None)
+
+
+def test_keys_that_errors_send_people_to_are_there() -> None:
+    schema = recipe_schema()
+    for place in _ELSEWHERE.values():
+        section, key = place.split(".")
+        found = schema["properties"][section]
+        kinds = found["oneOf"] if "oneOf" in found else [schema["$defs"][found["$ref"].rpartition("/")[2]]]
+        assert any(key in kind.get("properties", {}) for kind in kinds), place
 
 
 def test_a_check_says_what_a_run_would_do(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from actors.agent import HostStats
 from actors.shared_gate import of_keeper
 from engine.attempts import split_id
 from engine.changes import changed, keep_changes
-from engine.cluster import Cluster, models_in_use
+from engine.cluster import Cluster
 from engine.command_files import Answer, Command, Inbox, Taken
 from engine.control import DRAINED, TERMINATED, Control
 from engine.desk import Desk
@@ -262,7 +262,7 @@ async def _retune(cluster: Cluster, old: Recipe, new: Recipe) -> None:
     """All models, or none. Raises: ConfigError: one cannot be."""
     done: list[str] = []
     try:
-        for model in sorted(models_in_use(new)):
+        for model in sorted(new.models_in_use):
             if new.models[model].limits != old.models[model].limits:
                 await cluster.hosts.retune(model, new.models[model].limits)
                 done.append(model)

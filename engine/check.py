@@ -14,10 +14,9 @@ from actors.catalogue import BACKENDS
 from actors.prices import Price
 from actors.response_cache import CacheSettings
 from actors.traces import check_traces
-from engine.cluster import models_in_use
 from engine.colocate import check_sleep
 from engine.doubts import doubts
-from engine.models import Model, Place
+from engine.models import Model, Place, names_folder
 from engine.named_protocol import find_protocol
 from engine.recipe import LoopSettings, Recipe, RunSettings, TrainSettings, load_recipe
 from engine.rehearsal import agents_shown_images
@@ -40,7 +39,7 @@ def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dic
     recipe = load_recipe(path, overrides)
     tasks = limited(load_split(recipe.tasks), limit)
     check_debatable(recipe, tasks)
-    for name in sorted(models_in_use(recipe)):
+    for name in sorted(recipe.models_in_use):
         _check_model(str(path), name, recipe.models[name])
     check_sleep(recipe, str(path))
     _check_room(str(path), recipe)
@@ -54,7 +53,7 @@ def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dic
         "recipe": str(path),
         "fingerprint": recipe.fingerprint,
         "protocol": recipe.protocol,
-        "agents": len({name for names in recipe.cast.values() for name in names}),
+        "agents": len(recipe.speakers),
         "train": len(tasks.train),
         "test": len(tasks.test),
         "calls": calls(recipe, tasks),
@@ -91,13 +90,13 @@ def _check_model(where: str, name: str, model: Model) -> None:
         from actors.embedded import find_gguf
 
         find_gguf()
-    elif folder.startswith((".", "/", "~")) and not Path(folder).expanduser().exists():
+    elif names_folder(folder) and not Path(folder).expanduser().exists():
         raise ConfigError(f"{where}: models.{name}.model={folder!r}: there is no such folder")
 
 
 def _check_room(where: str, recipe: Recipe) -> None:
     """A reply must fit into its model beside the prompt, and a base to train must be there."""
-    for name in sorted({agent for names in recipe.cast.values() for agent in names}):
+    for name in sorted(recipe.speakers):
         agent = recipe.agents[name]
         length = getattr(recipe.models[agent.model].settings, "max_model_len", None)
         if length is not None and agent.sampling.max_tokens >= length:
@@ -106,7 +105,7 @@ def _check_room(where: str, recipe: Recipe) -> None:
                 f"models.{agent.model}.max_model_len={length} holds both; lower the first or raise the second"
             )
     base = recipe.train.base_model
-    if base.startswith((".", "/", "~")) and not Path(base).expanduser().is_dir():
+    if names_folder(base) and not Path(base).expanduser().is_dir():
         raise ConfigError(f"{where}: train.base_model={base!r}: there is no such folder")
 
 

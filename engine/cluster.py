@@ -87,7 +87,7 @@ class _Seat(msgspec.Struct, frozen=True, kw_only=True):
 def _seats(recipe: Recipe, machines: Sequence[Machine], colocate: Way | None) -> list[_Seat]:
     on_gpus, on_cpus = held_to("agents", machines), held_to("arenas", machines)
     found = []
-    for name in sorted(models_in_use(recipe)):
+    for name in sorted(recipe.models_in_use):
         model = recipe.models[name]
         for host in host_names(name, model.place.replicas):
             apart = on_gpus if model.place.num_gpus else on_cpus
@@ -280,8 +280,7 @@ class Cluster:
         if instead_of is not None:
             ray.kill(instead_of)  # whatever it may still do, it does not hold the journal any more
 
-        cast = {name for names in self.recipe.cast.values() for name in names}
-        models = {name: agent.model for name, agent in self.recipe.agents.items() if name in cast}
+        models = {name: self.recipe.agents[name].model for name in self.recipe.speakers}
         hosts = {model: self.hosts.of(model) for model in models.values()}
         # Ray restarts nothing: a new process must be told of hosts and debates. Arenas are spread over the machines.
         actor = ray.remote(ArenaActor).options(
@@ -330,14 +329,9 @@ def traced(recipe: Recipe, folder: Path | None) -> str:
     return run_name(recipe, folder) if recipe.run.traces else ""
 
 
-def models_in_use(recipe: Recipe) -> set[str]:
-    """The models that somebody in the cast speaks through."""
-    return {recipe.agents[name].model for names in recipe.cast.values() for name in names}
-
-
 def needs_keeper(recipe: Recipe) -> bool:
     """Whether hosts share any limit: a budget, or an account of a service. A host alone minds its own account."""
-    models = [recipe.models[name] for name in models_in_use(recipe)]
+    models = [recipe.models[name] for name in recipe.models_in_use]
     limited = sum(model.place.replicas for model in models if model.paid or limits_rates(model.limits))
     return bool(recipe.run.budget) or limited > 1
 

@@ -128,5 +128,8 @@ def check_sleep(recipe: Recipe, where: str) -> None:
 
 def _local(recipe: Recipe) -> dict[str, Model]:
     """The models in use that hold a device."""
-    used = sorted({recipe.agents[name].model for names in recipe.cast.values() for name in names})
-    return {name: recipe.models[name] for name in used if BACKENDS[recipe.models[name].backend].heavy}
+    return {
+        name: recipe.models[name]
+        for name in sorted(recipe.models_in_use)
+        if BACKENDS[recipe.models[name].backend].heavy
+    }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from actors.catalogue import BACKENDS
 from actors.vllm_settings import runs_on_cpu
+from engine.models import names_folder
 from engine.named_protocol import find_protocol
 from engine.protocol_docs import prompt_sets
 from engine.recipe import Recipe
@@ -29,8 +30,7 @@ def doubts(recipe: Recipe, tasks: Split) -> list[str]:
 
 
 def _unasked(recipe: Recipe) -> Iterator[str]:
-    cast = {name for names in recipe.cast.values() for name in names}
-    for name in sorted(recipe.agents.keys() - cast):
+    for name in sorted(recipe.agents.keys() - set(recipe.speakers)):
         yield f"agents.{name} plays no role of cast, so it is never asked"
     for name in sorted(recipe.models.keys() - {agent.model for agent in recipe.agents.values()}):
         yield f"models.{name} is no agent's, so it is not started"
@@ -73,7 +73,7 @@ def _models(recipe: Recipe) -> Iterator[str]:
         folder = getattr(model.settings, "model", "")
         if not BACKENDS[model.backend].heavy:
             continue
-        if "/" in folder and not folder.startswith((".", "/", "~")) and not Path(folder).is_dir():
+        if "/" in folder and not names_folder(folder) and not Path(folder).is_dir():
             yield f"models.{name}.model={folder!r} is no folder here, so it is taken for a name on the Hugging Face hub"
         if model.backend == "vllm" and model.place.num_gpus and runs_on_cpu():
             yield (

@@ -110,3 +110,8 @@ def read_model(value: Any, where: str, at: str) -> Model:
 
 def _read_limits(value: Any, defaults: Mapping[str, float], where: str, at: str) -> Limits:
     return read_section({**defaults, **table(value, where, at)}, Limits, where, at)
+
+
+def names_folder(model: str) -> bool:
+    """Whether what a recipe calls a model can only be a folder here, and no name on a hub."""
+    return model.startswith((".", "/", "~"))

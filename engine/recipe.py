@@ -163,6 +163,16 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         }
 
     @property
+    def speakers(self) -> tuple[str, ...]:
+        """The agents that play a role, each once, in the order of the cast."""
+        return tuple(dict.fromkeys(name for names in self.cast.values() for name in names))
+
+    @property
+    def models_in_use(self) -> tuple[str, ...]:
+        """The models that the speakers speak through, each once, in the order of the cast."""
+        return tuple(dict.fromkeys(self.agents[name].model for name in self.speakers))
+
+    @property
     def learners(self) -> tuple[str, ...]:
         """The agents that training tunes."""
         roles = tuple(self.train.rules) or find_protocol(self.protocol).LEARNERS

@@ -76,7 +76,7 @@ def _check_training(recipe: Recipe, where: str) -> None:
 
 def _check_budget(recipe: Recipe, where: str) -> None:
     """A budget in money needs the price of every model that is paid for, and a bound on what it may say."""
-    for name in dict.fromkeys(recipe.agents[agent].model for names in recipe.cast.values() for agent in names):
+    for name in recipe.models_in_use:
         if recipe.run.budget.usd and recipe.models[name].paid and recipe.price_of(name) is None:
             raise ConfigError(
                 f"{where}: run.budget.usd={recipe.run.budget.usd:g}, but the price of models.{name} "
@@ -96,7 +96,7 @@ def _check_budget(recipe: Recipe, where: str) -> None:
 
 def _check_structured(recipe: Recipe, where: str) -> None:
     """A reply that is to be held to a schema needs a model that can, and a schema."""
-    for name in sorted({name for names in recipe.cast.values() for name in names}):
+    for name in sorted(recipe.speakers):
         model = recipe.agents[name].model
         if not recipe.agents[name].sampling.structured:
             continue
@@ -117,7 +117,7 @@ def _check_structured(recipe: Recipe, where: str) -> None:
 
 def _check_batches(recipe: Recipe, where: str) -> None:
     """What waits for hours must be waited for, and has no use for what makes single asks quick."""
-    for name in dict.fromkeys(recipe.agents[agent].model for names in recipe.cast.values() for agent in names):
+    for name in recipe.models_in_use:
         limits, batch = recipe.models[name].limits, recipe.models[name].batch
         if batch is None:
             continue

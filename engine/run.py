@@ -265,9 +265,7 @@ Work = Callable[[RunFolder, Recipe, Split, Cluster, Progress], Awaitable[Outcome
 async def _with_cluster(
     folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress, work: Work, attendant: Attendant
 ) -> Outcome:
-    progress.note(
-        "starting " + ", ".join(sorted({recipe.agents[a].model for names in recipe.cast.values() for a in names}))
-    )
+    progress.note("starting " + ", ".join(sorted(recipe.models_in_use)))
     spent = spent_so_far(folder) if recipe.run.budget else NOTHING
     cluster = await attendant.start(
         Cluster.start(
@@ -324,8 +322,7 @@ async def _evaluate(folder: RunFolder, recipe: Recipe, tasks: Split, cluster: Cl
     """The agents as they are, or with the newest adapters of the run that the manifest names."""
     if folder.manifest.adapters_from:
         registry = Registry(Path(folder.manifest.adapters_from))
-        speaking = dict.fromkeys(name for names in recipe.cast.values() for name in names)
-        for record in filter(None, map(registry.latest, speaking)):
+        for record in filter(None, map(registry.latest, recipe.speakers)):
             await publish(cluster, recipe, record, registry)
             progress.note(f"serving: {record.name}")
     found = await evaluate_stage(cluster, folder, "eval-0", tasks, progress)

@@ -73,8 +73,8 @@ def _check_whole_models(recipe: Recipe, learners: list[str]) -> None:
 def check_own_model(recipe: Recipe, agent: str) -> None:
     """Raises: ConfigError: others speak through the agent's model, or it is none that runs here."""
     name = recipe.agents[agent].model
-    speakers = {other for names in recipe.cast.values() for other in names if recipe.agents[other].model == name}
-    if others := sorted(speakers - {agent}):
+    sharing = {other for other in recipe.speakers if recipe.agents[other].model == name}
+    if others := sorted(sharing - {agent}):
         raise ConfigError(
             f"agents that share a model cannot each have all of its weights, and {agent} shares models.{name} with "
             f"{', '.join(others)}; set sft.method: lora, or give {agent} a model of its own"

@@ -31,8 +31,7 @@ T = TypeVar("T")
 
 def people(recipe: Recipe) -> dict[str, str]:
     """The agents in the cast whom a person plays -> the model they speak through."""
-    cast = {name for names in recipe.cast.values() for name in names}
-    models = {name: agent.model for name, agent in recipe.agents.items() if name in cast}
+    models = {name: recipe.agents[name].model for name in recipe.speakers}
     return {name: model for name, model in models.items() if isinstance(recipe.models[model].settings, HumanSettings)}
 
 

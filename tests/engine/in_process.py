@@ -8,7 +8,7 @@ from typing import Any
 from actors.placement import AgentActor, HostSpec
 from actors.prices import NOTHING
 from actors.shared_gate import Keeper
-from engine.cluster import ArenaActor, ArenaPlan, Cluster, host_names, models_in_use, needs_keeper
+from engine.cluster import ArenaActor, ArenaPlan, Cluster, host_names, needs_keeper
 from engine.hosts import Hosts
 from engine.recipe import Recipe
 from tests.actors.remote import Remote
@@ -35,7 +35,7 @@ class InProcess(Cluster):
                 keeper=keeper,
                 budgeted=bool(recipe.run.budget),
             )
-            for name in sorted(models_in_use(recipe))
+            for name in sorted(recipe.models_in_use)
             for host in host_names(name, recipe.models[name].place.replicas)
         ]
         actors = {spec.name: AgentActor(spec) for spec in specs}

@@ -39,7 +39,7 @@ from actors.agent import AgentHost, Limits  # noqa: E402
 from actors.backend import AdapterRef, BackendInfo  # noqa: E402
 from actors.gate import Gate, Hint  # noqa: E402
 from actors.router import Tell  # noqa: E402
-from engine.arena import Arena, Assignment  # noqa: E402
+from engine.debates.arena import Arena, Assignment  # noqa: E402
 from protocols.conversation import Player  # noqa: E402
 from protocols.errors import ReplyError  # noqa: E402
 from protocols.message import Ask, Reply  # noqa: E402

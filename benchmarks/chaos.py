@@ -28,7 +28,7 @@ import msgspec
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine.folder import machine_description  # noqa: E402
+from engine.record.folder import machine_description  # noqa: E402
 from tests.integration.chaos import chaos_in  # noqa: E402
 from tests.integration.chaos_account import LOOP_KINDS, Account, Figures, plan, plan_loop, table  # noqa: E402
 from tests.integration.chaos_loop import LoopChaos  # noqa: E402

@@ -29,12 +29,12 @@ import msgspec
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine.compare import OPENING_VOTE, Compared, compare_runs  # noqa: E402
-from engine.compare_tables import DIVERSITY, diversity_cells  # noqa: E402
-from engine.evaluate import FINAL_VOTE, SINGLE_AGENT  # noqa: E402
-from engine.findings import describe, describe_change  # noqa: E402
-from engine.folder import machine_description  # noqa: E402
-from engine.report import in_columns  # noqa: E402
+from engine.record.folder import machine_description  # noqa: E402
+from engine.results.compare import OPENING_VOTE, Compared, compare_runs  # noqa: E402
+from engine.results.compare_tables import DIVERSITY, diversity_cells  # noqa: E402
+from engine.results.evaluate import FINAL_VOTE, SINGLE_AGENT  # noqa: E402
+from engine.results.findings import describe, describe_change  # noqa: E402
+from engine.results.report import in_columns  # noqa: E402
 
 RECIPE = ROOT / "recipes" / "arithmetic-smollm2.yaml"
 CRITICS = ("ada-critic", "bo-critic", "cy-critic")

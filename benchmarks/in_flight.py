@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.arena import Assignment
+    from engine.debates.arena import Assignment
     from protocols.message import Ask
 
 ROOT = Path(__file__).parents[1]
@@ -110,8 +110,8 @@ class Sample:
 async def asks_of(recipe: Any, assignments: Sequence[Assignment]) -> list[Ask]:
     """All that these debates ask."""
     from actors.scripted import ScriptedBackend, ScriptedSettings
-    from engine.cluster import ArenaPlan
-    from engine.named_protocol import find_protocol
+    from engine.config.named_protocol import find_protocol
+    from engine.debates.cluster import ArenaPlan
     from protocols.machine import Opened, Replied, Request
 
     plan, model = ArenaPlan.of(recipe), ScriptedBackend(ScriptedSettings())
@@ -149,14 +149,15 @@ def model_us(asks: Sequence[Ask]) -> float:
 async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
     """Hold the debates in flight, and sample the window's two ends."""
     from actors.histogram import Histogram
-    from engine.arena import ArenaStats, Finished
-    from engine.attempts import Attempts
-    from engine.cluster import Cluster
-    from engine.desk import Desk
-    from engine.folder import Manifest, RunFolder
-    from engine.recipe import build_recipe
-    from engine.shard import Shard
-    from engine.tasks import load_split
+    from engine.config.recipe_file import build_recipe
+    from engine.data.tasks import load_split
+    from engine.debates.arena import Finished
+    from engine.debates.cluster import Cluster
+    from engine.debates.desk import Desk
+    from engine.debates.shard import Shard
+    from engine.live.arena_stats import ArenaStats
+    from engine.record.attempts import Attempts
+    from engine.record.folder import Manifest, RunFolder
 
     mean_s = options.latency * 1.133  # of a lognormal with sigma 0.5
     length_s = ROUNDS * mean_s * 1.5  # of a debate: the slowest of three, twice
@@ -229,13 +230,13 @@ async def memory(debates: int) -> dict[str, Any]:
     """Hold debates half-way in this very process, and weigh them."""
     import msgspec
 
-    from engine.arena import Arena
-    from engine.attempts import Attempts
-    from engine.cluster import ArenaPlan
-    from engine.desk import Desk
-    from engine.named_protocol import find_protocol
-    from engine.recipe import build_recipe
-    from engine.tasks import load_split
+    from engine.config.named_protocol import find_protocol
+    from engine.config.recipe_file import build_recipe
+    from engine.data.tasks import load_split
+    from engine.debates.arena import Arena
+    from engine.debates.cluster import ArenaPlan
+    from engine.debates.desk import Desk
+    from engine.record.attempts import Attempts
     from protocols.message import Ask, Reply, Usage
 
     recipe = build_recipe(recipe_data(debates, debates, 0.0), where="benchmark")
@@ -298,7 +299,7 @@ def main() -> int:
     if options.memory:
         print(json.dumps(asyncio.run(memory(options.debates))))
         return 0
-    from engine.folder import machine_description, versions
+    from engine.record.folder import machine_description, versions
 
     command = [sys.executable, __file__, "--memory", "--debates", str(options.debates)]
     found: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)

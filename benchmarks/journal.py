@@ -30,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine.journal import CloseEntry, Entry, EventEntry, Journal, read_journal  # noqa: E402
+from engine.record.journal import CloseEntry, Entry, EventEntry, Journal, read_journal  # noqa: E402
 from protocols.catalogue import load_protocol_prompts  # noqa: E402
 from protocols.conversation import Player  # noqa: E402
 from protocols.graph import Debate, encode_debate  # noqa: E402
@@ -153,7 +153,7 @@ async def tell(packed: bytes) -> None:
 async def recover(path: Path) -> int:
     """Returns: how many debates are open."""
     from actors.collector import calm_collector
-    from engine.arena import Arena
+    from engine.debates.arena import Arena
 
     calm_collector()
     arena = Arena(

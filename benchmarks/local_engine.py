@@ -109,12 +109,12 @@ def make_adapters(folder: Path, number: int) -> list[str]:
 async def debate(folder: Path, debates: int, adapters: Sequence[str], replicas: int) -> Work:
     """Run the debates, and find out what was asked of the engine."""
     from actors.backend import AdapterRef
-    from engine.cluster import Cluster
-    from engine.folder import Manifest, RunFolder
-    from engine.progress import Progress
-    from engine.recipe import build_recipe
-    from engine.stage import run_stage
-    from engine.tasks import load_split
+    from engine.config.recipe_file import build_recipe
+    from engine.data.tasks import load_split
+    from engine.debates.cluster import Cluster
+    from engine.debates.stage import run_stage
+    from engine.live.progress import Progress
+    from engine.record.folder import Manifest, RunFolder
 
     recipe = build_recipe(recipe_data(debates, len(adapters), replicas), where="benchmark")
     tasks = load_split(recipe.tasks)
@@ -147,8 +147,8 @@ def asked(journal: Path, recipe: Any, adapters: Sequence[str]) -> tuple[list[Pro
     from transformers import AutoTokenizer
 
     from actors.embedded import embedded_model_path
-    from engine.journal import read_journal
-    from engine.named_protocol import find_protocol
+    from engine.config.named_protocol import find_protocol
+    from engine.record.journal import read_journal
     from protocols.machine import Replied, Request
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_model_path())
@@ -333,7 +333,7 @@ def main() -> int:
     if options.raw:
         raw(options.raw)
         return 0
-    from engine.folder import machine_description, versions
+    from engine.record.folder import machine_description, versions
 
     rows = list(measure(options))
     print("\n".join(table(rows)))

@@ -147,7 +147,7 @@ class ArenaActor:
 
 
 def measure(asks: int, in_flight: int, rounds: int) -> list[dict[str, float]]:
-    from engine.cluster import join_ray
+    from engine.debates.cluster import join_ray
 
     join_ray()
     import ray  # not before: it reads the environment that joining sets
@@ -182,7 +182,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args()
-    from engine.folder import machine_description, versions
+    from engine.record.folder import machine_description, versions
 
     rows = measure(options.asks, options.in_flight, options.rounds)
     print("| way | messages a second | not exactly once |")

@@ -97,7 +97,7 @@ async def _one_by_one(ask: Ask, question: str) -> str:
 @asynccontextmanager
 async def ray_calls(setup: Setup) -> AsyncIterator[Debates]:
     """One Ray call an ask: each agent is an async actor of its own, asked by the driver."""
-    from engine.cluster import join_ray
+    from engine.debates.cluster import join_ray
 
     join_ray()
     import ray

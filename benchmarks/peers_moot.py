@@ -14,11 +14,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from benchmarks.peers_work import AGENTS, MAX_TOKENS, MODEL, PROMPT_SET, Clock, Debates, Setup
-from engine.cluster import Cluster
-from engine.folder import Manifest, RunFolder
-from engine.progress import Progress
-from engine.recipe import Recipe, build_recipe
-from engine.stage import Closed, run_stage
+from engine.config.recipe import Recipe
+from engine.config.recipe_file import build_recipe
+from engine.debates.cluster import Cluster
+from engine.debates.desk import Closed
+from engine.debates.stage import run_stage
+from engine.live.progress import Progress
+from engine.record.folder import Manifest, RunFolder
 from protocols.task import Task
 
 MAX_OPEN = 5_000  # debates in flight in the one arena

@@ -162,12 +162,12 @@ def trl(work: Work, folder: Path) -> dict[str, list[float]]:
 
 def moot(work: Work, batching: Any, folder: Path) -> dict[str, list[float]]:
     """What ``moot train`` does with the same rows."""
-    from engine.cluster import join_ray
+    from engine.debates.cluster import join_ray
     from trainers.feed import Addition, make_feed_actor
     from trainers.job import TrainingJob
     from trainers.lanes import LanePlace, fit_lanes
     from trainers.mix import Mix
-    from trainers.sft import SFTResult, SFTSettings
+    from trainers.sft_settings import SFTResult, SFTSettings
 
     join_ray()  # before anything imports Ray
     import ray
@@ -285,7 +285,7 @@ def main() -> int:
     print(f"{len(lengths)} rows of {min(lengths)} to {max(lengths)} tokens, {sum(lengths)} in all")
     print("\n".join(table(rows)))
     if options.json:
-        from engine.folder import machine_description, versions
+        from engine.record.folder import machine_description, versions
 
         told = {"machine": machine_description(), "versions": versions(), "model": options.model, "rows": rows}
         options.json.write_text(json.dumps(told, indent=2) + "\n")

@@ -75,13 +75,13 @@ def recipe_data(debates: int, latency_s: float, epochs: int) -> dict[str, Any]:
 
 async def iterate(variant: str, data: dict[str, Any], path: Path) -> Span:
     """One iteration in this process."""
-    from engine.cluster import Cluster
-    from engine.collect import collect
-    from engine.folder import Manifest, RunFolder
+    from engine.config.recipe_file import build_recipe
+    from engine.data.tasks import load_split
+    from engine.debates.cluster import Cluster
+    from engine.live.progress import Progress
     from engine.loop import Loop
-    from engine.progress import Progress
-    from engine.recipe import build_recipe
-    from engine.tasks import load_split
+    from engine.record.folder import Manifest, RunFolder
+    from engine.results.collect import collect
     from trainers.feed import Feed, hash_rows
     from trainers.registry import Registry
 
@@ -231,7 +231,7 @@ def main() -> int:
     if options.plot:
         plot([span for span in spans if span.epochs == min(options.epochs)], options.plot)
     if options.json:
-        from engine.folder import machine_description, versions
+        from engine.record.folder import machine_description, versions
 
         told = {"machine": machine_description(), "versions": versions(), "rows": rows, "spans": spans}
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=2))

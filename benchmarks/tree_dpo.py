@@ -99,9 +99,9 @@ def grown(replies: int, trees: int) -> list[Row]:
 async def held(plan: dict[str, Any]) -> list[Debate]:
     """A recipe's debates with its scripted model, in this process: machine and model alone, without Ray."""
     from actors.scripted import ScriptedBackend, ScriptedSettings
-    from engine.named_protocol import find_protocol
-    from engine.recipe import build_recipe
-    from engine.tasks import load_split
+    from engine.config.named_protocol import find_protocol
+    from engine.config.recipe_file import build_recipe
+    from engine.data.tasks import load_split
 
     recipe = build_recipe(plan, where="benchmark")
     settings = recipe.models["simulated"].settings
@@ -127,8 +127,8 @@ async def held(plan: dict[str, Any]) -> list[Debate]:
 
 def recorded(run: Path) -> list[Debate]:
     """The debates of a run on disk."""
-    from engine.folder import RunFolder
-    from engine.journal import read_graphs
+    from engine.record.folder import RunFolder
+    from engine.record.journal import read_graphs
 
     return [decode_debate(graph) for file in RunFolder.open(run).journals("debate") for graph in read_graphs(file)]
 
@@ -197,9 +197,10 @@ def packed(work: Work, packing: Packing, given: Any, folder: Path) -> Iterator[t
     """Our trainer, a pack at a time."""
     import torch
 
+    from trainers.pack_steps import SavedPlace
     from trainers.stream import START
-    from trainers.tree_dpo import SavedPlace, TreeDPOSettings
     from trainers.tree_dpo_loop import Training, TreeDPOTrainer, collate, two_adapters
+    from trainers.tree_dpo_settings import TreeDPOSettings
 
     model, tokenizer, adapter = given
     settings = TreeDPOSettings(beta=BETA, learning_rate=RATE, token_budget=work.budget)
@@ -378,7 +379,7 @@ def main() -> int:
     rows = [figures(work, name, runs) for name in sets]
     print("\n".join(table(rows)))
     if options.json:
-        from engine.folder import machine_description, versions
+        from engine.record.folder import machine_description, versions
 
         told = {"machine": machine_description(), "versions": versions(), "model": options.model, "rows": rows}
         options.json.write_text(json.dumps(told, indent=2) + "\n")

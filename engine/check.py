@@ -14,21 +14,22 @@ from actors.catalogue import BACKENDS
 from actors.prices import Price
 from actors.response_cache import CacheSettings
 from actors.traces import check_traces
-from engine.colocate import check_sleep
-from engine.doubts import doubts
-from engine.models import Model, Place, names_folder
-from engine.named_protocol import find_protocol
-from engine.recipe import LoopSettings, Recipe, RunSettings, TrainSettings, load_recipe
-from engine.rehearsal import agents_shown_images
+from engine.config.colocation import check_sleep
+from engine.config.doubts import doubts
+from engine.config.models import Model, Place, names_folder
+from engine.config.named_protocol import find_protocol
+from engine.config.recipe import LoopSettings, Recipe, RunSettings, TrainSettings
+from engine.config.recipe_file import load_recipe
+from engine.config.rehearsal import agents_shown_images
+from engine.data.tasks import SOURCES, Split, load_split
+from engine.debates.terminal import check_people
 from engine.run import check_debatable, check_loop, limited
-from engine.tasks import SOURCES, Split, load_split
-from engine.terminal import check_people
 from protocols.catalogue import PROTOCOLS
 from protocols.errors import ConfigError
 from protocols.message import Sampling
-from trainers.magdi import MAGDiSettings
-from trainers.sft import SFTSettings, check_bitsandbytes
-from trainers.tree_dpo import TreeDPOSettings
+from trainers.magdi_settings import MAGDiSettings
+from trainers.sft_settings import SFTSettings, check_bitsandbytes
+from trainers.tree_dpo_settings import TreeDPOSettings
 
 
 def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import click
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from engine.progress import Progress
+    from engine.live.progress import Progress
     from protocols.errors import MootError
 
 EXIT_SET_ASIDE, EXIT_BAD_INPUT, EXIT_PAUSED, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -149,9 +149,9 @@ def train(run: Path, overrides: tuple[str, ...], preferences: bool, magdi: bool,
     """Train one adapter an agent from the debates that a finished run, or an import, has on record."""
 
     def work(progress: Progress) -> dict[str, Any]:
-        from engine.train_magdi import train_student
-        from engine.train_preferences import train_on_preferences
-        from engine.training import train_recorded
+        from engine.learning.train_magdi import train_student
+        from engine.learning.train_preferences import train_on_preferences
+        from engine.learning.training import train_recorded
         from protocols.errors import ConfigError
 
         if preferences and magdi:
@@ -194,7 +194,7 @@ def report(run: Path, output: Path | None, as_json: bool) -> None:
     """Write a run's report: one HTML page that needs nothing else."""
 
     def work(progress: Progress) -> dict[str, Any]:
-        from engine.collect import write_run_report
+        from engine.results.collect import write_run_report
 
         path, text = write_run_report(run, output)
         progress.note(text)
@@ -212,7 +212,7 @@ def compare(sides: tuple[str, ...], as_json: bool) -> None:
     Accuracies have 95% intervals; changes are paired over the tasks that both graded, with McNemar's test where every
     score is right or wrong.
     """
-    from engine.compare import compare_runs
+    from engine.results.compare import compare_runs
     from protocols.errors import MootError
 
     try:
@@ -222,7 +222,7 @@ def compare(sides: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found.outcome()))
         return
-    from engine.compare_tables import compare_text
+    from engine.results.compare_tables import compare_text
 
     click.echo(compare_text(found), nl=False)
 
@@ -264,7 +264,7 @@ def export_debates(
     """
 
     def work(progress: Progress) -> dict[str, Any]:
-        from engine.transfer_out import Options, export_run
+        from engine.results.transfer_out import Options, export_run
 
         return export_run(form, run, output, Options(**options), stage=stage, force=force, progress=progress)
 
@@ -278,7 +278,7 @@ def protocols(context: click.Context, as_json: bool) -> None:
     """List the protocols; `moot protocols show NAME` tells all about one."""
 
     def work(progress: Progress) -> dict[str, Any]:
-        from engine.protocol_docs import list_protocols
+        from engine.config.protocol_docs import list_protocols
 
         return list_protocols()
 
@@ -293,7 +293,7 @@ def show_protocol(name: str, as_json: bool) -> None:
     """A protocol's phases, roles, settings, prompts, departures from its source, and its diagram."""
 
     def work(progress: Progress) -> dict[str, Any]:
-        from engine.protocol_docs import show
+        from engine.config.protocol_docs import show
 
         return show(name)
 
@@ -304,7 +304,7 @@ def show_protocol(name: str, as_json: bool) -> None:
 @click.argument("page", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 def write_protocol_docs(page: Path) -> None:
     """Make anew the part of a page that is generated from the protocols."""
-    from engine.protocol_docs import write_docs
+    from engine.config.protocol_docs import write_docs
 
     write_docs(page)
 
@@ -477,7 +477,7 @@ def score_stage(run: Path, stage: str, replies: int, base: Path | None, as_json:
     """Score how likely the agents of a stage find each other's replies, for `moot compare` and the report."""
 
     def work(progress: Progress) -> dict[str, Any]:
-        from engine.likelihoods import score_stage
+        from engine.results.likelihoods import score_stage
 
         return score_stage(run, stage, num_replies=replies, base=base, progress=progress)
 
@@ -486,7 +486,7 @@ def score_stage(run: Path, stage: str, replies: int, base: Path | None, as_json:
 
 def _adapters(ask: Callable[[ModuleType], dict[str, Any]], as_json: bool) -> NoReturn:
     def work(progress: Progress) -> dict[str, Any]:
-        from engine import adapters
+        from engine.results import adapters
 
         outcome = ask(adapters)
         return outcome if as_json else adapters.told(outcome)
@@ -501,7 +501,7 @@ def list_runs(as_json: bool, runs_dir: Path) -> None:
     """List the recipes that moot ships, and the runs in a folder."""
 
     def work(progress: Progress) -> dict[str, Any]:
-        from engine.collect import list_all
+        from engine.results.collect import list_all
 
         return list_all(RECIPES, runs_dir)
 
@@ -594,7 +594,7 @@ def _start(
 
 
 def _with_report(outcome: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    from engine.collect import write_run_report
+    from engine.results.collect import write_run_report
 
     path, text = write_run_report(Path(outcome["run"]), None)
     progress.note(text)
@@ -603,7 +603,7 @@ def _with_report(outcome: dict[str, Any], progress: Progress) -> dict[str, Any]:
 
 def _command(work: Callable[[Progress], dict[str, Any]], as_json: bool) -> NoReturn:
     """Run a command's work; errors become one sentence and an exit code, never a traceback."""
-    from engine.progress import Progress
+    from engine.live.progress import Progress
     from protocols.errors import MootError
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored

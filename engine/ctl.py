@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine.command_files import Answer, Command, Verb, fetch_answer, post, withdraw
-from engine.folder import RunFolder
-from engine.status import Status, driven, read_status
+from engine.live.command_files import Answer, Command, Verb, fetch_answer, post, withdraw
+from engine.live.status import Status, driven, read_status
+from engine.record.folder import RunFolder
 from protocols.errors import ConfigError
 
 if TYPE_CHECKING:
-    from engine.stage import Closed
+    from engine.debates.desk import Closed
 
 ANSWER_S = 30.0  # more than a driver gives itself to carry a command out
 POLL_S = 0.05
@@ -127,7 +127,7 @@ def retry(run: Path, tasks: Sequence[str]) -> dict[str, Any]:
 
 
 def _retry_offline(folder: RunFolder, names: Sequence[str]) -> list[str]:
-    from engine.attempts import Attempts
+    from engine.record.attempts import Attempts
 
     aside = _set_aside(folder)
     chosen = {debate: stage for debate, (stage, closed) in aside.items() if not names or _named(closed, names)}
@@ -151,7 +151,7 @@ def _retry_offline(folder: RunFolder, names: Sequence[str]) -> list[str]:
 
 def _set_aside(folder: RunFolder) -> dict[str, tuple[str, Closed]]:
     """Debate -> its stage and itself."""
-    from engine.stage import recorded
+    from engine.debates.stage import recorded
 
     stages = sorted(path.name for path in (folder.path / "journal").glob("*") if path.is_dir())
     return {item.debate.id: (stage, item) for stage in stages for item in recorded(folder, stage) if item.set_aside}
@@ -175,8 +175,8 @@ def set_values(run: Path, settings: Sequence[str]) -> dict[str, Any]:
     """Change settings of a run: at once where it is under way, else for when it is resumed. Raises: ConfigError."""
     if driven(run, read_status(run)):
         return give(run, "set", settings)
-    from engine.changes import changed, keep_changes
-    from engine.recipe import build_recipe
+    from engine.config.recipe_file import build_recipe
+    from engine.debates.changes import changed, keep_changes
 
     folder = RunFolder.open(run)
     folder.lock()

@@ -12,16 +12,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from engine.arena import failure_summary
-from engine.attempts import Attempts, debate_id, split_id
-from engine.changes import differences, own_recipe
-from engine.folder import RunFolder, new_run_path
-from engine.journal import CloseEntry, Entry, EventEntry, Journal, Recorded, read_journal
-from engine.progress import Progress
-from engine.recipe import Recipe, apply_override, build_recipe
+from engine.config.recipe import Recipe
+from engine.config.recipe_file import apply_override, build_recipe
+from engine.data.tasks import Split, load_split
+from engine.debates.arena import failure_summary
+from engine.debates.changes import differences, own_recipe
+from engine.debates.terminal import check_people
+from engine.live.progress import Progress
+from engine.record.attempts import Attempts, debate_id, split_id
+from engine.record.folder import RunFolder, new_run_path
+from engine.record.journal import CloseEntry, Entry, EventEntry, Journal, Recorded, read_journal
 from engine.run import carry_out, check_tasks, create, limited, make_manifest, run_name
-from engine.tasks import Split, load_split
-from engine.terminal import check_people
 from protocols.errors import ConfigError
 from protocols.graph import decode_debate
 from protocols.machine import Opened, derive_seed

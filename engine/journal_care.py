@@ -8,18 +8,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from engine.attempts import split_id
-from engine.folder import Manifest, RunFolder
-from engine.journal import read_closed
-from engine.journal_check import check_journal
-from engine.journal_lock import repaired_path
-from engine.journal_repair import Opening, Usable, compact_journal, repair_journal, usable_after
-from engine.mirror_folder import restore_folder
-from engine.named_protocol import find_protocol
-from engine.progress import Progress
-from engine.recipe import Recipe, build_recipe
+from engine.config.named_protocol import find_protocol
+from engine.config.recipe import Recipe
+from engine.config.recipe_file import build_recipe
+from engine.data.tasks import load_split
+from engine.live.progress import Progress
+from engine.record.attempts import split_id
+from engine.record.folder import Manifest, RunFolder
+from engine.record.journal import read_closed
+from engine.record.journal_check import check_journal
+from engine.record.journal_lock import repaired_path
+from engine.record.journal_repair import Opening, Usable, compact_journal, repair_journal, usable_after
+from engine.record.mirror_folder import restore_folder
 from engine.run import limited
-from engine.tasks import load_split
 from protocols.errors import ConfigError
 from protocols.machine import Opened, derive_seed
 from protocols.task import Task

@@ -22,24 +22,26 @@ import msgspec
 from actors.backend import AdapterRef
 from actors.prices import Amount
 from actors.remote import of_actor
-from engine.base_model import base_model_of
-from engine.cluster import Cluster
-from engine.colocate import gpu_share_of, room_for_trainings, way_of
-from engine.evaluate import SINGLE_AGENT, Evaluation, evaluate
-from engine.folder import RunFolder, write_atomically
-from engine.hosted import HostedTraining, fed_rows, hosted_job, left_usd
-from engine.overlap import overlapped
-from engine.preferences import RecordedTrees
-from engine.progress import Progress
-from engine.recipe import Recipe
-from engine.servable import check_own_model
-from engine.side_by_side import all_fitted, in_thread
-from engine.stage import Closed, StageResult, run_stage
-from engine.stage_names import BEFORE_PREFERENCES, label_of
-from engine.staleness import Turns, staleness_of, turns_of
-from engine.tasks import Split
-from engine.train_preferences import preference_training, recorded_preferences
-from engine.training import Training, rows_of
+from engine.config.base_model import base_model_of
+from engine.config.colocation import way_of
+from engine.config.recipe import Recipe
+from engine.config.servable import check_own_model
+from engine.data.tasks import Split
+from engine.debates.cluster import Cluster
+from engine.debates.colocate import gpu_share_of, room_for_trainings
+from engine.debates.desk import Closed
+from engine.debates.stage import StageResult, run_stage
+from engine.learning.hosted import HostedTraining, fed_rows, hosted_job, left_usd
+from engine.learning.overlap import overlapped
+from engine.learning.preferences import RecordedTrees
+from engine.learning.side_by_side import all_fitted, in_thread
+from engine.learning.staleness import Turns, staleness_of, turns_of
+from engine.learning.train_preferences import preference_training, recorded_preferences
+from engine.learning.training import Training, rows_of
+from engine.live.progress import Progress
+from engine.record.folder import RunFolder, write_atomically
+from engine.record.stage_names import BEFORE_PREFERENCES, label_of
+from engine.results.evaluate import SINGLE_AGENT, Evaluation, evaluate
 from protocols.errors import ConfigError
 from protocols.graph import Debate
 from protocols.message import Usage
@@ -170,7 +172,9 @@ class Loop:
         fitting = [asyncio.create_task(self._fit_hosted(hosted, iteration))] if hosted.jobs else []
         if colocated:
             await iteration.closed.wait()
-        async with room_for_trainings(self._cluster, self._progress) if colocated else nullcontext():
+        async with (
+            room_for_trainings(self._recipe, self._cluster.hosts, self._progress) if colocated else nullcontext()
+        ):
             if training.jobs:
                 fitting.append(in_thread(lambda: training.fit(feed)))
             for warning in await all_fitted(fitting):
@@ -235,7 +239,7 @@ class Loop:
             version,
             gpu_share_of(way_of(self._recipe)),
         )
-        async with room_for_trainings(self._cluster, self._progress):
+        async with room_for_trainings(self._recipe, self._cluster.hosts, self._progress):
             self._warn(await in_thread(lambda: training.fit(str(rows_of(training)))))
         data = self._folder.manifest.done[f"train-{iteration}"].get("staleness", {})
         self._register(stage, training, version, iteration, data)

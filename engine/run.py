@@ -13,12 +13,21 @@ import msgspec
 
 from actors.logs import log_to_file
 from actors.prices import NOTHING
-from engine.attendant import Attendant
-from engine.base_model import base_model_of, check_base
-from engine.changes import check_same, check_unchanged, differences, keep_changes, taken_up
-from engine.cluster import Cluster, in_copy_of_a_job
-from engine.evaluate import FINAL_VOTE, SINGLE_AGENT, Evaluation, evaluate
-from engine.folder import (
+from engine.config.base_model import base_model_of, check_base
+from engine.config.named_protocol import find_protocol
+from engine.config.recipe import Recipe
+from engine.config.recipe_file import apply_override, build_recipe, load_recipe
+from engine.config.servable import check_servable
+from engine.data.media import collect_media
+from engine.data.tasks import Split, load_split
+from engine.debates.attendant import Attendant
+from engine.debates.changes import check_same, check_unchanged, differences, keep_changes, taken_up
+from engine.debates.cluster import Cluster, in_copy_of_a_job
+from engine.debates.stage import run_stage
+from engine.debates.terminal import check_people, with_people
+from engine.live.progress import Progress
+from engine.loop import Loop, evaluate_stage, keep_statistics, publish, summary
+from engine.record.folder import (
     LOCK_WAIT_S,
     Manifest,
     RunFolder,
@@ -27,18 +36,10 @@ from engine.folder import (
     versions,
     write_atomically,
 )
-from engine.loop import Loop, evaluate_stage, keep_statistics, publish, summary
-from engine.media import collect_media
-from engine.mirror_folder import fetch_missing, mirrored
-from engine.named_protocol import find_protocol
-from engine.progress import Progress
-from engine.recipe import Recipe, apply_override, build_recipe, load_recipe
-from engine.servable import check_servable
-from engine.spending import money, spent_so_far
-from engine.stage import run_stage
-from engine.tasks import Split, load_split
-from engine.terminal import check_people, with_people
-from engine.track import check_trackers, tracked
+from engine.record.mirror_folder import fetch_missing, mirrored
+from engine.record.spending import money, spent_so_far
+from engine.results.evaluate import FINAL_VOTE, SINGLE_AGENT, Evaluation, evaluate
+from engine.results.track import check_trackers, tracked
 from protocols.errors import ConfigError, PausedError, TaskError
 from protocols.machine import Opened
 from trainers.registry import Registry

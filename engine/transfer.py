@@ -18,11 +18,11 @@ from typing import Any
 
 import msgspec
 
-from engine.evaluate import evaluate
-from engine.folder import Manifest, RunFolder, machine_description, new_run_path, versions, write_atomically
-from engine.journal import CloseEntry, EventEntry, Journal, read_graphs
+from engine.live.progress import Progress
 from engine.loop import keep_statistics
-from engine.progress import Progress
+from engine.record.folder import Manifest, RunFolder, machine_description, new_run_path, versions, write_atomically
+from engine.record.journal import CloseEntry, EventEntry, Journal, read_graphs
+from engine.results.evaluate import evaluate
 from protocols.errors import ConfigError
 from protocols.formats.common import parse_json, parse_lines, renamed
 from protocols.formats.llava import mixture, read_conversation, read_llava, read_mixture_file, sample

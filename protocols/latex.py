@@ -1,6 +1,6 @@
 r"""Mathematical answers without algebra: where they stand in a reply, and one spelling for many ways to write them.
 
-The spelling knows notation alone: ``x^{2}`` is ``x^2``, but ``x+1`` is not ``1+x``; that takes ``engine.canonical``.
+The spelling knows notation alone: ``x^{2}`` is ``x^2``, but ``x+1`` is not ``1+x``: for ``engine.data.canonical``.
 
 Source: the normalisation of Hendrycks et al. 2021 (MATH), arXiv:2103.03874, as later graders extend it (units, words
 for powers of ten, mixed numbers). Departures: fractions are compared by value, reduced or not (MAFT's grader holds 2/4

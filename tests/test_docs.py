@@ -18,12 +18,12 @@ from actors.batch_book import BatchSettings
 from actors.catalogue import BACKENDS
 from actors.openai_settings import FinetuneSettings
 from actors.prices import Price
-from engine.recipe import LoopSettings, RunSettings, TrainSettings
-from engine.tasks import SOURCES
+from engine.config.recipe import LoopSettings, RunSettings, TrainSettings
+from engine.data.tasks import SOURCES
 from protocols.message import Sampling
-from trainers.magdi import MAGDiSettings
+from trainers.magdi_settings import MAGDiSettings
 from trainers.mix import Mix
-from trainers.sft import SFTSettings
+from trainers.sft_settings import SFTSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = {

@@ -1,11 +1,15 @@
-"""Imports run one way: engine -> actors -> protocols, engine -> trainers -> protocols; and protocols stays pure."""
+"""Imports run one way: engine -> actors -> protocols, engine -> trainers -> protocols; and protocols stays pure.
+
+Inside the engine they run down its rooms, and nowhere do files import each other in a circle.
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -15,6 +19,8 @@ MAY_IMPORT = {
     "trainers": {"trainers", "protocols"},
     "engine": {"engine", "actors", "trainers", "protocols"},
 }
+# The engine's rooms from the ground up: each may import those before it. What a user starts stands on all of them.
+ROOMS = ("data", "config", "record", "live", "debates", "learning", "results")
 NOT_SHIPPED = {"tests", "benchmarks", "examples", "scripts"}
 PURE = {"protocols"}
 # What a pure package needs of the standard library and beyond; a list of what is forbidden would never be complete.
@@ -25,7 +31,7 @@ PURE_MAY_IMPORT = {
     "unicodedata", "msgspec", "networkx",
 }  # fmt: skip
 # Import what a recipe names, a protocol of the user's own; and a name of the package itself when it is first used.
-LOADS_OTHERS = {"engine/named_protocol.py", "protocols/__init__.py"}
+LOADS_OTHERS = {"engine/config/named_protocol.py", "protocols/__init__.py"}
 PURE_MAY_TAKE_FROM_RANDOM = {"Random"}  # seeded; the module's own functions share one hidden state
 NOT_PURE_BUILTINS = {"open", "print", "input", "eval", "exec", "__import__"}
 
@@ -44,6 +50,40 @@ def imported_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
             name = node.args[0] if node.args else None
             known = isinstance(name, ast.Constant) and isinstance(name.value, str)
             yield node.lineno, str(name.value) if known and isinstance(name, ast.Constant) else "."
+
+
+def import_graph(sources: Mapping[str, str]) -> nx.DiGraph[str]:
+    """Module -> the modules that it imports, of those in ``sources``: full name -> text."""
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    for module, source in sources.items():
+        for _, name in imported_names(ast.parse(source)):
+            for target in (name, name.rpartition(".")[0]):  # a module, or a name in one
+                if target in sources:
+                    graph.add_edge(module, target)
+                    break
+    return graph
+
+
+def circles(graph: nx.DiGraph[str]) -> list[list[str]]:
+    return [sorted(found) for found in nx.strongly_connected_components(graph) if len(found) > 1]
+
+
+def _floor(module: str) -> int:
+    """Of a module of the engine."""
+    room = module.split(".")[1] if module.count(".") > 1 else ""
+    return ROOMS.index(room) if room in ROOMS else len(ROOMS)
+
+
+def climbing(graph: nx.DiGraph[str]) -> list[str]:
+    """What in the engine imports from a room above its own."""
+    arrows = [(one, other) for one, other in graph.edges if one.startswith("engine.") and other.startswith("engine.")]
+    return [f"{one} -> {other}" for one, other in arrows if _floor(other) > _floor(one)]
+
+
+def _modules() -> dict[str, str]:
+    files = [file for package in MAY_IMPORT for file in (ROOT / package).rglob("*.py")]
+    names = {file: ".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
+    return {name.removesuffix(".__init__"): file.read_text() for file, name in names.items()}
 
 
 def _called(node: ast.Call) -> str:
@@ -98,7 +138,7 @@ def test_imports_run_along_the_arrows(package: str) -> None:
     ("package", "source", "expected"),
     [
         ("protocols", "import actors", "protocols imports actors"),
-        ("protocols", "def f():\n    from engine.arena import Arena", "2: protocols imports engine.arena.Arena"),
+        ("protocols", "def f():\n    from engine.run import Work", "2: protocols imports engine.run.Work"),
         ("protocols", "if TYPE_CHECKING:\n    import trainers.select", "2: protocols imports trainers.select"),
         ("actors", "from trainers import select", "actors imports trainers.select"),
         ("actors", "import protocols, engine.run as run", "actors imports engine.run"),
@@ -140,3 +180,28 @@ def test_what_is_allowed_is_not_reported() -> None:
     assert problems("protocols", pure) == []
     assert problems("engine", "import ray, time, actors.agent\nfrom trainers import select\nimport protocols") == []
     assert problems("actors", "import enginelike\nfrom protocols import Task") == []
+
+
+def test_the_engine_s_rooms_stand_on_each_other() -> None:
+    rooms = {file.parent.name for file in (ROOT / "engine").glob("*/__init__.py")}
+    assert rooms == set(ROOMS)
+    graph = import_graph(_modules())
+    assert graph.number_of_edges() > 100, "hardly an import was found: this test would pass whatever is there"
+    assert climbing(graph) == []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Imports for types alone count: what is tied by its types is not understood apart."""
+    assert circles(import_graph(_modules())) == []
+
+
+def test_a_circle_and_an_import_upwards_are_seen() -> None:
+    graph = import_graph({
+        "engine.data.tasks": "if TYPE_CHECKING:\n    from engine.debates.stage import Stage",
+        "engine.debates.stage": "def f():\n    import engine.data.tasks",
+        "engine.run": "from engine.debates import stage",
+        "trainers.sft": "from trainers.loop import Training",
+        "trainers.loop": "from trainers.sft import Settings",
+    })  # fmt: skip
+    assert sorted(circles(graph)) == [["engine.data.tasks", "engine.debates.stage"], ["trainers.loop", "trainers.sft"]]
+    assert climbing(graph) == ["engine.data.tasks -> engine.debates.stage"]

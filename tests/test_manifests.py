@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from engine.cli import loop
-from engine.recipe import load_recipe
-from engine.resources import Machine, Need, check_arenas, check_resources, held_to, machine_of
+from engine.config.recipe_file import load_recipe
+from engine.debates.resources import Machine, Need, check_arenas, check_resources, held_to, machine_of
 from protocols.errors import ConfigError
 from tests.test_repository import read_lock
 

@@ -6,14 +6,17 @@ from trainers.full import train_model
 from trainers.interaction import Interaction
 from trainers.job import TrainedAdapter, TrainingJob, is_trained, read_trained
 from trainers.lanes import LanePlace, fit_lanes, worker_env
-from trainers.magdi import MAGDiResult, MAGDiSettings, train_on_graphs
+from trainers.magdi import train_on_graphs
+from trainers.magdi_settings import MAGDiResult, MAGDiSettings
 from trainers.mix import Mix
 from trainers.preference_row import Preference
 from trainers.registry import AdapterRecord, Registry, adapter_name, parse_name, weights_hash
 from trainers.rule import Rule, RuleOptions
 from trainers.select import RULES, Selection, select
-from trainers.sft import SFTResult, SFTSettings, load_base, train_adapter
-from trainers.tree_dpo import TreeDPOResult, TreeDPOSettings, train_preferences
+from trainers.sft import load_base, train_adapter
+from trainers.sft_settings import SFTResult, SFTSettings
+from trainers.tree_dpo import train_preferences
+from trainers.tree_dpo_settings import TreeDPOResult, TreeDPOSettings
 
 __all__ = [
     "RULES",

@@ -8,15 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trainers.sft import (
-    OnCheckpoint,
-    SFTResult,
-    SFTSettings,
-    check_recomputable,
-    check_unwritten,
-    read_cursor,
-    row_stream,
-)
+from trainers.sft import check_recomputable, check_unwritten, read_cursor, row_stream
+from trainers.sft_settings import OnCheckpoint, SFTResult, SFTSettings
 from trainers.stream import RowSource, check_trainable
 
 

@@ -27,8 +27,8 @@ from transformers import set_seed
 
 from protocols.errors import TrainerError
 from trainers.ranks import from_first, num_ranks, rank
-from trainers.sft import SFTResult
 from trainers.sft_loop import StreamTrainer, Training
+from trainers.sft_settings import SFTResult
 from trainers.stepped import written_whole
 
 STATE_NAME = "state"  # in a checkpoint: weights and moments, of each process what it keeps

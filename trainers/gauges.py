@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 NAMES = {"moot_training_steps": "step", "moot_training_rows": "rows_seen", "moot_training_loss": "loss"}
-"""Metric -> figure. What they mean stands in ``engine.metric_catalogue`` with all others."""
+"""Metric -> figure. What they mean stands in ``engine.live.metric_catalogue`` with all others."""
 
 
 def tell(adapter: str, figures: Mapping[str, float]) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from trainers.registry import HOSTED_NAME
 from trainers.row_log import sync_folder
-from trainers.sft import RESULT_NAME
+from trainers.sft_settings import RESULT_NAME
 
 
 class HostedModel(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,10 +9,10 @@ import msgspec
 
 from protocols.errors import MootError, TrainerError
 from trainers.hosted import HostedResult
-from trainers.magdi import MAGDiResult, MAGDiSettings
+from trainers.magdi_settings import MAGDiResult, MAGDiSettings
 from trainers.registry import AdapterRecord, Registry, parse_name
-from trainers.sft import RESULT_NAME, SFTResult, SFTSettings
-from trainers.tree_dpo import TreeDPOResult, TreeDPOSettings
+from trainers.sft_settings import RESULT_NAME, SFTResult, SFTSettings
+from trainers.tree_dpo_settings import TreeDPOResult, TreeDPOSettings
 
 Method = Literal["sft", "tree_dpo", "magdi"]
 Settings = SFTSettings | TreeDPOSettings | MAGDiSettings

@@ -22,10 +22,11 @@ from torch.nn import functional
 from transformers import PrinterCallback, TrainingArguments
 
 from trainers.graph_network import MARGIN, GraphHeads, gathering, pooled
-from trainers.magdi import MAGDiResult, MAGDiSettings, TokenGraph
-from trainers.sft import OnCheckpoint
+from trainers.magdi_settings import MAGDiResult, MAGDiSettings
+from trainers.pack_steps import PackStep, SavedPlace, pack_steps
+from trainers.sft_settings import OnCheckpoint
 from trainers.stepped import Recorder, SteppedTrainer, SteppedTraining, save_adapter, scored_at, stepped_arguments
-from trainers.tree_dpo import PackStep, SavedPlace, pack_steps
+from trainers.token_graph import TokenGraph
 
 HEADS_NAME = "graph_heads.safetensors"  # in a checkpoint alone
 TERMS = ("language_loss", "node_loss", "margin_loss")

@@ -22,10 +22,10 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from protocols.errors import TrainerError
 from trainers.batches import deal_out
-from trainers.magdi import MAGDiSettings
+from trainers.magdi_settings import MAGDiSettings
 from trainers.packed_attention import rows_apart
 from trainers.ranks import num_ranks, rank
-from trainers.sft import OnCheckpoint, SavedCursor, SFTResult, SFTSettings
+from trainers.sft_settings import OnCheckpoint, SavedCursor, SFTResult, SFTSettings
 from trainers.stepped import Recorder, SteppedTrainer, SteppedTraining, scored_at, stepped_arguments
 from trainers.stream import RowStream, Step
 from trainers.tokenise import TokenRow

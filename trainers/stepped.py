@@ -21,11 +21,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
 
 from protocols.errors import TrainerError
-from trainers.magdi import MAGDiSettings
+from trainers.magdi_settings import MAGDiSettings
 from trainers.ranks import local, rank, summed
 from trainers.row_log import sync_folder
-from trainers.sft import CURSOR_NAME, RESULT_NAME, OnCheckpoint, SavedCursor, SFTSettings
-from trainers.tree_dpo import TreeDPOSettings
+from trainers.sft_settings import CURSOR_NAME, RESULT_NAME, OnCheckpoint, SavedCursor, SFTSettings
+from trainers.tree_dpo_settings import TreeDPOSettings
 
 Settings = SFTSettings | TreeDPOSettings | MAGDiSettings
 

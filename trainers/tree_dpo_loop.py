@@ -28,11 +28,12 @@ from trl.trainer.utils import FusedCausalLMOutput, use_adapter
 
 from protocols.errors import TrainerError
 from trainers.pack import Pack, Packing, TokenPair, lay_out
+from trainers.pack_steps import PackStep, SavedPlace, pack_steps
 from trainers.registry import WEIGHTS_NAME
-from trainers.sft import OnCheckpoint, SFTSettings
 from trainers.sft_loop import adapted
+from trainers.sft_settings import OnCheckpoint, SFTSettings
 from trainers.stepped import Recorder, SteppedTrainer, SteppedTraining, save_adapter, scored_at, stepped_arguments
-from trainers.tree_dpo import PackStep, SavedPlace, TreeDPOResult, TreeDPOSettings, pack_steps
+from trainers.tree_dpo_settings import TreeDPOResult, TreeDPOSettings
 
 PER_TOKEN = ("log_probs", "entropy", "mean_logits", "is_top1")  # what TRL's loss reads of a model's output
 ATTENDS = {"full_attention", "sliding_attention"}

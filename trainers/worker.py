@@ -17,10 +17,12 @@ from trainers.feed import FeedPage, decode_page
 from trainers.full import train_model
 from trainers.interaction import Interaction
 from trainers.job import Result, Settings, TrainingJob, is_trained, note_failure, trains_whole
-from trainers.magdi import MAGDiSettings, train_on_graphs
+from trainers.magdi import train_on_graphs
+from trainers.magdi_settings import MAGDiSettings
 from trainers.preference_row import Preference
 from trainers.row_file import read_rows
-from trainers.sft import OnCheckpoint, SFTSettings, load_base, train_adapter
+from trainers.sft import load_base, train_adapter
+from trainers.sft_settings import OnCheckpoint, SFTSettings
 from trainers.tree_dpo import train_preferences
 
 ORDER_NAME = "order.json"  # in a checkpoint: what it is of

@@ -9,10 +9,10 @@ import pytest
 
 from actors.api_key import NO_KEY, ApiKey, read_key, refuse_literal_keys
 from engine.check import check_recipe
-from engine.recipe import build_recipe
+from engine.config.recipe_file import build_recipe
 from protocols.errors import ConfigError
 from tests.actors.fake_api import KEY
-from tests.engine.test_recipe import GOOD
+from tests.engine.config.test_recipe import GOOD
 
 HEX = "0123456789abcdef" * 2
 

@@ -30,14 +30,15 @@ from actors.openai_chat import ChatBackend, OpenAISettings
 from actors.placement import HostSpec
 from actors.scripted import ScriptedSettings
 from actors.vllm_engine import VLLMSettings, required_env
-from engine.cluster import Cluster
-from engine.folder import RunFolder
-from engine.hosts import Hosts
-from engine.progress import Progress
-from engine.recipe import Recipe, build_recipe
+from engine.config.recipe import Recipe
+from engine.config.recipe_file import build_recipe
+from engine.data.tasks import load_split
+from engine.debates.cluster import Cluster
+from engine.debates.hosts import Hosts
+from engine.debates.stage import run_stage
+from engine.live.progress import Progress
+from engine.record.folder import RunFolder
 from engine.run import make_manifest
-from engine.stage import run_stage
-from engine.tasks import load_split
 from protocols.errors import AgentError, ReplyError
 from protocols.graph import Debate
 from protocols.message import Reply, system, user

@@ -23,8 +23,8 @@ import yaml
 from actors.backend import AdapterRef
 from actors.human import FrontDesk, HumanBackend, HumanSettings, Question
 from engine.check import check_recipe
-from engine.recipe import load_recipe
-from engine.terminal import Terminal, check_people, harmless, people, render
+from engine.config.recipe_file import load_recipe
+from engine.debates.terminal import Terminal, check_people, harmless, people, render
 from protocols.errors import AgentError, ConfigError, ReplyError
 from protocols.message import Ask, ImagePart, Reply, Sampling, assistant, system, user
 from tests.integration.command import ROOT, RunOnDisk, check_clean, moot_in

@@ -12,8 +12,8 @@ import pytest
 
 from actors.backend import AdapterRef
 from actors.recorded import RecordedBackend, RecordedSettings, check_run
-from engine.journal import CloseEntry, EventEntry, Journal
-from engine.recipe import load_recipe
+from engine.config.recipe_file import load_recipe
+from engine.record.journal import CloseEntry, EventEntry, Journal
 from protocols.errors import AgentError, ConfigError, ReplyError
 from protocols.graph import Debate, Edge, Utterance, Verdict, encode_debate
 from protocols.machine import Opened

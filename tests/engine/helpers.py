@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from engine.arena import Arena, ArenaStats, Assignment, Build, Finished
+from engine.debates.arena import Arena, Assignment, Build, Finished
+from engine.live.arena_stats import ArenaStats
 from protocols.catalogue import load_protocol_prompts
 from protocols.conversation import Player
 from protocols.graph import Debate, decode_debate

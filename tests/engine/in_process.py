@@ -8,9 +8,9 @@ from typing import Any
 from actors.placement import AgentActor, HostSpec
 from actors.prices import NOTHING
 from actors.shared_gate import Keeper
-from engine.cluster import ArenaActor, ArenaPlan, Cluster, host_names, needs_keeper
-from engine.hosts import Hosts
-from engine.recipe import Recipe
+from engine.config.recipe import Recipe
+from engine.debates.cluster import ArenaActor, ArenaPlan, Cluster, host_names, needs_keeper
+from engine.debates.hosts import Hosts
 from tests.actors.remote import Remote
 
 

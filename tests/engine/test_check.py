@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from engine.check import check_recipe, recipe_schema
-from engine.recipe import build_recipe
-from engine.sections import _ELSEWHERE
+from engine.config.recipe_file import build_recipe
+from engine.config.sections import _ELSEWHERE
 from protocols.errors import ConfigError
-from tests.engine.test_recipe import GOOD
+from tests.engine.config.test_recipe import GOOD
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -13,9 +13,9 @@ import yaml
 from click.testing import Result
 
 from engine.cli import _show
-from engine.folder import Manifest, RunFolder
+from engine.record.folder import Manifest, RunFolder
 from tests.engine.command import moot
-from tests.engine.test_recipe import GOOD
+from tests.engine.config.test_recipe import GOOD
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTED = str(ROOT / "recipes" / "scripted.yaml")

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from engine import ctl
-from engine.changes import changed, differences
-from engine.command_files import Answer, Inbox
-from engine.folder import Manifest, RunFolder
-from engine.status import STALE_S, Aside, Status, driven, read_status, write_status
+from engine.debates.changes import changed, differences
+from engine.live.command_files import Answer, Inbox
+from engine.live.status import STALE_S, Aside, Status, driven, read_status, write_status
+from engine.record.folder import Manifest, RunFolder
 from protocols.errors import ConfigError
-from tests.engine.test_attempts import closed, put_on_record
-from tests.engine.test_recipe import built
+from tests.engine.config.test_recipe import built
+from tests.engine.record.test_attempts import closed, put_on_record
 
 
 def make_run(path: Path, kind: str = "run", *overrides: str) -> RunFolder:
@@ -242,7 +242,7 @@ def test_the_list_is_there_at_once_and_needs_no_ray(tmp_path: Path) -> None:
     write_status(tmp_path / "r", status(tmp_path / "r"))
     code = (
         "import sys; from engine import ctl; ctl.told(ctl.list_runs(__import__('pathlib').Path(sys.argv[1])));"
-        "print(sorted({'ray', 'yaml', 'torch', 'engine.arena'} & set(sys.modules)))"
+        "print(sorted({'ray', 'yaml', 'torch', 'engine.debates.arena'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60,

@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from engine.attempts import Attempts
-from engine.changes import check_same, own_recipe, taken_up
-from engine.folder import Manifest, RunFolder
+from engine.config.recipe import Recipe
+from engine.data.tasks import load_split
+from engine.debates.changes import check_same, own_recipe, taken_up
+from engine.debates.stage import recorded
 from engine.fork import take_over
-from engine.journal import EventEntry, Journal, read_journal
-from engine.recipe import Recipe
-from engine.stage import recorded
-from engine.tasks import load_split
+from engine.record.attempts import Attempts
+from engine.record.folder import Manifest, RunFolder
+from engine.record.journal import EventEntry, Journal, read_journal
 from protocols.errors import ConfigError
 from protocols.machine import Opened, Replied, derive_seed
+from tests.engine.config.test_recipe import built
 from tests.engine.helpers import reply
-from tests.engine.test_attempts import closed_of, put_on_record
-from tests.engine.test_recipe import built
+from tests.engine.record.test_attempts import closed_of, put_on_record
 
 TRAIN = "tasks.train=4"
 

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.cli import main
-from engine.folder import Manifest, RunFolder
-from engine.journal import (
+from engine.record.folder import Manifest, RunFolder
+from engine.record.journal import (
     CloseEntry,
     EventEntry,
     Journal,
@@ -27,11 +27,11 @@ from engine.journal import (
     read_journal,
     read_notes,
 )
-from engine.journal_check import check_journal
-from engine.journal_lock import repaired_path
-from engine.journal_pages import find_rows
-from engine.journal_repair import compact_journal, repair_journal, usable_after
-from engine.journal_rows import TABLES
+from engine.record.journal_check import check_journal
+from engine.record.journal_lock import repaired_path
+from engine.record.journal_pages import find_rows
+from engine.record.journal_repair import compact_journal, repair_journal, usable_after
+from engine.record.journal_rows import TABLES
 from protocols.errors import JournalError
 from protocols.graph import Debate, Verdict, encode_debate
 from protocols.machine import DeadlinePassed, Event, Opened, Replied

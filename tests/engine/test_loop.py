@@ -16,23 +16,23 @@ import pytest
 import yaml
 
 from actors.scripted import ScriptedBackend
-from engine.cluster import Cluster
-from engine.folder import RunFolder
-from engine.journal import Journal, read_journal
-from engine.progress import Progress
-from engine.recipe import Recipe
+from engine.config.recipe import Recipe
+from engine.debates.cluster import Cluster
+from engine.live.progress import Progress
+from engine.record.folder import RunFolder
+from engine.record.journal import Journal, read_journal
 from engine.run import resume, start
 from protocols.graph import decode_debate
 from protocols.message import Ask
 from tests.actors.remote import Remote
+from tests.engine.config.test_recipe import GOOD
 from tests.engine.in_process import InProcess
-from tests.engine.test_recipe import GOOD
 from trainers.feed import FeedActor, decode_page
 from trainers.job import TrainingJob, is_trained
 from trainers.mix import Mix
 from trainers.registry import CONFIG_NAME, WEIGHTS_NAME
-from trainers.sft import RESULT_NAME, SFTResult
-from trainers.tree_dpo import TreeDPOResult
+from trainers.sft_settings import RESULT_NAME, SFTResult
+from trainers.tree_dpo_settings import TreeDPOResult
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -57,12 +57,12 @@ class Trainer:
             return await InProcess.up(recipe)
 
         monkeypatch.setattr(Cluster, "start", up)
-        monkeypatch.setattr("engine.arena.Journal", self._open_journal)
-        monkeypatch.setattr("engine.shard.COLLECT_S", 0.01)
-        monkeypatch.setattr("engine.attendant.POLL_S", 0.005)
+        monkeypatch.setattr("engine.debates.arena.Journal", self._open_journal)
+        monkeypatch.setattr("engine.debates.shard.COLLECT_S", 0.01)
+        monkeypatch.setattr("engine.debates.attendant.POLL_S", 0.005)
         monkeypatch.setattr("engine.loop.make_feed_actor", self._make_feed)
-        monkeypatch.setattr("engine.training.fit_lanes", self._fit)
-        monkeypatch.setattr("engine.training.machines_of_cluster", list)
+        monkeypatch.setattr("engine.learning.training.fit_lanes", self._fit)
+        monkeypatch.setattr("engine.learning.training.machines_of_cluster", list)
 
     def close(self) -> None:
         for feed in self._feeds:

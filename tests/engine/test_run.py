@@ -10,13 +10,13 @@ import msgspec
 import pytest
 import yaml
 
-from engine.cluster import in_copy_of_a_job
-from engine.folder import Manifest, RunFolder
-from engine.progress import Progress
-from engine.recipe import load_recipe
+from engine.config.recipe_file import load_recipe
+from engine.debates.cluster import in_copy_of_a_job
+from engine.live.progress import Progress
+from engine.record.folder import Manifest, RunFolder
 from engine.run import start
 from protocols.errors import ConfigError
-from tests.engine.test_recipe import GOOD
+from tests.engine.config.test_recipe import GOOD
 
 
 @pytest.fixture

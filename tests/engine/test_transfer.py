@@ -12,12 +12,12 @@ import msgspec
 import pytest
 import yaml
 
-from engine.folder import Manifest, RunFolder
-from engine.journal import CloseEntry, EventEntry, Journal
-from engine.progress import Progress
-from engine.stage import recorded
+from engine.debates.stage import recorded
+from engine.live.progress import Progress
+from engine.record.folder import Manifest, RunFolder
+from engine.record.journal import CloseEntry, EventEntry, Journal
+from engine.results.transfer_out import FILES, FOLDERS
 from engine.transfer import READERS, import_run
-from engine.transfer_out import FILES, FOLDERS
 from protocols.graph import Debate, encode_debate
 from protocols.machine import Opened
 from protocols.message import Ask

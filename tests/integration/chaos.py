@@ -20,7 +20,7 @@ from urllib.request import urlopen
 
 import msgspec
 
-from engine.journal import read_journal
+from engine.record.journal import read_journal
 from protocols.machine import AgentFailed, Replied
 from tests.integration.chaos_account import POINTS_A_RUN, Account, Point, Strike, tally
 from tests.integration.command import Moot, Process, RunOnDisk, check_clean, moot_in, timeless, waited

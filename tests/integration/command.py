@@ -20,8 +20,8 @@ import msgspec
 from click.testing import CliRunner
 
 from engine.cli import main
-from engine.journal import read_journal, read_notes
-from engine.progress import Progress
+from engine.live.progress import Progress
+from engine.record.journal import read_journal, read_notes
 from engine.run import Outcome, start
 from protocols.errors import JournalError
 from protocols.graph import Debate, decode_debate

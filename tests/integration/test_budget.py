@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from actors.tries import spent
-from engine.progress import Progress
+from engine.live.progress import Progress
 from engine.run import resume
 from protocols.errors import PausedError
 from protocols.machine import AgentFailed, Replied

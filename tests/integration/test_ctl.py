@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from engine.arena import failure_summary
-from engine.journal import read_journal
+from engine.debates.arena import failure_summary
+from engine.record.journal import read_journal
 from protocols.graph import decode_debate
 from protocols.machine import Opened
 from tests.integration.command import Moot, Process, RunOnDisk, check_clean, moot_in, waited

@@ -12,13 +12,13 @@ import pytest
 from actors.backend import AdapterRef
 from actors.placement import HostSpec
 from actors.scripted import ScriptedSettings
-from engine.cluster import Cluster
-from engine.hosts import Hosts
-from engine.progress import Progress
-from engine.recipe import load_recipe
+from engine.config.recipe_file import load_recipe
+from engine.data.tasks import load_split
+from engine.debates.cluster import Cluster
+from engine.debates.hosts import Hosts
+from engine.debates.stage import run_stage
+from engine.live.progress import Progress
 from engine.run import create, make_manifest
-from engine.stage import run_stage
-from engine.tasks import load_split
 from tests.integration.command import Moot, Process, RunOnDisk, check_clean, run_here, timeless, waited
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -178,11 +178,11 @@ def test_a_host_without_a_place_delays_no_replica_and_is_given_up(
     local_ray: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = AdapterRef(name="ada@r-v1", agent="ada", path="somewhere")
-    monkeypatch.setattr("engine.hosts.START_S", 3.0)
+    monkeypatch.setattr("engine.debates.hosts.START_S", 3.0)
 
     async def play() -> None:
         this = await watched(max_restarts=1)
-        monkeypatch.setattr("engine.hosts.place", lambda spec: Nowhere())
+        monkeypatch.setattr("engine.debates.hosts.place", lambda spec: Nowhere())
         monkeypatch.setattr(
             "ray.kill", lambda handle, kill=local_ray.kill: None if isinstance(handle, Nowhere) else kill(handle)
         )

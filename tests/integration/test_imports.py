@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.command import RunOnDisk, command_here
 from trainers.feed import Feed
-from trainers.sft import RESULT_NAME
+from trainers.sft_settings import RESULT_NAME
 
 pytestmark = [
     pytest.mark.slow,

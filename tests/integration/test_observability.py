@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from engine.cluster import few_processes
-from engine.metric_catalogue import METRICS
-from engine.progress import Progress
+from engine.debates.cluster import few_processes
+from engine.live.metric_catalogue import METRICS
+from engine.live.progress import Progress
 from engine.run import start
 from tests.actors.test_traces import collected, collecting
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from engine.cluster import Cluster
-from engine.folder import RunFolder
-from engine.named_protocol import find_protocol
-from engine.progress import Progress
-from engine.recipe import Recipe, load_recipe
+from engine.config.named_protocol import find_protocol
+from engine.config.recipe import Recipe
+from engine.config.recipe_file import load_recipe
+from engine.data.tasks import load_split
+from engine.debates.cluster import Cluster
+from engine.debates.stage import run_stage
+from engine.live.progress import Progress
+from engine.record.folder import RunFolder
 from engine.run import limited, make_manifest
-from engine.stage import run_stage
-from engine.tasks import load_split
 from protocols.catalogue import PROTOCOLS
 from protocols.graph import Debate, Utterance
 

@@ -14,7 +14,8 @@ from protocols.errors import ConfigError, TrainerError
 from tests.trainers.test_sft import ListSource, training
 from trainers.example import Example
 from trainers.full import train_model
-from trainers.sft import SFTResult, SFTSettings, check_gpus, load_base
+from trainers.sft import load_base
+from trainers.sft_settings import SFTResult, SFTSettings, check_gpus
 from trainers.tokenise import RowTokeniser
 
 MakeExample = Callable[..., Example]

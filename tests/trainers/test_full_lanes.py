@@ -16,7 +16,8 @@ from trainers.feed import make_feed_actor
 from trainers.full import train_model
 from trainers.job import TrainingJob
 from trainers.lanes import LanePlace, fit_lanes
-from trainers.sft import SFTResult, SFTSettings, load_base
+from trainers.sft import load_base
+from trainers.sft_settings import SFTResult, SFTSettings
 
 SETTINGS = SFTSettings(method="full", batch_size=2, epochs=2, learning_rate=1e-3, seed=3)
 NUM_ROWS = 7

@@ -13,7 +13,8 @@ from tests.trainers.test_sft import ListSource
 from tests.trainers.two_processes import Order, train_together
 from trainers.example import Example
 from trainers.full import train_model
-from trainers.sft import SFTResult, SFTSettings, load_base
+from trainers.sft import load_base
+from trainers.sft_settings import SFTResult, SFTSettings
 
 # Nine rows in steps of four: of the last step of an epoch, one row, the second process has none.
 SETTINGS = SFTSettings(method="full", epochs=2, batch_size=2, gradient_accumulation=2, learning_rate=1e-3)

@@ -17,7 +17,8 @@ from trainers.example import Example
 from trainers.feed import Feed, FeedPage, make_feed_actor
 from trainers.job import TrainedAdapter, TrainingJob, is_trained, read_trained
 from trainers.lanes import LanePlace, fit_lanes, worker_env
-from trainers.sft import SFTResult, SFTSettings, load_base, train_adapter
+from trainers.sft import load_base, train_adapter
+from trainers.sft_settings import SFTResult, SFTSettings
 
 SETTINGS = SFTSettings(rank=4, batch_size=2, epochs=2, learning_rate=1e-2, seed=3)
 NUM_ROWS = 11  # odd: each epoch ends on a step of one row

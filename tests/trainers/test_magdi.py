@@ -15,10 +15,12 @@ import pytest
 from protocols.errors import TrainerError
 from protocols.message import user
 from trainers.interaction import Interaction
-from trainers.magdi import GraphTokeniser, MAGDiSettings, TokenGraph, train_on_graphs
+from trainers.magdi import train_on_graphs
+from trainers.magdi_settings import MAGDiSettings
+from trainers.pack_steps import SavedPlace
 from trainers.sft import load_base
 from trainers.stream import START
-from trainers.tree_dpo import SavedPlace
+from trainers.token_graph import GraphTokeniser, TokenGraph
 
 
 def training(test: Any) -> Any:

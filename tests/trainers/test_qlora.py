@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from protocols.errors import ConfigError
-from trainers.sft import SFTSettings, check_gpus, load_base, nf4
+from trainers.sft import load_base, nf4
+from trainers.sft_settings import SFTSettings, check_gpus
 
 
 def test_a_training_in_four_bits_asks_for_a_gpu_and_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:

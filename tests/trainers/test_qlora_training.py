@@ -9,7 +9,8 @@ import pytest
 
 from tests.trainers.test_sft import ListSource
 from trainers.example import Example
-from trainers.sft import SFTSettings, load_base, train_adapter
+from trainers.sft import load_base, train_adapter
+from trainers.sft_settings import SFTSettings
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ from protocols.message import Ask, ImagePart, Sampling, assistant, system, user
 from trainers.example import EarlierReply, Example
 from trainers.feed import FeedPage
 from trainers.feed import Row as FeedRow
-from trainers.sft import SFTSettings, load_base, train_adapter
+from trainers.sft import load_base, train_adapter
+from trainers.sft_settings import SFTSettings
 from trainers.tokenise import RowTokeniser
 
 MakeExample = Callable[..., Example]

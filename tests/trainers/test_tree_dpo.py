@@ -15,10 +15,12 @@ import pytest
 from protocols.errors import TrainerError
 from protocols.message import system, user
 from trainers.pack import TokenPair, lay_out, pack_pairs
+from trainers.pack_steps import pack_steps
 from trainers.preference_row import Preference
 from trainers.sft import load_base
 from trainers.stream import Cursor
-from trainers.tree_dpo import LossType, PairTokeniser, TreeDPOSettings, pack_steps, train_preferences
+from trainers.tree_dpo import PairTokeniser, train_preferences
+from trainers.tree_dpo_settings import LossType, TreeDPOSettings
 
 SMOOTHING = {"robust": 0.1, "exo_pair": 0.01}
 
@@ -175,7 +177,7 @@ def _packed(
     """The same of ours, with all pairs in the packs of one step."""
     import torch
 
-    from trainers.tree_dpo import SavedPlace
+    from trainers.pack_steps import SavedPlace
     from trainers.tree_dpo_loop import Training, TreeDPOTrainer, collate, two_adapters
 
     packing = pack_pairs(pairs, token_budget=settings.token_budget)
@@ -276,7 +278,7 @@ def test_flex_attention_is_given_the_mask_that_sdpa_is() -> None:
 def test_a_model_that_sees_more_than_a_path_is_refused(
     base: tuple[Any, Any], sft_adapter: Path, tmp_path: Path
 ) -> None:
-    from trainers.tree_dpo import SavedPlace
+    from trainers.pack_steps import SavedPlace
     from trainers.tree_dpo_loop import Training, TreeDPOTrainer, two_adapters
 
     settings = TreeDPOSettings()

@@ -16,7 +16,8 @@ from protocols.errors import TrainerError
 from tests.trainers.test_sft import ListSource
 from trainers.example import Example
 from trainers.full import train_model
-from trainers.sft import SFTResult, SFTSettings, load_base
+from trainers.sft import load_base
+from trainers.sft_settings import SFTResult, SFTSettings
 
 SIZE = 2
 

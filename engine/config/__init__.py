@@ -1,0 +1,1 @@
+"""What a recipe says, read and checked before anything starts."""

@@ -1,0 +1,189 @@
+"""A recipe as it is written: read from YAML, overridden key by key, and checked as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.prices import Price
+from engine.config.models import read_model
+from engine.config.named_protocol import find_protocol
+from engine.config.recipe import Agent, LoopSettings, Recipe, RunSettings, TrainSettings
+from engine.config.recipe_parts import check_recipe_parts
+from engine.config.sections import known_keys, mapping, named, read_section, table, typed
+from engine.data.tasks import SOURCES, TaskSource
+from protocols.catalogue import PROTOCOLS, prompts_of
+from protocols.conversation import ProtocolSettings
+from protocols.errors import ConfigError
+from protocols.message import Sampling
+from protocols.prompt import PromptSet
+from trainers.magdi_settings import MAGDiSettings
+from trainers.sft_settings import SFTSettings
+from trainers.tree_dpo_settings import TreeDPOSettings
+
+_TOP = {
+    "name": "a word for the run's folder",
+    "seed": "a whole number",
+    "description": "free text",
+    "tasks": "where the questions come from",
+    "models": "the models, by name",
+    "agents": "who plays, by name",
+    "protocol": "how they debate",
+    "cast": "role -> agents",
+    "train": "what is learned from debates",
+    "sft": "how adapters are trained",
+    "tree_dpo": "how they are trained on preferences",
+    "magdi": "how `moot train --magdi` trains a student",
+    "loop": "how often",
+    "run": "how the work is spread",
+    "prices": "what tokens cost, by model id",
+}
+_AGENT_KEYS = {"model", "persona"}
+_TASK_PATHS = ("path", "test_path", "reference_path", "image_folder")
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and check a recipe. Nothing is started.
+
+    Args:
+        overrides: ``key=value`` with a dotted key; the value is read as YAML, so ``loop.iterations=2`` is a number.
+    Raises: ConfigError: one sentence that names the file, the key, the value and the fix.
+    """
+    data = read_yaml(path)
+    for override in overrides:
+        apply_override(data, override)
+    return build_recipe(data, where=str(path), folder=path.parent)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Raises: ConfigError: missing, not YAML, or not a mapping."""
+    import yaml
+
+    from engine.config.recipe_yaml import RecipeLoader
+
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)  # noqa: S506  # a SafeLoader
+    except OSError as err:
+        raise ConfigError(f"recipe {path}: {err.strerror}; `moot list` names the recipes that moot ships") from err
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        mark = getattr(err, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(err, "problem", None) or str(err).partition("\n")[0]
+        raise ConfigError(f"recipe {path}{place}: is not valid YAML: {problem}") from err
+    if not isinstance(data, dict):
+        raise ConfigError(f"recipe {path}: must be a mapping of {', '.join(_TOP)}")
+    return data
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one dotted key. Raises: ConfigError: not of the form key=value, or it runs through a plain value."""
+    import yaml
+
+    from engine.config.recipe_yaml import RecipeLoader
+
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} must look like key=value, for instance loop.iterations=2")
+    try:
+        value = yaml.load(text, RecipeLoader)  # noqa: S506  # a SafeLoader
+    except yaml.YAMLError as err:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML") from err
+    *path, last = key.split(".")
+    here = data
+    for step in path:
+        here = here.setdefault(step, {})
+        if not isinstance(here, dict):
+            raise ConfigError(f"override {override!r}: {step!r} holds a plain value, nothing can be set inside it")
+    here[last] = value
+
+
+def build_recipe(data: Mapping[str, Any], *, where: str, folder: Path = Path()) -> Recipe:
+    """Check plain data as a whole. Raises: ConfigError: see ``load_recipe``."""
+    known_keys(data, _TOP, where, "")
+    for key in ("name", "tasks", "models", "agents", "protocol", "cast"):
+        if key not in data:
+            raise ConfigError(f"{where}: {key} is missing: {_TOP[key]}")
+    protocol, settings, prompts = _read_protocol(data["protocol"], where, folder)
+    models = {
+        name: read_model(value, where, f"models.{name}")
+        for name, value in mapping(data, "models", where, _TOP["models"]).items()
+    }
+    agents = {
+        name: _read_agent(value, where, f"agents.{name}")
+        for name, value in mapping(data, "agents", where, _TOP["agents"]).items()
+    }
+    recipe = Recipe(
+        name=typed(data["name"], str, where, "name"),
+        seed=typed(data.get("seed", 0), int, where, "seed"),
+        description=typed(data.get("description", ""), str, where, "description"),
+        tasks=_read_tasks(data["tasks"], where, folder),
+        models=models,
+        agents=agents,
+        protocol=protocol,
+        settings=settings,
+        prompts=prompts,
+        cast={
+            role: typed(names, tuple[str, ...], where, f"cast.{role}")
+            for role, names in mapping(data, "cast", where, _TOP["cast"]).items()
+        },
+        train=read_section(data.get("train", {}), TrainSettings, where, "train"),
+        sft=read_section(data.get("sft", {}), SFTSettings, where, "sft"),
+        tree_dpo=read_section(data.get("tree_dpo", {}), TreeDPOSettings, where, "tree_dpo"),
+        magdi=read_section(data.get("magdi", {}), MAGDiSettings, where, "magdi"),
+        loop=read_section(data.get("loop", {}), LoopSettings, where, "loop"),
+        run=read_section(data.get("run", {}), RunSettings, where, "run"),
+        prices={
+            model: read_section(value, Price, where, f"prices.{model}")
+            for model, value in table(data.get("prices", {}), where, "prices").items()
+        },
+        source=dict(data),
+    )
+    check_recipe_parts(recipe, where)
+    return recipe
+
+
+def _read_protocol(value: Any, where: str, folder: Path) -> tuple[str, ProtocolSettings, PromptSet]:
+    section = dict(table(value, where, "protocol"))
+    name = section.get("name")
+    if not isinstance(name, str) or ":" not in name:  # one of ours
+        name = named(section, "name", PROTOCOLS, where, "protocol")
+    del section["name"]
+    try:
+        machine = find_protocol(name)
+    except ConfigError as err:
+        raise ConfigError(f"{where}: protocol.name: {err}") from err
+    settings = read_section(section, machine.SETTINGS, where, "protocol")
+    text = None
+    if settings.prompts.endswith(".toml"):
+        file = folder / settings.prompts
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as err:
+            raise ConfigError(f"{where}: protocol.prompts: cannot read {file}: {err}") from err
+    try:
+        return name, settings, prompts_of(machine, settings, text=text)
+    except ConfigError as err:
+        raise ConfigError(f"{where}: protocol.prompts: {err}") from err
+
+
+def _read_tasks(value: Any, where: str, folder: Path) -> TaskSource:
+    section = dict(table(value, where, "tasks"))
+    source = named(section, "source", SOURCES, where, "tasks")
+    del section["source"]
+    for key in _TASK_PATHS:  # as seen from the recipe, then from where moot is started
+        if isinstance(path := section.get(key), str) and path and not Path(path).exists() and (folder / path).exists():
+            section[key] = str(folder / path)
+    return read_section(section, SOURCES[source], where, "tasks")
+
+
+def _read_agent(value: Any, where: str, at: str) -> Agent:
+    section = dict(table(value, where, at))
+    ours = {key: section.pop(key) for key in _AGENT_KEYS & section.keys()}
+    if "model" not in ours:
+        raise ConfigError(f"{where}: {at}.model is missing: name one of the models")
+    return Agent(
+        model=typed(ours["model"], str, where, f"{at}.model"),
+        persona=typed(ours.get("persona", ""), str, where, f"{at}.persona"),
+        sampling=read_section(section, Sampling, where, at, also=_AGENT_KEYS),
+    )

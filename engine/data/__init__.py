@@ -1,0 +1,1 @@
+"""Where questions come from: task sources, published datasets, images, and answers in one spelling."""

@@ -1,0 +1,1 @@
+"""From a stage's rows to adapters: the trainings of all who learn."""

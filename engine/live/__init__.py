@@ -1,0 +1,1 @@
+"""A run as it goes, for people and for monitoring."""

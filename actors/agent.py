@@ -2,8 +2,8 @@
 
 Agents that share a model share its host, each with its own adapter; an agent with a model of its own has a host to
 itself. Arenas ``tell`` a host batches of asks, the host tells them batches of outcomes as they finish. A host knows
-nothing of protocols. What is tried again is decided in ``actors.tries``, what may be sent by the gates. Ray is added
-outside, in ``actors.placement``.
+nothing of protocols. What is tried again is decided in ``actors.limits.tries``, what may be sent by the gates. Ray is
+added outside, in ``actors.placement``.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from contextlib import suppress
 
 import msgspec
 
-from actors.backend import AdapterRef, Backend, BackendInfo, KeepsAsks, Sleeps
-from actors.deadlines import Deadlines
-from actors.gate import Gate, Hint, TellsLoad, TellsRates, Ticket
+from actors.limits.deadlines import Deadlines
+from actors.limits.gate import Gate, Hint, TellsLoad, TellsRates, Ticket
+from actors.limits.policy import why_stopped
+from actors.limits.prices import Meter
+from actors.limits.slots import Slots
+from actors.limits.tries import Limits, Start, Tries, WithheldError, sendable
+from actors.limits.tries import spent as spent_on
 from actors.logs import ABOUT
-from actors.mailbox import Outbox
-from actors.policy import why_stopped
-from actors.prices import Meter
-from actors.response_cache import ResponseCache
-from actors.slots import Slots
-from actors.tally import AgentStats, AgentTally
+from actors.models.backend import AdapterRef, Backend, BackendInfo, KeepsAsks, Sleeps
+from actors.models.response_cache import ResponseCache
+from actors.post.mailbox import Outbox
+from actors.post.tally import AgentStats, AgentTally
 from actors.traces import Traces
-from actors.tries import Limits, Start, Tries, WithheldError, sendable
-from actors.tries import spent as spent_on
 from protocols.errors import AgentError, EngineDownError, HostLostError, ReplyError
 from protocols.message import Ask, Outcome, Reply, Stopped, Usage
 

@@ -8,19 +8,19 @@ from typing import Any
 
 import msgspec
 
-from actors.anthropic_messages import AnthropicSettings
-from actors.api_backend import check_key, default_limits, leaves_form_open
-from actors.backend import Backend
-from actors.batched import anthropic_backend, chat_backend
-from actors.human import LIMITS, HumanBackend, HumanSettings
-from actors.model_config import sees
-from actors.openai_chat import AzureSettings, OpenAISettings
-from actors.recorded import RecordedBackend, RecordedSettings, check_run
-from actors.scripted import ScriptedBackend, ScriptedSettings
-from actors.transformers_model import TransformersBackend, TransformersSettings
-from actors.transformers_settings import required_env as transformers_env
-from actors.vllm_engine import VLLMBackend, VLLMSettings, required_env
-from actors.vllm_settings import on_gpus
+from actors.local.model_config import sees
+from actors.local.transformers_model import TransformersBackend, TransformersSettings
+from actors.local.transformers_settings import required_env as transformers_env
+from actors.local.vllm_engine import VLLMBackend, VLLMSettings, required_env
+from actors.local.vllm_settings import on_gpus
+from actors.models.backend import Backend
+from actors.models.human import LIMITS, HumanBackend, HumanSettings
+from actors.models.recorded import RecordedBackend, RecordedSettings, check_run
+from actors.models.scripted import ScriptedBackend, ScriptedSettings
+from actors.services.anthropic_messages import AnthropicSettings
+from actors.services.api_backend import check_key, default_limits, leaves_form_open
+from actors.services.batched import anthropic_backend, chat_backend
+from actors.services.openai_chat import AzureSettings, OpenAISettings
 
 
 def always(settings: msgspec.Struct) -> bool:
@@ -46,7 +46,7 @@ class BackendSpec(msgspec.Struct, frozen=True, kw_only=True):
     limits: Callable[..., Mapping[str, float]] = lambda settings: {}  # what they are unless a recipe says otherwise
     adapters: Callable[..., int] = lambda settings: 0  # how many agents of a model may have one each
     heavy: bool = False  # holds a model in memory: takes a CPU or a GPU of the cluster
-    sleeps: bool = False  # on a GPU: see ``actors.backend.Sleeps``
+    sleeps: bool = False  # on a GPU: see ``actors.models.backend.Sleeps``
 
 
 ANY = sys.maxsize

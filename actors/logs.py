@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from urllib.parse import quote
 
-from actors.api_key import redact_known
+from actors.services.api_key import redact_known
 from protocols.message import Ask
 
 IDS = ("stage", "debate", "agent")

@@ -10,20 +10,20 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from actors.admission import Account, Rates
 from actors.agent import DRAIN_S, AgentHost, HostStats, Limits
-from actors.backend import AdapterRef, BackendInfo, KeepsAsks, KeepsFiles, Sleeps
 from actors.catalogue import BACKENDS
-from actors.collector import calm_collector
-from actors.engine_room import EngineRoom
-from actors.gate import Gate, LoadHint, TellsLoad, TellsRates
-from actors.images import ImageFolder, ReadsImages
+from actors.limits.admission import Account, Rates
+from actors.limits.engine_room import EngineRoom
+from actors.limits.gate import Gate, LoadHint, TellsLoad, TellsRates
+from actors.limits.prices import Meter, Price
+from actors.limits.queue_gate import local_gate
+from actors.limits.shared_gate import PURSE, Line
 from actors.logs import log_to_file
-from actors.prices import Meter, Price
-from actors.queue_gate import local_gate
-from actors.remote import of_actor, reason
-from actors.response_cache import CacheSettings, ResponseCache
-from actors.shared_gate import PURSE, Line
+from actors.models.backend import AdapterRef, BackendInfo, KeepsAsks, KeepsFiles, Sleeps
+from actors.models.images import ImageFolder, ReadsImages
+from actors.models.response_cache import CacheSettings, ResponseCache
+from actors.post.collector import calm_collector
+from actors.post.remote import of_actor, reason
 from actors.traces import Traces, provider_name
 from protocols.errors import AgentError, ConfigError
 
@@ -38,10 +38,10 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One agent host to start: its model, what it takes of the cluster, and what it costs.
 
     ``name``: unique in the run; of several replicas of ``model`` each has its own. ``incarnation``: how often the host
-    was started again.
-    ``held``: it sends nothing for now. ``may_sleep``: its model gives up its device when it is told to sleep.
-    ``folder``: the run's own. ``media``: folders of images. ``keeper``: the handle of ``actors.shared_gate.Keeper``,
-    for limits that hosts share. ``budgeted``: nothing is sent that the keeper's purse does not allow.
+    was started again. ``held``: it sends nothing for now. ``may_sleep``: its model gives up its device when it is told
+    to sleep. ``folder``: the run's own. ``media``: folders of images. ``keeper``: the handle of
+    ``actors.limits.shared_gate.Keeper``, for limits that hosts share. ``budgeted``: nothing is sent that the keeper's
+    purse does not allow.
     """
 
     name: str

@@ -36,9 +36,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from actors.agent import AgentHost, Limits  # noqa: E402
-from actors.backend import AdapterRef, BackendInfo  # noqa: E402
-from actors.gate import Gate, Hint  # noqa: E402
-from actors.router import Tell  # noqa: E402
+from actors.limits.gate import Gate, Hint  # noqa: E402
+from actors.models.backend import AdapterRef, BackendInfo  # noqa: E402
+from actors.post.router import Tell  # noqa: E402
 from engine.debates.arena import Arena, Assignment  # noqa: E402
 from protocols.conversation import Player  # noqa: E402
 from protocols.errors import ReplyError  # noqa: E402

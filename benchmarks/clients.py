@@ -105,7 +105,7 @@ async def caller(client: str, url: str, in_flight: int, stack: contextlib.AsyncE
 
 
 async def _moot(url: str, in_flight: int, stack: contextlib.AsyncExitStack) -> Call:
-    from actors.openai_chat import ChatBackend, OpenAISettings
+    from actors.services.openai_chat import ChatBackend, OpenAISettings
     from protocols.message import Ask, Sampling, user
 
     backend = ChatBackend(OpenAISettings(model="fake", base_url=url, max_concurrency=in_flight))

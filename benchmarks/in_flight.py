@@ -109,7 +109,7 @@ class Sample:
 
 async def asks_of(recipe: Any, assignments: Sequence[Assignment]) -> list[Ask]:
     """All that these debates ask."""
-    from actors.scripted import ScriptedBackend, ScriptedSettings
+    from actors.models.scripted import ScriptedBackend, ScriptedSettings
     from engine.config.named_protocol import find_protocol
     from engine.debates.cluster import ArenaPlan
     from protocols.machine import Opened, Replied, Request
@@ -130,7 +130,7 @@ def model_us(asks: Sequence[Ask]) -> float:
     """CPU that the simulated model takes for a reply, on the event loop that Ray's actors have."""
     import uvloop
 
-    from actors.scripted import ScriptedBackend, ScriptedSettings
+    from actors.models.scripted import ScriptedBackend, ScriptedSettings
 
     model = ScriptedBackend(ScriptedSettings(latency_s=THINKS_S, latency_sigma=0.5))
 
@@ -148,7 +148,7 @@ def model_us(asks: Sequence[Ask]) -> float:
 
 async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
     """Hold the debates in flight, and sample the window's two ends."""
-    from actors.histogram import Histogram
+    from actors.post.histogram import Histogram
     from engine.config.recipe_file import build_recipe
     from engine.data.tasks import load_split
     from engine.debates.arena import Finished

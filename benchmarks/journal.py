@@ -152,7 +152,7 @@ async def tell(packed: bytes) -> None:
 
 async def recover(path: Path) -> int:
     """Returns: how many debates are open."""
-    from actors.collector import calm_collector
+    from actors.post.collector import calm_collector
     from engine.debates.arena import Arena
 
     calm_collector()

@@ -89,7 +89,7 @@ def make_adapters(folder: Path, number: int) -> list[str]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from actors.embedded import embedded_model_path
+    from actors.local.embedded import embedded_model_path
 
     base: Any = AutoModelForCausalLM.from_pretrained(embedded_model_path(), dtype=torch.float32)
     config = LoraConfig(r=RANK, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
@@ -108,7 +108,7 @@ def make_adapters(folder: Path, number: int) -> list[str]:
 
 async def debate(folder: Path, debates: int, adapters: Sequence[str], replicas: int) -> Work:
     """Run the debates, and find out what was asked of the engine."""
-    from actors.backend import AdapterRef
+    from actors.models.backend import AdapterRef
     from engine.config.recipe_file import build_recipe
     from engine.data.tasks import load_split
     from engine.debates.cluster import Cluster
@@ -146,7 +146,7 @@ def asked(journal: Path, recipe: Any, adapters: Sequence[str]) -> tuple[list[Pro
     """Every prompt in the order it was asked, from a replay of the journal, and how long all of it took."""
     from transformers import AutoTokenizer
 
-    from actors.embedded import embedded_model_path
+    from actors.local.embedded import embedded_model_path
     from engine.config.named_protocol import find_protocol
     from engine.record.journal import read_journal
     from protocols.machine import Replied, Request
@@ -200,13 +200,13 @@ def ideal_cached(prompts: Sequence[Prompt], warm_up: Sequence[Prompt], block: in
 
 def raw(file: Path) -> None:
     """Generate what a file says with ``vllm.LLM`` and print the seconds it took."""
-    from actors.embedded import embedded_model_path
-    from actors.vllm_settings import VLLMSettings, engine_arguments, runs_on_cpu
+    from actors.local.embedded import embedded_model_path
+    from actors.local.vllm_settings import VLLMSettings, engine_arguments, runs_on_cpu
 
     work = msgspec.json.decode(file.read_bytes(), type=Work)
     settings = msgspec.convert(work.settings, VLLMSettings)
     if work.adapters and runs_on_cpu() and not work.stock:
-        from actors.vllm_cpu_lora import install
+        from actors.local.vllm_cpu_lora import install
 
         install()
     from vllm import LLM, SamplingParams
@@ -244,7 +244,7 @@ def raw(file: Path) -> None:
 
 
 def run_raw(work: Work, folder: Path, *, stock: bool = False) -> float:
-    from actors.vllm_settings import VLLMSettings, required_env
+    from actors.local.vllm_settings import VLLMSettings, required_env
 
     file = folder / "work.json"
     file.write_bytes(msgspec.json.encode(msgspec.structs.replace(work, stock=stock)))
@@ -269,7 +269,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def row(work: Work, folder: Path, count: int, replicas: int, options: argparse.Namespace) -> dict[str, Any]:
-    from actors.vllm_settings import CPU_BLOCK_SIZE
+    from actors.local.vllm_settings import CPU_BLOCK_SIZE
 
     tokens, prompt_tokens = (
         sum(prompt.num_tokens for prompt in work.prompts),

@@ -2,10 +2,10 @@
 
     python benchmarks/messages.py [--asks 200000] [--in-flight 4000] [--rounds 3] [--json FILE]
 
-One actor has what an arena sends with (``actors.router``), another is an agent host (``actors.agent``) with a model
-that answers at once; both are Ray actors in processes of their own. Asks have a prompt of some 500 characters, replies
-100. An ask and its reply are two messages; each must come exactly once. Beside it the same as plain Ray calls, one an
-ask, its return value the reply, a thousand in flight.
+One actor has what an arena sends with (``actors.post.router``), another is an agent host (``actors.agent``) with a
+model that answers at once; both are Ray actors in processes of their own. Asks have a prompt of some 500 characters,
+replies 100. An ask and its reply are two messages; each must come exactly once. Beside it the same as plain Ray calls,
+one an ask, its return value the reply, a thousand in flight.
 
 Exit status 1: fewer than 20,000 messages a second, or one that was lost or came twice.
 """
@@ -29,8 +29,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from actors.agent import AgentHost, Limits  # noqa: E402
-from actors.backend import AdapterRef, BackendInfo  # noqa: E402
-from actors.router import Router  # noqa: E402
+from actors.models.backend import AdapterRef, BackendInfo  # noqa: E402
+from actors.post.router import Router  # noqa: E402
 from protocols.message import Ask, Reply, Sampling, Usage, user  # noqa: E402
 
 MIN_PER_S = 20_000.0

@@ -88,7 +88,7 @@ def small_model(folder: Path, rows: Sequence[Example]) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
-    from actors.embedded import embedded_model_path
+    from actors.local.embedded import embedded_model_path
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -270,7 +270,7 @@ def main() -> int:
             work = msgspec.json.decode(Path(file).read_bytes(), type=Work)
             print(json.dumps(trl(work, folder) if variant == "trl" else moot(work, variant, folder)))
             return 0
-        from actors.embedded import embedded_model_path
+        from actors.local.embedded import embedded_model_path
 
         examples = selected(options.steps * options.batch)
         model = embedded_model_path() if options.model == "embedded" else small_model(folder / "model", examples)

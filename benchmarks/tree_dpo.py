@@ -98,7 +98,7 @@ def grown(replies: int, trees: int) -> list[Row]:
 
 async def held(plan: dict[str, Any]) -> list[Debate]:
     """A recipe's debates with its scripted model, in this process: machine and model alone, without Ray."""
-    from actors.scripted import ScriptedBackend, ScriptedSettings
+    from actors.models.scripted import ScriptedBackend, ScriptedSettings
     from engine.config.named_protocol import find_protocol
     from engine.config.recipe_file import build_recipe
     from engine.data.tasks import load_split
@@ -137,7 +137,7 @@ def preferred(debates: Sequence[Debate]) -> list[Row]:
     """Every right answer of a round over every wrong one, as the tokens of the embedded model."""
     from transformers import AutoTokenizer
 
-    from actors.embedded import embedded_model_path
+    from actors.local.embedded import embedded_model_path
     from trainers.preference_row import Preference
     from trainers.tree_dpo import PairTokeniser
 
@@ -169,7 +169,7 @@ def load(work: Work, folder: Path) -> tuple[Any, Any, Path]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-    from actors.embedded import embedded_model_path
+    from actors.local.embedded import embedded_model_path
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(embedded_model_path())

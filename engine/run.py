@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
+from actors.limits.prices import NOTHING
 from actors.logs import log_to_file
-from actors.prices import NOTHING
 from engine.config.base_model import base_model_of, check_base
 from engine.config.named_protocol import find_protocol
 from engine.config.recipe import Recipe

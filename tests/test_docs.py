@@ -14,10 +14,10 @@ import msgspec
 import pytest
 
 from actors.agent import Limits
-from actors.batch_book import BatchSettings
 from actors.catalogue import BACKENDS
-from actors.openai_settings import FinetuneSettings
-from actors.prices import Price
+from actors.limits.prices import Price
+from actors.services.batch_book import BatchSettings
+from actors.services.openai_settings import FinetuneSettings
 from engine.config.recipe import LoopSettings, RunSettings, TrainSettings
 from engine.data.tasks import SOURCES
 from protocols.message import Sampling

@@ -1,6 +1,6 @@
 """Imports run one way: engine -> actors -> protocols, engine -> trainers -> protocols; and protocols stays pure.
 
-Inside the engine they run down its rooms, and nowhere do files import each other in a circle.
+Inside a package they run down its rooms, and nowhere do files import each other in a circle.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ MAY_IMPORT = {
     "trainers": {"trainers", "protocols"},
     "engine": {"engine", "actors", "trainers", "protocols"},
 }
-# The engine's rooms from the ground up: each may import those before it. What a user starts stands on all of them.
-ROOMS = ("data", "config", "record", "live", "debates", "learning", "results")
+# A package's rooms from the ground up: each may import those before it, and those that share its floor not at all. What
+# lies in the package itself stands on all of them.
+ROOMS = {
+    "engine": (("data",), ("config",), ("record",), ("live",), ("debates",), ("learning",), ("results",)),
+    "actors": (("post",), ("limits",), ("models",), ("services", "local")),
+}
 NOT_SHIPPED = {"tests", "benchmarks", "examples", "scripts"}
 PURE = {"protocols"}
 # What a pure package needs of the standard library and beyond; a list of what is forbidden would never be complete.
@@ -68,16 +72,25 @@ def circles(graph: nx.DiGraph[str]) -> list[list[str]]:
     return [sorted(found) for found in nx.strongly_connected_components(graph) if len(found) > 1]
 
 
-def _floor(module: str) -> int:
-    """Of a module of the engine."""
-    room = module.split(".")[1] if module.count(".") > 1 else ""
-    return ROOMS.index(room) if room in ROOMS else len(ROOMS)
+def _place(module: str) -> tuple[int, str]:
+    """Floor and room of a module; what lies in no room is above them all."""
+    package, *inside = module.split(".")
+    room = inside[0] if len(inside) > 1 else ""
+    floors = ROOMS.get(package, ())
+    return next((number for number, rooms in enumerate(floors) if room in rooms), len(floors)), room
 
 
 def climbing(graph: nx.DiGraph[str]) -> list[str]:
-    """What in the engine imports from a room above its own."""
-    arrows = [(one, other) for one, other in graph.edges if one.startswith("engine.") and other.startswith("engine.")]
-    return [f"{one} -> {other}" for one, other in arrows if _floor(other) > _floor(one)]
+    """What imports from a room above its own, or beside it, in its package."""
+    found = []
+    for one, other in graph.edges:
+        package = one.partition(".")[0]
+        if package not in ROOMS or package != other.partition(".")[0]:
+            continue
+        (floor, room), (other_floor, other_room) = _place(one), _place(other)
+        if room != other_room and other_floor >= floor:
+            found.append(f"{one} -> {other}")
+    return found
 
 
 def _modules() -> dict[str, str]:
@@ -182,9 +195,13 @@ def test_what_is_allowed_is_not_reported() -> None:
     assert problems("actors", "import enginelike\nfrom protocols import Task") == []
 
 
-def test_the_engine_s_rooms_stand_on_each_other() -> None:
-    rooms = {file.parent.name for file in (ROOT / "engine").glob("*/__init__.py")}
-    assert rooms == set(ROOMS)
+@pytest.mark.parametrize("package", ROOMS)
+def test_every_room_has_its_floor(package: str) -> None:
+    rooms = {file.parent.name for file in (ROOT / package).glob("*/__init__.py")}
+    assert rooms == {room for floor in ROOMS[package] for room in floor}
+
+
+def test_rooms_stand_on_each_other() -> None:
     graph = import_graph(_modules())
     assert graph.number_of_edges() > 100, "hardly an import was found: this test would pass whatever is there"
     assert climbing(graph) == []
@@ -200,8 +217,14 @@ def test_a_circle_and_an_import_upwards_are_seen() -> None:
         "engine.data.tasks": "if TYPE_CHECKING:\n    from engine.debates.stage import Stage",
         "engine.debates.stage": "def f():\n    import engine.data.tasks",
         "engine.run": "from engine.debates import stage",
+        "actors.local.vllm": "from actors.services import http",
+        "actors.services.http": "from actors.models.backend import Backend",
+        "actors.models.backend": "",
         "trainers.sft": "from trainers.loop import Training",
         "trainers.loop": "from trainers.sft import Settings",
     })  # fmt: skip
     assert sorted(circles(graph)) == [["engine.data.tasks", "engine.debates.stage"], ["trainers.loop", "trainers.sft"]]
-    assert climbing(graph) == ["engine.data.tasks -> engine.debates.stage"]
+    assert climbing(graph) == [
+        "engine.data.tasks -> engine.debates.stage",
+        "actors.local.vllm -> actors.services.http",
+    ]

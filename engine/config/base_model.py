@@ -18,7 +18,7 @@ def base_model_of(recipe: Recipe, tell: Callable[[str], None] | None = None) -> 
     base = _named(recipe)
     if base != "embedded":
         return base
-    from actors.embedded import embedded_model_path
+    from actors.local.embedded import embedded_model_path
 
     return str(embedded_model_path(tell))
 

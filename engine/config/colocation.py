@@ -8,7 +8,7 @@ and simulated models stay as they are. What a recipe comes to is the same either
 from __future__ import annotations
 
 from actors.catalogue import BACKENDS
-from actors.vllm_settings import runs_on_cpu
+from actors.local.vllm_settings import runs_on_cpu
 from engine.config.models import Model, Way
 from engine.config.recipe import Recipe
 from protocols.errors import ConfigError

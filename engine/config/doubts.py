@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from actors.catalogue import BACKENDS
-from actors.vllm_settings import runs_on_cpu
+from actors.local.vllm_settings import runs_on_cpu
 from engine.config.models import names_folder
 from engine.config.named_protocol import find_protocol
 from engine.config.protocol_docs import prompt_sets

@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 import msgspec
 
 from actors.agent import Limits
-from actors.api_key import refuse_literal_keys
-from actors.batch_book import BatchSettings
 from actors.catalogue import BACKENDS
-from actors.openai_settings import FinetuneSettings
-from actors.prices import Price
-from actors.response_cache import CacheSettings
+from actors.limits.prices import Price
+from actors.models.response_cache import CacheSettings
+from actors.services.api_key import refuse_literal_keys
+from actors.services.batch_book import BatchSettings
+from actors.services.openai_settings import FinetuneSettings
 from engine.config.sections import named, read_section, table
 from protocols.errors import ConfigError
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from actors.budget import Budget
-from actors.prices import Price, find_price
+from actors.limits.budget import Budget
+from actors.limits.prices import Price, find_price
 from engine.config.models import Model, Way
 from engine.config.named_protocol import find_protocol
 from engine.data.tasks import FileSource, HubSource, TaskSource

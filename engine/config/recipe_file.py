@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.prices import Price
+from actors.limits.prices import Price
 from engine.config.models import read_model
 from engine.config.named_protocol import find_protocol
 from engine.config.recipe import Agent, LoopSettings, Recipe, RunSettings, TrainSettings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from actors.catalogue import BACKENDS
-from actors.prices import prices_date
+from actors.limits.prices import prices_date
 from engine.config.colocation import check_colocation
 from engine.config.named_protocol import find_protocol
 from engine.config.recipe import Recipe

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.embedded import cache_folder
+from actors.local.embedded import cache_folder
 from engine.data.image_header import read_header
 from protocols.errors import ConfigError, TaskError
 from protocols.message import ImagePart

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from actors.router import Router, Tell
+from actors.post.router import Router, Tell
 from actors.traces import Traces
 from engine.live.arena_stats import ArenaStats
 from engine.record.journal import CloseEntry, Entry, EventEntry, Journal, NoteEntry, Sync, read_closed, read_journal

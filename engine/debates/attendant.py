@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from actors.agent import HostStats
-from actors.shared_gate import of_keeper
+from actors.limits.shared_gate import of_keeper
 from engine.config.recipe import Recipe
 from engine.debates.changes import changed, keep_changes
 from engine.debates.cluster import Cluster

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from actors.tries import Limits
+from actors.limits.tries import Limits
 from engine.config.recipe import FREE, FREE_OF_MODELS, Recipe
 from engine.config.recipe_file import apply_override, build_recipe, read_yaml
 from engine.config.sections import suggest

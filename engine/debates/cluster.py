@@ -18,13 +18,13 @@ from typing import Any
 
 import msgspec
 
-from actors.collector import calm_collector
+from actors.limits.prices import NOTHING, Amount
+from actors.limits.shared_gate import place_keeper
 from actors.logs import log_to_file
 from actors.placement import HostSpec, limits_rates
-from actors.prices import NOTHING, Amount
-from actors.remote import of_actor, reason
-from actors.router import Tell
-from actors.shared_gate import place_keeper
+from actors.post.collector import calm_collector
+from actors.post.remote import of_actor, reason
+from actors.post.router import Tell
 from actors.traces import Traces, check_traces
 from engine.config.colocation import leaves, way_of
 from engine.config.models import Way

@@ -19,10 +19,10 @@ from typing import Any
 import msgspec
 
 from actors.agent import DRAIN_S, HostStats, Limits
-from actors.backend import AdapterRef
+from actors.limits.shared_gate import of_keeper
+from actors.models.backend import AdapterRef
 from actors.placement import HostSpec, place, start_hosts, stop_hosts
-from actors.remote import of_actor, of_reachable, what_happened
-from actors.shared_gate import of_keeper
+from actors.post.remote import of_actor, of_reachable, what_happened
 from engine.config.models import Way
 from protocols.errors import AgentError, ConfigError, EngineDownError, HostLostError, PausedError
 

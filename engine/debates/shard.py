@@ -16,8 +16,8 @@ from typing import Any
 
 import msgspec
 
-from actors.histogram import Histogram
-from actors.remote import of_actor, what_happened
+from actors.post.histogram import Histogram
+from actors.post.remote import of_actor, what_happened
 from engine.debates.arena import Assignment, Finished
 from engine.debates.cluster import Cluster
 from engine.live.arena_stats import ArenaStats

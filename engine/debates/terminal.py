@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from actors.human import DESK, FrontDesk, HumanSettings, Question
+from actors.models.human import DESK, FrontDesk, HumanSettings, Question
 from engine.config.recipe import Recipe
 from engine.live.progress import Progress
 from protocols.errors import AgentError, ConfigError

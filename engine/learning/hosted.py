@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from actors.openai_finetuning import OpenAIFinetuning
-from actors.openai_settings import OpenAISettings
-from actors.policy import PAUSED
-from actors.remote import of_actor
+from actors.limits.policy import PAUSED
+from actors.post.remote import of_actor
+from actors.services.openai_finetuning import OpenAIFinetuning
+from actors.services.openai_settings import OpenAISettings
 from engine.config.recipe import Recipe
 from engine.learning.hosted_job import Allowance, HostedJob, Note, Tender
 from engine.record.folder import RunFolder

@@ -16,10 +16,10 @@ from typing import TypeVar
 
 import msgspec
 
-from actors.openai_finetuning import Job, OpenAIFinetuning, Order, Point
-from actors.openai_settings import MAX_SUFFIX, FinetuneSettings, OpenAISettings
-from actors.policy import PAUSED, stops_run, why_stopped
-from actors.prices import PER
+from actors.limits.policy import PAUSED, stops_run, why_stopped
+from actors.limits.prices import PER
+from actors.services.openai_finetuning import Job, OpenAIFinetuning, Order, Point
+from actors.services.openai_settings import MAX_SUFFIX, FinetuneSettings, OpenAISettings
 from engine.record.folder import write_atomically
 from protocols.errors import RETRYABLE, PausedError, ReplyError, TrainerError
 from trainers.example import Example

@@ -319,7 +319,7 @@ def base_of(settings: TrainSettings, progress: Progress) -> str:
         return settings.base_model
     if not settings.base_model:
         raise ConfigError("train.base_model is empty; name the model folder to train, or embedded")
-    from actors.embedded import embedded_model_path
+    from actors.local.embedded import embedded_model_path
 
     return str(embedded_model_path(progress.note))
 

@@ -57,7 +57,7 @@ def whole_model(registry: Registry, record: AdapterRecord, so: str) -> ConfigErr
 def base_folder(record: AdapterRecord) -> Path:
     """Where the base of an adapter lies. Raises: ConfigError: not on this machine."""
     if record.base_model == EMBEDDED:
-        from actors.embedded import embedded_model_path
+        from actors.local.embedded import embedded_model_path
 
         return embedded_model_path()
     if not Path(record.base_model).is_dir():

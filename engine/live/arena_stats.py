@@ -16,7 +16,7 @@ class ArenaStats(msgspec.Struct, frozen=True, kw_only=True):
     failures: int = 0
     late: int = 0
     usage: Usage = Usage()
-    delays: tuple[int, ...] = ()  # from a reply's arrival until what it enables leaves: see actors.histogram
+    delays: tuple[int, ...] = ()  # from a reply's arrival until what it enables leaves: see actors.post.histogram
     commits: int = 0  # to the journal; together they took ``commit_s`` and held ``entries``
     commit_s: float = 0.0
     entries: int = 0

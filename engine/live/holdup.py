@@ -11,7 +11,7 @@ from engine.live.units import counted, duration
 
 SLOW_COMMIT_S, BUSY = 0.1, 0.5  # a commit that is felt, in a journal that does little else
 SLOW_ENGINE_S, FELT = 0.1, 0.1  # until what a reply enables is sent; and the share of a reply's time that is felt
-FULL = 0.9  # share of an engine's cache in use, as in ``actors.engine_room``
+FULL = 0.9  # share of an engine's cache in use, as in ``actors.limits.engine_room``
 
 
 def holdup(now: Snapshot) -> str:

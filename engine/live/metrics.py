@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from actors.agent import HostStats
-from actors.histogram import NUM_BUCKETS, PER_OCTAVE, bound
+from actors.post.histogram import NUM_BUCKETS, PER_OCTAVE, bound
 from engine.live.arena_stats import ArenaStats
 from engine.live.metric_catalogue import METRICS
 from engine.live.snapshot import Reading, Snapshot

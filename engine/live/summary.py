@@ -12,8 +12,8 @@ from functools import reduce
 import msgspec
 
 from actors.agent import HostStats
-from actors.histogram import Histogram
-from actors.tally import AgentStats
+from actors.post.histogram import Histogram
+from actors.post.tally import AgentStats
 from engine.live.arena_stats import ArenaStats
 from engine.live.holdup import holdup
 from engine.live.snapshot import AgentPace, JournalPace, ModelLoad, Reading, Snapshot

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from actors.prices import Amount
+from actors.limits.prices import Amount
 from engine.record.journal import (
     CloseEntry,
     Entry,

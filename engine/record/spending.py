@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from actors.prices import NOTHING, Amount
-from actors.tries import spent
+from actors.limits.prices import NOTHING, Amount
+from actors.limits.tries import spent
 from engine.record.folder import RunFolder
 from engine.record.journal import NoteEntry, read_events, read_graphs, read_notes
 from protocols.graph import Debate, decode_debate

@@ -104,7 +104,7 @@ def push(run: Path, name: str, repository: str, *, base_id: str = "", public: bo
     """
     from httpx2 import HTTPError  # of huggingface_hub's client
 
-    from actors.api_key import read_key
+    from actors.services.api_key import read_key
 
     registry, record = find_weights(run, name)
     key = read_key(TOKEN_ENV, "")

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from actors.backend import AdapterRef
-from actors.openai_chat import ChatBackend, OpenAISettings
+from actors.models.backend import AdapterRef
+from actors.services.openai_chat import ChatBackend, OpenAISettings
 from protocols.message import Ask, ImagePart, Message, Reply, Sampling, user
 
 S = TypeVar("S")

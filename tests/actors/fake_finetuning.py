@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from actors.scripted import evaluate
+from actors.models.scripted import evaluate
 from tests.actors.fake_api import failed, in_a_thread, said, served
 from tests.integration.fault_server import _SUM, _first_question
 

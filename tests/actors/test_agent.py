@@ -10,11 +10,11 @@ import msgspec
 import pytest
 
 from actors.agent import AgentHost, Limits
-from actors.backend import AdapterRef, BackendInfo
-from actors.gate import Gate, Hint, OnRate, RateHint
-from actors.policy import POLICIES
-from actors.prices import Meter, Price
-from actors.scripted import ScriptedBackend, ScriptedSettings
+from actors.limits.gate import Gate, Hint, OnRate, RateHint
+from actors.limits.policy import POLICIES
+from actors.limits.prices import Meter, Price
+from actors.models.backend import AdapterRef, BackendInfo
+from actors.models.scripted import ScriptedBackend, ScriptedSettings
 from protocols.errors import AgentError, EngineDownError, FailureKind, HostLostError, ReplyError
 from protocols.message import Ask, Failure, Outcome, Reply, Sampling, Stopped, Usage, user
 

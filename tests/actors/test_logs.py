@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from actors.api_key import read_key
 from actors.logs import ABOUT, log_to_file, log_to_stderr
+from actors.services.api_key import read_key
 from protocols.message import Ask, Sampling
 
 log = logging.getLogger("moot.test")

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from actors.agent import Limits
-from actors.batch_book import BatchSettings
-from actors.batched import BatchedBackend
-from actors.budget import Budget
-from actors.images import ReadsImages
-from actors.openai_chat import OpenAISettings
+from actors.limits.budget import Budget
+from actors.limits.shared_gate import Keeper
+from actors.models.images import ReadsImages
+from actors.models.scripted import ScriptedSettings
 from actors.placement import AgentActor, HostSpec, account_of
-from actors.scripted import ScriptedSettings
-from actors.shared_gate import Keeper
+from actors.services.batch_book import BatchSettings
+from actors.services.batched import BatchedBackend
+from actors.services.openai_chat import OpenAISettings
 from protocols.message import ImagePart
 from tests.actors.remote import Remote
 

@@ -25,9 +25,9 @@ import pytest
 import pytest_asyncio
 import torch
 
-from actors.backend import AdapterRef
-from actors.embedded import embedded_model_path
-from actors.vllm_engine import VLLMBackend, VLLMSettings, required_env
+from actors.local.embedded import embedded_model_path
+from actors.local.vllm_engine import VLLMBackend, VLLMSettings, required_env
+from actors.models.backend import AdapterRef
 from protocols.errors import AgentError, ReplyError
 from protocols.mad import Mad
 from protocols.mad_replies import read_verdict
@@ -312,7 +312,7 @@ async def test_fast_operations_equal_the_stock_ones_and_leave_the_base_alone(dty
     from vllm.lora.layers import LoRAMapping
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-    from actors.vllm_cpu_lora import SideBySideLoRA
+    from actors.local.vllm_cpu_lora import SideBySideLoRA
 
     torch.manual_seed(0)
     slots, rank, inputs, outputs = 3, 8, 64, (48, 16, 16)
@@ -338,7 +338,7 @@ async def test_fast_operations_equal_the_stock_ones_and_leave_the_base_alone(dty
 async def test_fast_operations_follow_weights_written_into_a_slot() -> None:
     from vllm.lora.layers import LoRAMapping
 
-    from actors.vllm_cpu_lora import SideBySideLoRA
+    from actors.local.vllm_cpu_lora import SideBySideLoRA
 
     wrapper: Any = SideBySideLoRA(8, 8, "cpu")
     lora_a, lora_b = torch.ones(1, 1, 1, 2), torch.zeros(1, 1, 3, 1)

@@ -19,9 +19,9 @@ import pytest
 import pytest_asyncio
 import torch
 
-from actors.backend import AdapterRef
-from actors.images import ImageFolder
-from actors.vllm_engine import VLLMBackend, VLLMSettings, required_env
+from actors.local.vllm_engine import VLLMBackend, VLLMSettings, required_env
+from actors.models.backend import AdapterRef
+from actors.models.images import ImageFolder
 from protocols.errors import AgentError, ReplyError
 from protocols.message import Ask, ImagePart, Message, Reply, Sampling, TextPart, assistant, system, user
 from tests.tiny_vision_model import IMAGE_TOKENS, make_tiny_vision_model, picture

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from actors.limits.prices import NOTHING
+from actors.limits.shared_gate import Keeper
 from actors.placement import AgentActor, HostSpec
-from actors.prices import NOTHING
-from actors.shared_gate import Keeper
 from engine.config.recipe import Recipe
 from engine.debates.cluster import ArenaActor, ArenaPlan, Cluster, host_names, needs_keeper
 from engine.debates.hosts import Hosts

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import yaml
 
-from actors.scripted import ScriptedBackend
+from actors.models.scripted import ScriptedBackend
 from engine.config.recipe import Recipe
 from engine.debates.cluster import Cluster
 from engine.live.progress import Progress

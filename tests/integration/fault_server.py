@@ -30,7 +30,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from actors.scripted import evaluate
+from actors.models.scripted import evaluate
 
 PASSING = ("limit_named", "limit", "error", "hang", "cut", "malformed", "html", "drip")
 LASTING = ("overflow", "refusal")  # another try would end the same way

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from actors.policy import POLICIES
+from actors.limits.policy import POLICIES
 from protocols.machine import AgentFailed, Replied
 from tests.actors.fake_api import failed, said
 from tests.actors.fake_batches import FakeBatches, Outcome, batches_in_a_thread, claude_error, message

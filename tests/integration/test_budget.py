@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from actors.tries import spent
+from actors.limits.tries import spent
 from engine.live.progress import Progress
 from engine.run import resume
 from protocols.errors import PausedError

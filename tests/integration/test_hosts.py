@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from actors.backend import AdapterRef
+from actors.models.backend import AdapterRef
+from actors.models.scripted import ScriptedSettings
 from actors.placement import HostSpec
-from actors.scripted import ScriptedSettings
 from engine.config.recipe_file import load_recipe
 from engine.data.tasks import load_split
 from engine.debates.cluster import Cluster

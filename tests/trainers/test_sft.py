@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from actors.transformers_batch import Row
-from actors.transformers_prompts import Prompts
+from actors.local.transformers_batch import Row
+from actors.local.transformers_prompts import Prompts
 from protocols.errors import TrainerError
 from protocols.message import Ask, ImagePart, Sampling, assistant, system, user
 from trainers.example import EarlierReply, Example

@@ -15,7 +15,7 @@ SCRIPTED = Path(__file__).parents[3] / "recipes" / "scripted.yaml"
 
 @pytest.mark.parametrize(("named", "found"), [("embedded", "/unpacked"), ("/models/base", "/models/base")])
 def test_a_base_that_is_named_is_its_folder(named: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.embedded.embedded_model_path", lambda tell=None: Path("/unpacked"))
+    monkeypatch.setattr("actors.local.embedded.embedded_model_path", lambda tell=None: Path("/unpacked"))
     assert base_model_of(load_recipe(SCRIPTED, [f"train.base_model={named}"])) == found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from actors.prices import Price
+from actors.limits.prices import Price
 from engine.check import recipe_schema
 from engine.config.recipe import Recipe
 from engine.config.recipe_file import apply_override, build_recipe

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import yaml
 
-from actors.scripted import ScriptedBackend
+from actors.models.scripted import ScriptedBackend
 from engine import ctl
 from engine.config.recipe import Recipe
 from engine.debates.cluster import Cluster

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from actors.backend import AdapterRef, BackendInfo
 from actors.catalogue import BACKENDS
+from actors.models.backend import AdapterRef, BackendInfo
+from actors.models.scripted import ScriptedBackend, ScriptedSettings
 from actors.placement import AgentActor, HostSpec
-from actors.scripted import ScriptedBackend, ScriptedSettings
 from engine.debates.hosts import Hosts
 from protocols.errors import AgentError, HostLostError
 from tests.actors.remote import Remote

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from actors.backend import AdapterRef
+from actors.models.backend import AdapterRef
+from actors.models.scripted import ScriptedBackend, ScriptedSettings
 from actors.placement import AgentActor, HostSpec
-from actors.scripted import ScriptedBackend, ScriptedSettings
 from engine.debates.hosts import Hosts
 from protocols.message import Ask, Reply
 from tests.actors.remote import Remote

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from actors.agent import AgentHost, Limits
-from actors.scripted import ScriptedBackend, ScriptedSettings
+from actors.models.scripted import ScriptedBackend, ScriptedSettings
 from actors.traces import Traces
 from engine.debates.arena import Arena
 from engine.live.arena_stats import ArenaStats

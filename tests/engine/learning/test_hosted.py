@@ -13,10 +13,10 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from actors.budget import Budget
-from actors.openai_settings import FinetuneSettings, OpenAISettings
-from actors.prices import Amount
-from actors.shared_gate import Keeper
+from actors.limits.budget import Budget
+from actors.limits.prices import Amount
+from actors.limits.shared_gate import Keeper
+from actors.services.openai_settings import FinetuneSettings, OpenAISettings
 from engine.check import recipe_schema
 from engine.config.base_model import base_model_of
 from engine.config.recipe import Recipe

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from actors.agent import HostStats
-from actors.histogram import Histogram
-from actors.tally import AgentStats
+from actors.post.histogram import Histogram
+from actors.post.tally import AgentStats
 from engine.live.arena_stats import ArenaStats
 from engine.live.metric_catalogue import METRICS, table
 from engine.live.metrics import Metrics, values

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from actors.agent import HostStats
-from actors.histogram import Histogram, bound
-from actors.tally import AgentStats
+from actors.post.histogram import Histogram, bound
+from actors.post.tally import AgentStats
 from engine.live.arena_stats import ArenaStats
 from engine.live.snapshot import Reading, Snapshot
 from engine.live.summary import snapshot

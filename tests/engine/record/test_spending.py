@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from actors.prices import Price
+from actors.limits.prices import Price
 from engine.config.recipe_file import build_recipe, read_yaml
 from engine.live.arena_stats import ArenaStats
 from engine.record.folder import Manifest, RunFolder

@@ -1,0 +1,1 @@
+"""Models that run here: vLLM, transformers, and the embedded default."""

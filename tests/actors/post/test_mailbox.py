@@ -1,0 +1,205 @@
+"""The outbox: what is ready leaves together, in order, one batch at a time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from actors.post.mailbox import MAX_BATCH, WORTH, Outbox
+from protocols.errors import UnreachableError
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture(autouse=True)
+def without_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.post.mailbox.PACE_S", 0.0)
+    monkeypatch.setattr("actors.post.mailbox.PATIENCE_S", 0.0)
+
+
+class Receiver:
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.errors: list[Exception] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failing = False
+        self.inside = 0
+
+    async def send(self, batch: list[int]) -> None:
+        self.inside += 1
+        assert self.inside == 1, "two batches are under way at once"
+        self.batches.append(batch)
+        await self.gate.wait()
+        self.inside -= 1
+        if self.failing:
+            raise ConnectionError("gone")
+
+    def box(self) -> Outbox[int]:
+        return Outbox(self.send, self.errors.append)
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_what_is_put_in_one_tick_leaves_as_one_batch() -> None:
+    receiver = Receiver()
+    box = receiver.box()
+    box.put([1])
+    box.put([2, 3])
+    asyncio.get_running_loop().call_soon(box.put, [4])  # ready in the same tick
+    await settle()
+    assert receiver.batches == [[1, 2, 3, 4]]
+    assert len(box) == 0
+
+
+async def test_a_receiver_that_cannot_be_reached_for_a_moment_is_sent_the_same_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("actors.post.mailbox.AGAIN_S", 0.0)
+    batches: list[list[int]] = []
+
+    async def send(batch: list[int]) -> None:
+        batches.append(batch)
+        if len(batches) < 3:
+            raise UnreachableError("the network")
+
+    errors: list[Exception] = []
+    box = Outbox(send, errors.append)
+    box.put([1, 2])
+    await box.drain()
+    assert batches == [[1, 2]] * 3 and errors == []
+
+
+async def test_what_is_put_while_a_batch_is_under_way_leaves_with_the_next() -> None:
+    receiver = Receiver()
+    receiver.gate.clear()
+    box = receiver.box()
+    box.put([1])
+    await settle()
+    for number in range(2, 6):
+        box.put([number])
+        await settle()
+    assert receiver.batches == [[1]]
+    assert len(box) == 4
+    receiver.gate.set()
+    await settle()
+    assert receiver.batches == [[1], [2, 3, 4, 5]]
+    box.put([6])  # and it starts again by itself
+    await settle()
+    assert receiver.batches[2:] == [[6]]
+
+
+async def test_batches_are_bounded_and_keep_their_order() -> None:
+    receiver = Receiver()
+    receiver.box().put(range(2 * MAX_BATCH + 5))
+    await settle()
+    assert [len(batch) for batch in receiver.batches] == [MAX_BATCH, MAX_BATCH, 5]
+    assert [item for batch in receiver.batches for item in batch] == list(range(2 * MAX_BATCH + 5))
+
+
+async def test_nothing_put_is_nothing_sent() -> None:
+    receiver = Receiver()
+    receiver.box().put([])
+    await settle()
+    assert receiver.batches == []
+
+
+async def test_an_error_is_told_once_and_ends_sending() -> None:
+    receiver = Receiver()
+    receiver.failing = True
+    box = receiver.box()
+    box.put([1])
+    await settle()
+    box.put([2])
+    box.put([3])
+    await settle()
+    assert [str(err) for err in receiver.errors] == ["gone"]
+    assert receiver.batches == [[1]]
+    assert len(box) == 2
+
+
+async def test_closing_drops_what_is_queued() -> None:
+    receiver = Receiver()
+    receiver.gate.clear()
+    box = receiver.box()
+    box.put([1])
+    await settle()
+    box.put([2])
+    await box.close()
+    receiver.gate.set()
+    box.put([3])
+    await settle()
+    assert receiver.batches == [[1]]
+    assert receiver.errors == []
+
+
+async def test_what_was_not_known_to_be_taken_is_given_back() -> None:
+    receiver = Receiver()
+    receiver.gate.clear()
+    box = receiver.box()
+    box.put([1, 2])
+    await settle()
+    box.put([3])
+    assert box.take_back() == [1, 2, 3]
+    box.put([4])
+    await settle()
+    assert receiver.batches == [[1, 2]] and not receiver.errors
+    assert box.take_back() == [4]
+
+
+async def test_a_batch_that_could_not_be_delivered_is_given_back() -> None:
+    receiver = Receiver()
+    receiver.failing = True
+    box = receiver.box()
+    box.put([1, 2])
+    await settle()
+    box.put([3])
+    assert len(receiver.errors) == 1
+    assert box.take_back() == [1, 2, 3]
+
+
+async def test_the_first_leaves_at_once_and_what_comes_thick_and_fast_at_a_pace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("actors.post.mailbox.PACE_S", 0.2)
+    receiver = Receiver()
+    box = receiver.box()
+    box.put([1])
+    await settle()
+    assert receiver.batches == [[1]]
+    for number in (2, 3):
+        box.put([number])
+        await settle()
+    assert receiver.batches == [[1]], "the pace is not kept"
+    await box.drain()
+    assert receiver.batches == [[1], [2, 3]]
+
+
+async def test_few_wait_for_more_and_leave_as_soon_as_they_are_worth_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.post.mailbox.PATIENCE_S", 60.0)
+    receiver = Receiver()
+    box = receiver.box()
+    box.put([0])
+    await settle()
+    box.put(range(1, WORTH))
+    await settle()
+    assert receiver.batches == [[0]], "few leave at once"
+    box.put([WORTH])
+    await settle()
+    assert receiver.batches == [[0], list(range(1, WORTH + 1))]
+
+
+async def test_few_do_not_wait_longer_than_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.post.mailbox.PATIENCE_S", 0.05)
+    receiver = Receiver()
+    box = receiver.box()
+    for number in range(3):
+        box.put([number])
+        await settle()
+    assert receiver.batches == [[0]]
+    await box.drain()
+    assert receiver.batches == [[0], [1, 2]]

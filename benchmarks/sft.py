@@ -37,8 +37,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.tree_dpo import held, spread  # noqa: E402
-from trainers.batches import deal  # noqa: E402
-from trainers.example import Example  # noqa: E402
+from trainers.selection.example import Example  # noqa: E402
+from trainers.tuning.batches import deal  # noqa: E402
 
 LIMIT, CLOSE = 0.95, 1e-3
 VARIANTS = ("trl", "padded", "packed")
@@ -67,7 +67,7 @@ class Work(msgspec.Struct):
 
 def selected(count: int) -> list[Example]:
     """So many rows of the recipe's debates."""
-    from trainers.select import Selection, select
+    from trainers.selection.select import Selection, select
 
     selection = msgspec.convert(SELECTION, Selection)
     rows = [row for debate in asyncio.run(held(RECIPE)) for row in select(selection, debate).get("ada", [])]
@@ -113,7 +113,7 @@ def tokenised(work: Work) -> list[dict[str, list[int]]]:
     """The rows as TRL takes them."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from trainers.tokenise import RowTokeniser
+    from trainers.tuning.tokenise import RowTokeniser
 
     tokenizer = AutoTokenizer.from_pretrained(work.model)
     tokenise = RowTokeniser(tokenizer, vocab_size=AutoConfig.from_pretrained(work.model).vocab_size)
@@ -163,11 +163,11 @@ def trl(work: Work, folder: Path) -> dict[str, list[float]]:
 def moot(work: Work, batching: Any, folder: Path) -> dict[str, list[float]]:
     """What ``moot train`` does with the same rows."""
     from engine.debates.cluster import join_ray
-    from trainers.feed import Addition, make_feed_actor
-    from trainers.job import TrainingJob
-    from trainers.lanes import LanePlace, fit_lanes
-    from trainers.mix import Mix
-    from trainers.sft_settings import SFTResult, SFTSettings
+    from trainers.jobs.job import TrainingJob
+    from trainers.jobs.lanes import LanePlace, fit_lanes
+    from trainers.record.feed import Addition, make_feed_actor
+    from trainers.selection.mix import Mix
+    from trainers.tuning.sft_settings import SFTResult, SFTSettings
 
     join_ray()  # before anything imports Ray
     import ray
@@ -197,7 +197,7 @@ def moot(work: Work, batching: Any, folder: Path) -> dict[str, list[float]]:
 
 
 def run_apart(variant: str, file: Path, threads: int) -> dict[str, Any]:
-    from trainers.lanes import worker_env
+    from trainers.jobs.lanes import worker_env
 
     env = os.environ | (worker_env(threads) if variant == "trl" else {})
     command = [sys.executable, __file__, "--variant", variant, str(file)]

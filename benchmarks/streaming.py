@@ -82,8 +82,8 @@ async def iterate(variant: str, data: dict[str, Any], path: Path) -> Span:
     from engine.loop import Loop
     from engine.record.folder import Manifest, RunFolder
     from engine.results.collect import collect
-    from trainers.feed import Feed, hash_rows
-    from trainers.registry import Registry
+    from trainers.record.feed import Feed, hash_rows
+    from trainers.record.registry import Registry
 
     class TwoPhases(Loop):
         """All debates are on record when the trainings begin."""

@@ -45,7 +45,7 @@ from protocols.graph import Debate, decode_debate  # noqa: E402
 from protocols.machine import Close, Opened, Record, Replied, Request  # noqa: E402
 from protocols.message import Ask  # noqa: E402
 from protocols.tree import preference_tree  # noqa: E402
-from trainers.pack import Packing, TokenPair, pack_pairs  # noqa: E402
+from trainers.tuning.pack import Packing, TokenPair, pack_pairs  # noqa: E402
 
 LIMIT, CLOSE = 0.85, 1e-3
 PROMPT, REPLY, SETS = 192, 64, ((1, 8), (2, 3), (4, 1))  # tokens, tokens, (k, trees)
@@ -138,8 +138,8 @@ def preferred(debates: Sequence[Debate]) -> list[Row]:
     from transformers import AutoTokenizer
 
     from actors.local.embedded import embedded_model_path
-    from trainers.preference_row import Preference
-    from trainers.tree_dpo import PairTokeniser
+    from trainers.selection.preference_row import Preference
+    from trainers.tuning.tree_dpo import PairTokeniser
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_model_path())
     tokenise, rows = PairTokeniser(tokenizer, vocab_size=len(tokenizer)), list[Row]()
@@ -197,10 +197,10 @@ def packed(work: Work, packing: Packing, given: Any, folder: Path) -> Iterator[t
     """Our trainer, a pack at a time."""
     import torch
 
-    from trainers.pack_steps import SavedPlace
-    from trainers.stream import START
-    from trainers.tree_dpo_loop import Training, TreeDPOTrainer, collate, two_adapters
-    from trainers.tree_dpo_settings import TreeDPOSettings
+    from trainers.tuning.pack_steps import SavedPlace
+    from trainers.tuning.stream import START
+    from trainers.tuning.tree_dpo_loop import Training, TreeDPOTrainer, collate, two_adapters
+    from trainers.tuning.tree_dpo_settings import TreeDPOSettings
 
     model, tokenizer, adapter = given
     settings = TreeDPOSettings(beta=BETA, learning_rate=RATE, token_budget=work.budget)
@@ -294,7 +294,7 @@ def as_pair(row: Row) -> TokenPair:
 
 
 def run_apart(variant: str, file: Path) -> list[dict[str, Any]]:
-    from trainers.lanes import worker_env
+    from trainers.jobs.lanes import worker_env
 
     env = os.environ | worker_env(os.cpu_count() or 1)
     command = [sys.executable, __file__, "--variant", variant, str(file)]

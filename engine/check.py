@@ -27,9 +27,9 @@ from engine.run import check_debatable, check_loop, limited
 from protocols.catalogue import PROTOCOLS
 from protocols.errors import ConfigError
 from protocols.message import Sampling
-from trainers.magdi_settings import MAGDiSettings
-from trainers.sft_settings import SFTSettings, check_bitsandbytes
-from trainers.tree_dpo_settings import TreeDPOSettings
+from trainers.tuning.magdi_settings import MAGDiSettings
+from trainers.tuning.sft_settings import SFTSettings, check_bitsandbytes
+from trainers.tuning.tree_dpo_settings import TreeDPOSettings
 
 
 def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dict[str, Any]:

@@ -46,12 +46,12 @@ from protocols.errors import ConfigError
 from protocols.graph import Debate
 from protocols.message import Usage
 from protocols.statistics import statistics
-from trainers.feed import Addition, make_feed_actor
-from trainers.job import TrainedAdapter, TrainingJob, job_for, trains_whole
-from trainers.mix import Mix
-from trainers.preference_row import Preference
-from trainers.registry import AdapterRecord, Registry, adapter_name
-from trainers.select import select
+from trainers.jobs.job import TrainedAdapter, TrainingJob, job_for, trains_whole
+from trainers.record.feed import Addition, make_feed_actor
+from trainers.record.registry import AdapterRecord, Registry, adapter_name
+from trainers.selection.mix import Mix
+from trainers.selection.preference_row import Preference
+from trainers.selection.select import select
 
 
 class _Iteration:

@@ -42,7 +42,7 @@ from engine.results.evaluate import FINAL_VOTE, SINGLE_AGENT, Evaluation, evalua
 from engine.results.track import check_trackers, tracked
 from protocols.errors import ConfigError, PausedError, TaskError
 from protocols.machine import Opened
-from trainers.registry import Registry
+from trainers.record.registry import Registry
 
 Outcome = dict[str, Any]
 """What a command reports: one flat, JSON-able mapping."""

@@ -43,7 +43,7 @@ def _set_environment() -> None:
 
 
 _set_environment()
-_ONLY_WITH = {"mlflow": "engine/results/test_track_mlflow.py", "bitsandbytes": "trainers/test_qlora_training.py"}
+_ONLY_WITH = {"mlflow": "engine/results/test_track_mlflow.py", "bitsandbytes": "trainers/tuning/test_qlora_training.py"}
 collect_ignore = [file for library, file in _ONLY_WITH.items() if not find_spec(library)]
 settings.register_profile("moot", deadline=None, max_examples=40)  # a busy machine is slow, not wrong
 settings.register_profile("ci", parent=settings.get_profile("moot"), derandomize=True)

@@ -21,9 +21,9 @@ from actors.services.openai_settings import FinetuneSettings
 from engine.config.recipe import LoopSettings, RunSettings, TrainSettings
 from engine.data.tasks import SOURCES
 from protocols.message import Sampling
-from trainers.magdi_settings import MAGDiSettings
-from trainers.mix import Mix
-from trainers.sft_settings import SFTSettings
+from trainers.selection.mix import Mix
+from trainers.tuning.magdi_settings import MAGDiSettings
+from trainers.tuning.sft_settings import SFTSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = {

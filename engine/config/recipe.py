@@ -16,12 +16,12 @@ from engine.data.tasks import FileSource, HubSource, TaskSource
 from protocols.conversation import Player, ProtocolSettings
 from protocols.message import Sampling
 from protocols.prompt import PromptSet
-from trainers.magdi_settings import MAGDiSettings
-from trainers.mix import Mix
-from trainers.preference import TreeSettings
-from trainers.select import Selection
-from trainers.sft_settings import SFTSettings
-from trainers.tree_dpo_settings import TreeDPOSettings
+from trainers.selection.mix import Mix
+from trainers.selection.preference import TreeSettings
+from trainers.selection.select import Selection
+from trainers.tuning.magdi_settings import MAGDiSettings
+from trainers.tuning.sft_settings import SFTSettings
+from trainers.tuning.tree_dpo_settings import TreeDPOSettings
 
 MAX_STALENESS = 4  # iterations; one keeps debates and trainings at work, more only even out unequal lengths
 

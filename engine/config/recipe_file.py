@@ -18,9 +18,9 @@ from protocols.conversation import ProtocolSettings
 from protocols.errors import ConfigError
 from protocols.message import Sampling
 from protocols.prompt import PromptSet
-from trainers.magdi_settings import MAGDiSettings
-from trainers.sft_settings import SFTSettings
-from trainers.tree_dpo_settings import TreeDPOSettings
+from trainers.tuning.magdi_settings import MAGDiSettings
+from trainers.tuning.sft_settings import SFTSettings
+from trainers.tuning.tree_dpo_settings import TreeDPOSettings
 
 _TOP = {
     "name": "a word for the run's folder",

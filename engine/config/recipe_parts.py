@@ -9,7 +9,7 @@ from engine.config.named_protocol import find_protocol
 from engine.config.recipe import Recipe
 from engine.config.sections import suggest
 from protocols.errors import ConfigError
-from trainers.sft_settings import check_gpus
+from trainers.tuning.sft_settings import check_gpus
 
 
 def check_recipe_parts(recipe: Recipe, where: str) -> None:

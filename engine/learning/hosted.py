@@ -19,11 +19,11 @@ from engine.learning.hosted_job import Allowance, HostedJob, Note, Tender
 from engine.record.folder import RunFolder
 from engine.record.spending import spent_so_far
 from protocols.errors import PausedError, ReplyError, TrainerError
-from trainers.example import Example
-from trainers.feed import MAX_PAGE_ROWS, decode_page
-from trainers.hosted import read_hosted
-from trainers.job import TrainedAdapter
-from trainers.registry import AdapterRecord, Registry, hosted_base_hash, parse_name
+from trainers.jobs.hosted import read_hosted
+from trainers.jobs.job import TrainedAdapter
+from trainers.record.feed import MAX_PAGE_ROWS, decode_page
+from trainers.record.registry import AdapterRecord, Registry, hosted_base_hash, parse_name
+from trainers.selection.example import Example
 
 
 class HostedTraining(msgspec.Struct, frozen=True, kw_only=True):

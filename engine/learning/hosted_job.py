@@ -22,10 +22,10 @@ from actors.services.openai_finetuning import Job, OpenAIFinetuning, Order, Poin
 from actors.services.openai_settings import MAX_SUFFIX, FinetuneSettings, OpenAISettings
 from engine.record.folder import write_atomically
 from protocols.errors import RETRYABLE, PausedError, ReplyError, TrainerError
-from trainers.example import Example
-from trainers.feed import hash_rows
-from trainers.hosted import HostedModel, HostedResult, write_hosted
-from trainers.hosted_rows import HostedRows, hosted_rows
+from trainers.jobs.hosted import HostedModel, HostedResult, write_hosted
+from trainers.jobs.hosted_rows import HostedRows, hosted_rows
+from trainers.record.feed import hash_rows
+from trainers.selection.example import Example
 
 T = TypeVar("T")
 

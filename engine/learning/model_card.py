@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from trainers.registry import AdapterRecord
+from trainers.record.registry import AdapterRecord
 
 TAGS = ("moot", "multi-agent-debate", "lora")
 

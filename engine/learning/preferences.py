@@ -14,9 +14,9 @@ from engine.record.folder import RunFolder
 from protocols.errors import ConfigError
 from protocols.formats.rows import Label
 from protocols.graph import Debate
-from trainers.context_pack import CountTokens
-from trainers.preference import Amplification, Prompter, amplification_of, select_preferences, shows_blocks
-from trainers.preference_row import Preference
+from trainers.selection.context_pack import CountTokens
+from trainers.selection.preference import Amplification, Prompter, amplification_of, select_preferences, shows_blocks
+from trainers.selection.preference_row import Preference
 
 
 class RecordedTrees:

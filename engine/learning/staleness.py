@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 import msgspec
 
 from protocols.graph import Debate
-from trainers.registry import AdapterRecord
+from trainers.record.registry import AdapterRecord
 
 Turns = Mapping[tuple[str, str], int]
 """(agent, the version that spoke, "" for the base) -> turns."""

@@ -24,11 +24,11 @@ from engine.live.progress import Progress
 from engine.record.folder import RunFolder
 from protocols.errors import ConfigError
 from protocols.formats.magdi import Edges
-from trainers.interaction import RULE, Interaction, interaction_of
-from trainers.job import job_for
-from trainers.magdi_settings import MAGDiResult, MAGDiSettings
-from trainers.registry import Registry, adapter_name
-from trainers.row_file import write_rows
+from trainers.jobs.job import job_for
+from trainers.record.registry import Registry, adapter_name
+from trainers.record.row_file import write_rows
+from trainers.selection.interaction import RULE, Interaction, interaction_of
+from trainers.tuning.magdi_settings import MAGDiResult, MAGDiSettings
 
 
 def train_student(path: Path, overrides: Sequence[str], *, progress: Progress) -> dict[str, Any]:

@@ -25,11 +25,11 @@ from engine.learning.versions import kept_by_service, whole_model
 from engine.live.progress import Progress
 from engine.record.folder import RunFolder
 from protocols.errors import ConfigError
-from trainers.job import job_for
-from trainers.preference_row import Preference
-from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
-from trainers.row_file import write_rows
-from trainers.tree_dpo_settings import TreeDPOResult, TreeDPOSettings
+from trainers.jobs.job import job_for
+from trainers.record.registry import AdapterRecord, Registry, adapter_name, weights_hash
+from trainers.record.row_file import write_rows
+from trainers.selection.preference_row import Preference
+from trainers.tuning.tree_dpo_settings import TreeDPOResult, TreeDPOSettings
 
 
 def train_on_preferences(path: Path, overrides: Sequence[str], *, progress: Progress) -> dict[str, Any]:

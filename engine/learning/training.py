@@ -25,15 +25,15 @@ from engine.learning.hosted_job import HostedJob
 from engine.live.progress import Progress
 from engine.record.folder import RunFolder
 from protocols.errors import ConfigError, PausedError, TrainerError
-from trainers.example import Example
-from trainers.feed import LOCK_WAIT_S, Addition, Feed, make_feed_actor
-from trainers.job import Settings, TrainedAdapter, TrainingJob, is_trained, job_for, read_trained, trains_whole
-from trainers.lanes import LanePlace, fit_lanes
-from trainers.magdi_settings import MAGDiSettings
-from trainers.registry import AdapterRecord, Registry, adapter_name, weights_hash
-from trainers.select import select
-from trainers.sft_settings import SFTSettings, check_gpus
-from trainers.tree_dpo_settings import TreeDPOSettings
+from trainers.jobs.job import Settings, TrainedAdapter, TrainingJob, is_trained, job_for, read_trained, trains_whole
+from trainers.jobs.lanes import LanePlace, fit_lanes
+from trainers.record.feed import LOCK_WAIT_S, Addition, Feed, make_feed_actor
+from trainers.record.registry import AdapterRecord, Registry, adapter_name, weights_hash
+from trainers.selection.example import Example
+from trainers.selection.select import select
+from trainers.tuning.magdi_settings import MAGDiSettings
+from trainers.tuning.sft_settings import SFTSettings, check_gpus
+from trainers.tuning.tree_dpo_settings import TreeDPOSettings
 
 H = TypeVar("H", SFTSettings, TreeDPOSettings, MAGDiSettings)
 SECTIONS: dict[type, str] = {SFTSettings: "sft", TreeDPOSettings: "tree_dpo", MAGDiSettings: "magdi"}  # of a recipe

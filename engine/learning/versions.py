@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine.record.folder import RunFolder
 from protocols.errors import ConfigError
-from trainers.registry import FILE_NAME, AdapterRecord, Registry
+from trainers.record.registry import FILE_NAME, AdapterRecord, Registry
 
 EMBEDDED = "embedded"
 

@@ -14,8 +14,8 @@ from engine.record.folder import RunFolder
 from engine.record.journal import NoteEntry, read_events, read_graphs, read_notes
 from protocols.graph import Debate, decode_debate
 from protocols.machine import AgentFailed, Event, Replied
-from trainers.hosted import read_hosted
-from trainers.registry import HOSTED_NAME
+from trainers.jobs.hosted import read_hosted
+from trainers.record.registry import HOSTED_NAME
 
 _EVENT = msgspec.msgpack.Decoder(Event)
 

@@ -20,10 +20,10 @@ from engine.record.stage_names import BEFORE_PREFERENCES
 from engine.results.evaluate import SINGLE_AGENT, Evaluation
 from engine.results.findings import describe
 from protocols.errors import ConfigError
-from trainers.hosted import read_hosted
-from trainers.preference import Pairing
-from trainers.registry import CONFIG_NAME, WEIGHTS_NAME, AdapterRecord, Registry, weights_hash
-from trainers.sft_settings import RESULT_NAME
+from trainers.jobs.hosted import read_hosted
+from trainers.record.registry import CONFIG_NAME, WEIGHTS_NAME, AdapterRecord, Registry, weights_hash
+from trainers.selection.preference import Pairing
+from trainers.tuning.sft_settings import RESULT_NAME
 
 HUB_NAMES = {EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}  # bases that recipes name by a word of ours
 LINEAGE_NAME = "lineage.json"
@@ -73,8 +73,8 @@ def merge(run: Path, name: str, output: Path, *, base: Path | None = None, dtype
     base = base or base_folder(record)
     registry.get(record.name, base_hash=weights_hash(base), base_model=str(base))
     with _whole_folder(output) as draft:
-        from trainers.merge import merge_adapter
-        from trainers.worker import quiet
+        from trainers.jobs.worker import quiet
+        from trainers.tuning.merge import merge_adapter
 
         quiet()
         error = merge_adapter(base, registry.folder_of(record), draft, dtype=dtype)

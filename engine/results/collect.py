@@ -27,8 +27,8 @@ from engine.results.report_data import (
 from protocols.errors import ConfigError
 from protocols.graph import Debate
 from protocols.statistics import Statistics, statistics
-from trainers.registry import Registry
-from trainers.sft_settings import RESULT_NAME
+from trainers.record.registry import Registry
+from trainers.tuning.sft_settings import RESULT_NAME
 
 SHOWN = 4  # whole transcripts a stage
 

@@ -18,7 +18,7 @@ from engine.results.evaluate import FINAL_VOTE, SINGLE_AGENT, Difference, Evalua
 from engine.results.likelihoods import read_likelihoods
 from protocols.errors import ConfigError
 from protocols.statistics import Statistics
-from trainers.likelihood import Likelihood
+from trainers.tuning.likelihood import Likelihood
 
 OPENING_VOTE = "vote, round 0"  # as many samples as there are agents, and no debate
 

@@ -14,9 +14,9 @@ from engine.live.progress import Progress
 from engine.record.folder import RunFolder, write_atomically
 from protocols.errors import ConfigError
 from protocols.graph import Debate, Utterance
-from trainers.example import Example
-from trainers.likelihood import Likelihood, score_replies
-from trainers.registry import parse_name, weights_hash
+from trainers.record.registry import parse_name, weights_hash
+from trainers.selection.example import Example
+from trainers.tuning.likelihood import Likelihood, score_replies
 
 NUM_REPLIES = 100  # of each speaker, the first on record: some thousand tokens, which tell hundredths of a nat
 PRECISION = "float32"
@@ -49,8 +49,8 @@ def score_stage(run: Path, stage: str, *, num_replies: int, base: Path | None, p
     }
     progress.note(f"{stage}: reading {sum(map(len, replies.values()))} replies as {len(paths) + 1} agents")
 
-    from trainers.sft import load_base
-    from trainers.worker import quiet
+    from trainers.jobs.worker import quiet
+    from trainers.tuning.sft import load_base
 
     quiet()
     found = score_replies(*load_base(str(base), PRECISION), replies, paths)

@@ -7,7 +7,7 @@ import msgspec
 from engine.results.evaluate import Comparison, Evaluation, compare
 from protocols.graph import Debate
 from protocols.statistics import Statistics
-from trainers.likelihood import Likelihood
+from trainers.tuning.likelihood import Likelihood
 
 PLAIN_DEBATES = "debates"  # label of an evaluation over all of a run's tasks, none of them held out
 

@@ -10,7 +10,7 @@ from engine.results.findings import count, percent
 from engine.results.report_tables import MAX_NAMES, MAX_ROWS, Cell, Table, shaded, share, share_of
 from engine.results.report_winners import backing, ends, influence, matchups, side_models, sides
 from protocols.statistics import Agreement, Spend, Statistics
-from trainers.likelihood import Likelihood
+from trainers.tuning.likelihood import Likelihood
 
 _STATES = ("right", "other right", "wrong", "other wrong", "unparsed", "ungraded", "other ungraded")
 _FLIPS = ("right > wrong", "wrong > right", "wrong > other wrong")

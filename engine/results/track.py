@@ -24,8 +24,8 @@ from engine.results.compare import diversity_of, side_of
 from engine.results.trackers import TRACKERS, About, Point, Tracker
 from protocols.errors import ConfigError, MootError
 from protocols.statistics import Statistics
-from trainers.registry import AdapterRecord, Registry
-from trainers.sft_settings import RESULT_NAME
+from trainers.record.registry import AdapterRecord, Registry
+from trainers.tuning.sft_settings import RESULT_NAME
 
 log = logging.getLogger("moot.track")
 

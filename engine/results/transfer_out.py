@@ -33,7 +33,7 @@ from protocols.formats.network import graphml, node_link
 from protocols.formats.rows import Label, messages_rows, preference_row, preference_rows, right_turns, sft_row
 from protocols.graph import Debate, decode_debate
 from protocols.message import Sampling
-from trainers.select import RULES, WITHOUT_LABEL, Selection, select
+from trainers.selection.select import RULES, WITHOUT_LABEL, Selection, select
 
 if TYPE_CHECKING:
     from engine.learning.preferences import RecordedTrees

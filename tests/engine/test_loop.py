@@ -27,12 +27,12 @@ from protocols.message import Ask
 from tests.actors.remote import Remote
 from tests.engine.config.test_recipe import GOOD
 from tests.engine.in_process import InProcess
-from trainers.feed import FeedActor, decode_page
-from trainers.job import TrainingJob, is_trained
-from trainers.mix import Mix
-from trainers.registry import CONFIG_NAME, WEIGHTS_NAME
-from trainers.sft_settings import RESULT_NAME, SFTResult
-from trainers.tree_dpo_settings import TreeDPOResult
+from trainers.jobs.job import TrainingJob, is_trained
+from trainers.record.feed import FeedActor, decode_page
+from trainers.record.registry import CONFIG_NAME, WEIGHTS_NAME
+from trainers.selection.mix import Mix
+from trainers.tuning.sft_settings import RESULT_NAME, SFTResult
+from trainers.tuning.tree_dpo_settings import TreeDPOResult
 
 pytestmark = pytest.mark.timeout(120)
 

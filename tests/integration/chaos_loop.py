@@ -12,7 +12,7 @@ import msgspec
 from tests.integration.chaos import Struck
 from tests.integration.chaos_account import Account, Figures, Point
 from tests.integration.command import Moot, RunOnDisk, timeless
-from trainers.sft_settings import RESULT_NAME, SFTResult
+from trainers.tuning.sft_settings import RESULT_NAME, SFTResult
 
 STAGES = ("eval-0", "debate-1", "eval-1")
 EPOCHS = 2

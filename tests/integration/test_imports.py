@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.integration.command import RunOnDisk, command_here
-from trainers.feed import Feed
-from trainers.sft_settings import RESULT_NAME
+from trainers.record.feed import Feed
+from trainers.tuning.sft_settings import RESULT_NAME
 
 pytestmark = [
     pytest.mark.slow,

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from tests.integration.command import Moot, Process, RunOnDisk, check_clean, command_here, moot_in
-from trainers.sft_settings import RESULT_NAME, SFTResult
+from trainers.tuning.sft_settings import RESULT_NAME, SFTResult
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

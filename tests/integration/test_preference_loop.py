@@ -10,8 +10,8 @@ import pytest
 
 from tests.integration.command import RunOnDisk, command_here
 from tests.trainers.conftest import tiny_model
-from trainers.preference_row import Preference
-from trainers.row_file import read_rows
+from trainers.record.row_file import read_rows
+from trainers.selection.preference_row import Preference
 
 __all__ = ["tiny_model"]
 

@@ -13,7 +13,7 @@ from protocols.society import Society, SocietySettings
 from protocols.task import Task
 from protocols.tree import amplification, preference_pairs, preference_tree, question_prompt, right_nodes, tracks
 from tests.fakes import Played, failure_of, node_of, play
-from trainers.maft import generator_examples
+from trainers.selection.maft import generator_examples
 
 TASK = Task(id="t", question="What is 24 + 19?", gold=("43",))
 

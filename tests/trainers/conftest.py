@@ -14,7 +14,7 @@ from protocols.answer import parse_answer
 from protocols.graph import Debate, Utterance, Verdict
 from protocols.message import Reply, user
 from protocols.task import Task
-from trainers.example import Example
+from trainers.selection.example import Example
 
 if "RAY_AUTH_TOKEN_PATH" not in os.environ:
     # Ray reads these once, when it is first imported; without a path it would write a token into the home folder.

@@ -13,11 +13,11 @@ import msgspec
 from safetensors import SafetensorError
 
 from protocols.errors import TrainerError
-from tests.trainers.test_sft import ListSource
-from trainers.example import Example
-from trainers.full import train_model
-from trainers.sft import load_base
-from trainers.sft_settings import SFTResult, SFTSettings
+from tests.trainers.tuning.test_sft import ListSource
+from trainers.selection.example import Example
+from trainers.tuning.full import train_model
+from trainers.tuning.sft import load_base
+from trainers.tuning.sft_settings import SFTResult, SFTSettings
 
 SIZE = 2
 

@@ -31,11 +31,11 @@ from protocols.message import user
 from tests.actors.fake_api import failed
 from tests.actors.fake_finetuning import BASE, FakeFinetuning, fake_finetuning
 from tests.engine.learning.test_training import folder_with
-from trainers.example import Example
-from trainers.feed import hash_rows
-from trainers.hosted import read_hosted
-from trainers.hosted_rows import hosted_rows
-from trainers.registry import Registry
+from trainers.jobs.hosted import read_hosted
+from trainers.jobs.hosted_rows import hosted_rows
+from trainers.record.feed import hash_rows
+from trainers.record.registry import Registry
+from trainers.selection.example import Example
 
 NOTES: list[str] = []
 

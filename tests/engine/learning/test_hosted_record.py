@@ -16,7 +16,7 @@ from tests.actors.fake_api import failed
 from tests.actors.fake_finetuning import BASE, FakeFinetuning, finetuning_in_a_thread
 from tests.engine.command import done, moot, refused
 from tests.engine.learning.test_training import debate, folder_with
-from trainers.registry import Registry
+from trainers.record.registry import Registry
 
 
 @pytest.fixture

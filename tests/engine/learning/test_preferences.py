@@ -17,7 +17,7 @@ from engine.record.journal import CloseEntry, EventEntry, Journal
 from protocols.graph import encode_debate
 from protocols.machine import Opened
 from tests.trainers.conftest import tiny_model
-from tests.trainers.test_retold import WORKED, reflected
+from tests.trainers.selection.test_retold import WORKED, reflected
 
 __all__ = ["tiny_model"]
 

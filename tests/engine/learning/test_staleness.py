@@ -7,7 +7,7 @@ from protocols.answer import Answer
 from protocols.graph import Debate, Utterance
 from protocols.message import Reply
 from protocols.task import Task
-from trainers.registry import AdapterRecord
+from trainers.record.registry import AdapterRecord
 
 
 def record(agent: str, version: int, iteration: int) -> AdapterRecord:

@@ -12,9 +12,9 @@ from tests.engine.command import done, refused
 from tests.engine.learning.test_preferences import RECIPE, recorded
 from tests.protocols.formats.samples import magdi
 from tests.trainers.conftest import tiny_model
-from trainers.interaction import Interaction
-from trainers.registry import Registry, file_hash
-from trainers.row_file import read_rows
+from trainers.record.registry import Registry, file_hash
+from trainers.record.row_file import read_rows
+from trainers.selection.interaction import Interaction
 
 __all__ = ["tiny_model"]
 

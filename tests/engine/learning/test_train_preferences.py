@@ -12,9 +12,9 @@ from engine.record.folder import RunFolder
 from tests.engine.command import done, refused
 from tests.engine.learning.test_preferences import RECIPE, recorded
 from tests.trainers.conftest import tiny_model
-from trainers.preference_row import Preference
-from trainers.registry import Registry, file_hash, weights_hash
-from trainers.row_file import read_rows
+from trainers.record.registry import Registry, file_hash, weights_hash
+from trainers.record.row_file import read_rows
+from trainers.selection.preference_row import Preference
 
 __all__ = ["tiny_model"]
 

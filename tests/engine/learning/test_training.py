@@ -22,8 +22,8 @@ from protocols.society import SocietySettings
 from protocols.task import Task
 from tests.fakes import node_of, play
 from tests.trainers.conftest import tiny_model
-from trainers.registry import Registry, weights_hash
-from trainers.sft_settings import SFTSettings
+from trainers.record.registry import Registry, weights_hash
+from trainers.tuning.sft_settings import SFTSettings
 
 __all__ = ["tiny_model"]
 

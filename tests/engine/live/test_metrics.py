@@ -16,7 +16,7 @@ from engine.live.metrics import Metrics, values
 from engine.live.snapshot import Reading
 from engine.live.summary import snapshot
 from protocols.message import Usage
-from trainers.gauges import NAMES as OF_TRAINING
+from trainers.jobs.gauges import NAMES as OF_TRAINING
 
 ROOT = Path(__file__).resolve().parents[3]
 SERIES = {name: labels for item in METRICS for name, labels in item.series.items()}

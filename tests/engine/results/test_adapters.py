@@ -22,7 +22,7 @@ from tests.engine.command import done, moot, refused
 from tests.engine.config.test_recipe import built
 from tests.engine.fake_hub import fake_hub
 from tests.trainers.conftest import make_tiny_model
-from trainers.registry import Registry, weights_hash
+from trainers.record.registry import Registry, weights_hash
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "hub-token-of-a-test-0123456789"

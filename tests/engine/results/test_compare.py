@@ -16,7 +16,7 @@ from engine.results.likelihoods import likelihoods_file
 from protocols.graph import Debate
 from tests.engine.command import done, moot, refused
 from tests.engine.results.test_evaluate import debate
-from trainers.likelihood import Likelihood
+from trainers.tuning.likelihood import Likelihood
 
 BEFORE = [debate("t1", [["1", "2", "2"], ["2", "2", "2"]]), debate("t2", [["1", "1", "3"], ["1", "1", "1"]])]
 AFTER = [debate("t1", [["1", "1", "2"], ["1", "1", "1"]]), debate("t2", [["1", "1", "3"], ["1", "1", "1"]])]

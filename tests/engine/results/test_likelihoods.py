@@ -15,8 +15,8 @@ from tests.engine.command import moot
 from tests.engine.learning.test_training import debate, folder_with
 from tests.engine.results.test_adapters import add
 from tests.trainers.conftest import make_tiny_model
-from tests.trainers.test_likelihood import make_adapter
-from trainers.registry import Registry, weights_hash
+from tests.trainers.tuning.test_likelihood import make_adapter
+from trainers.record.registry import Registry, weights_hash
 
 
 def tuned(made: Debate, **adapters: str) -> Debate:

@@ -21,7 +21,7 @@ from protocols.answer import Answer
 from protocols.graph import Debate, Verdict
 from protocols.statistics import Influence, Score, Spend, Stance, Statistics, statistics
 from tests.engine.results.test_drawing import MODERATED, built, society
-from trainers.likelihood import Likelihood
+from trainers.tuning.likelihood import Likelihood
 
 JUDGED = Verdict(
     answer="1",

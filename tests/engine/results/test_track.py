@@ -22,8 +22,8 @@ from protocols.errors import ConfigError
 from tests.engine.results.test_adapters import add
 from tests.engine.results.test_compare import AFTER, BEFORE, make_run
 from tests.integration.command import waited
-from trainers.registry import Registry
-from trainers.sft_settings import SFTResult
+from trainers.record.registry import Registry
+from trainers.tuning.sft_settings import SFTResult
 
 
 class Listener:

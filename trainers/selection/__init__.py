@@ -1,0 +1,1 @@
+"""From finished debates to rows: which replies teach whom. Pure."""

@@ -19,7 +19,7 @@ T = TypeVar("T")
 AGAIN_S = 1.0  # before a receiver that could not be reached is sent the same again
 PACE_S = 0.005  # between two batches at least; what comes after a pause leaves at once
 PATIENCE_S = 0.02  # how long after a batch the next one waits to be worth a call
-WORTH = 16  # items that are
+WORTH = 64  # items that are
 MAX_BATCH = 1024  # messages; keeps one call's payload in the low megabytes
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from protocols.graph import Debate, decode_debate, encode_debate
 from protocols.task import Task
-from tests.trainers import test_maft, test_retold
+from tests.trainers.selection import test_maft, test_retold
 from tests.trainers.selection.test_preference import PROMPTER
 from trainers.selection.example import Example
 from trainers.selection.interaction import Interaction, interaction_of

@@ -14,7 +14,7 @@ from protocols.errors import ConfigError
 from protocols.graph import Debate
 from protocols.reflect import ReflectSettings
 from protocols.society import SocietySettings
-from tests.trainers import test_maft
+from tests.trainers.selection import test_maft
 from tests.trainers.selection.test_retold import TASK, TEACHER, WORKED, reflected
 from trainers.selection.context_pack import Limits
 from trainers.selection.preference import (

@@ -218,6 +218,7 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
         "replies": replies,
         "replies_per_s": replies / seconds,
         "closed_per_s": (last.stats.closed - first.stats.closed) / seconds,
+        "commits_per_s": (last.stats.commits - first.stats.commits) / seconds,
         "delay_p50_s": delays.quantile(0.5),
         "delay_p99_s": delays.quantile(0.99),
         "delay_p999_s": delays.quantile(0.999),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ class Loop:
         With ``run.colocate`` it starts when the last debate has closed, and models make room for it.
         """
         number, feed = iteration.number, iteration.feed
-        training, hosted = self._training(number), self._hosted(number)
+        training, hosted = await in_thread(lambda: (self._training(number), self._hosted(number)))
         colocated = bool(training.jobs and way_of(self._recipe))
         fitting = [asyncio.create_task(self._fit_hosted(hosted, iteration))] if hosted.jobs else []
         if colocated:
@@ -182,7 +182,7 @@ class Loop:
             await iteration.closed.wait()  # a training that was over before the driver died waits for its debates
             data = self._staleness(iteration)
             theirs = hosted.register(self._registry, recipe_hash=self._recipe.fingerprint, iteration=number, data=data)
-            self._register(f"train-{number}", training, self._version(number), number, data, theirs)
+            await self._register(f"train-{number}", training, self._version(number), number, data, theirs)
             if colocated and trains_whole(training.how):  # who is away comes back with what it learned
                 await self._publish(self._version(number))
         del iteration.feed  # its process ends
@@ -215,7 +215,7 @@ class Loop:
         stage, version = f"prefer-{iteration}", self._version(iteration) + 1
         if self._done(stage):
             return
-        parents = self._before(version)
+        parents = await in_thread(lambda: self._before(version))
         rows = await in_thread(lambda: self._preferences(iteration))
         if bare := [agent for agent in rows if agent not in parents]:
             self._warn(f"{stage}: {', '.join(bare)} could not be trained before, and preferences go on from an adapter")
@@ -242,7 +242,7 @@ class Loop:
         async with room_for_trainings(self._recipe, self._cluster.hosts, self._progress):
             self._warn(await in_thread(lambda: training.fit(str(rows_of(training)))))
         data = self._folder.manifest.done[f"train-{iteration}"].get("staleness", {})
-        self._register(stage, training, version, iteration, data)
+        await self._register(stage, training, version, iteration, data)
 
     def _preferences(self, iteration: int) -> dict[str, list[Preference]]:
         trees = RecordedTrees(self._folder, self._recipe.train)
@@ -254,7 +254,7 @@ class Loop:
             self.warnings.append(warning)
             self._progress.note(f"warning: {warning}")
 
-    def _register(
+    async def _register(
         self,
         stage: str,
         training: Training,
@@ -263,14 +263,19 @@ class Loop:
         data: dict[str, float],
         theirs: Sequence[TrainedAdapter] = (),
     ) -> None:
-        """``theirs``: versions that services have trained, which are in the registry already."""
-        trained = training.register(
-            self._registry,
-            recipe_hash=self._recipe.fingerprint,
-            base_name=self._base_name,
-            parents=self._before(version),
-            iteration=iteration,
-            data=data,
+        """``theirs``: versions that services have trained, which are in the registry already.
+
+        In a thread: weights are hashed, which takes seconds where models are whole, and debates may go on meanwhile.
+        """
+        trained = await in_thread(
+            lambda: training.register(
+                self._registry,
+                recipe_hash=self._recipe.fingerprint,
+                base_name=self._base_name,
+                parents=self._before(version),
+                iteration=iteration,
+                data=data,
+            )
         )
         names = [item.name for item in (*theirs, *trained)]
         self._folder.mark_done(stage, {"adapters": names} | ({"staleness": data} if data else {}))
@@ -326,7 +331,7 @@ class Loop:
             name = adapter_name(agent, self._folder.manifest.id, version)
             if name not in {record.name for record in self._registry.list()}:
                 continue  # it could not be trained: a warning says so
-            record = self._registry.get(name)
+            record = await in_thread(partial(self._registry.get, name))  # hashes its weights
             await publish(self._cluster, self._recipe, record, self._registry)
             self._serving[agent] = record
         shown = ", ".join(record.name for record in self._serving.values()) or "none"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
@@ -27,7 +28,8 @@ log = logging.getLogger("moot.shard")
 
 COLLECT_S = 1.0  # how long an arena may hold a call that has nothing to tell
 MAX_GIVEN = 512  # tasks handed out in one call: the other arenas get theirs meanwhile
-REST_S = 0.02  # between two calls to an arena
+REST_S, MAX_REST_S = 0.02, 0.2  # between two calls to an arena: until about one in a hundred of its places is free
+FREE = 0.01
 MAX_DEATHS = 5  # of an arena in a row, no debate closing in between: then something kills it each time
 
 Take = Callable[[str, list[Finished], ArenaStats], Awaitable[None]]
@@ -82,9 +84,10 @@ class Shard:
 
         Raises: JournalError, AgentError: the arena cannot go on. PausedError: a host, or somebody, has stopped the run.
         """
-        control, wait_s = self._cluster.control, 0.0
+        control, wait_s, looked = self._cluster.control, 0.0, time.monotonic()
         while True:
             finished, stats = await self._call("collect", wait_s)
+            passed_s, looked = time.monotonic() - looked, time.monotonic()
             await self._told(finished, stats)
             if stats.error:
                 raise (JournalError if stats.error.startswith("journal") else AgentError)(stats.error)
@@ -99,7 +102,7 @@ class Shard:
                 return
             more = len(given) == MAX_GIVEN
             wait_s = 0.0 if more else COLLECT_S
-            await asyncio.sleep(0.0 if more else REST_S)  # where debates close all the time, not a call for each
+            await asyncio.sleep(0.0 if more else _rest_s(stats.open, len(finished), passed_s))
 
     async def settle(self) -> None:
         """Returns once all that came is on record. A dead arena has nothing more to put there."""
@@ -180,6 +183,15 @@ class Shard:
                 return await self._place(among)
             except HostLostError as err:
                 why = what_happened(err)
+
+
+def _rest_s(num_open: int, num_closed: int, passed_s: float) -> float:
+    """How long to leave an arena alone where debates close all the time: a call for each would cost more than it does.
+
+    Args: num_closed: in the time that has passed since the call before.
+    """
+    wanted_s = passed_s * FREE * num_open / max(1, num_closed)
+    return min(MAX_REST_S, max(REST_S, wanted_s))
 
 
 def _sum(before: ArenaStats, latest: ArenaStats) -> ArenaStats:

@@ -14,7 +14,7 @@ import pytest
 from engine.debates.arena import Arena, Finished
 from engine.debates.cluster import Cluster
 from engine.debates.control import Control
-from engine.debates.shard import MAX_DEATHS, Shard
+from engine.debates.shard import MAX_DEATHS, REST_S, Shard, _rest_s
 from engine.live.arena_stats import ArenaStats
 from protocols.errors import AgentError, HostLostError
 from tests.engine.helpers import Host, assignment, make_arena, make_tasks
@@ -169,3 +169,20 @@ async def test_shards_take_their_share_and_no_more(tmp_path: Path) -> None:
     stage = Stage(tmp_path / "a.sqlite", tasks=10, max_open=100)
     stage.shard._num_shards = 4
     assert [len(stage.shard._next(room)) for room in (100, 1, 0, -3, 100)] == [3, 1, 0, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("num_open", "num_closed", "passed_s", "rest_s"),
+    [
+        (10_000, 5, 0.02, 0.2),  # a hundred places would be free after 0.4 s
+        (4_000, 20, 0.05, 0.1),
+        (32, 2, 0.02, REST_S),  # every place counts
+        (10_000, 0, 1.0, 0.2),
+        (0, 0, 1.0, REST_S),
+        (0, 7, 0.0, REST_S),
+    ],
+)
+async def test_an_arena_is_left_alone_until_a_hundredth_of_its_places_is_free(
+    num_open: int, num_closed: int, passed_s: float, rest_s: float
+) -> None:
+    assert _rest_s(num_open, num_closed, passed_s) == pytest.approx(rest_s)

@@ -24,6 +24,7 @@ from actors.models.images import ImageFolder, ReadsImages
 from actors.models.response_cache import CacheSettings, ResponseCache
 from actors.post.collector import calm_collector
 from actors.post.remote import of_actor, reason
+from actors.post.wire import Address, Listener, Wire
 from actors.traces import Traces, provider_name
 from protocols.errors import AgentError, ConfigError
 
@@ -104,6 +105,7 @@ class AgentActor:
         cache = ResponseCache(spec.cache, spec.backend, spec.settings) if spec.cache else None
         self._host = AgentHost(spec.name, backend, spec.limits, gates, meter, cache, traces_of(spec))
         self._host.hold(spec.held)
+        self._listener = Listener(self._host.tell)
 
     def _stop(self, reason: str) -> None:
         self._host.stop(reason)
@@ -119,10 +121,15 @@ class AgentActor:
         return info
 
     async def connect(self, arena: str, handle: Any) -> list[str]:
-        async def send(packed: bytes) -> None:
-            await of_actor(handle.deliver.remote(packed))
+        wire = Wire(
+            self._spec.name,
+            lambda packed: of_actor(handle.deliver.remote(packed)),
+            lambda: of_actor(handle.address.remote()),
+        )
+        return self._host.connect(arena, wire.tell)
 
-        return self._host.connect(arena, send)
+    async def address(self) -> Address | None:
+        return await self._listener.address()
 
     async def disconnect(self, arena: str) -> None:
         await self._host.disconnect(arena)
@@ -174,6 +181,7 @@ class AgentActor:
         await self._host.halt(reason, within_s)
 
     async def close(self) -> None:
+        self._listener.close()
         await self._host.close()
         if self._line is not None:
             await self._line.close()

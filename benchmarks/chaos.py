@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from engine.record.folder import machine_description  # noqa: E402
-from tests.integration.chaos import chaos_in  # noqa: E402
+from tests.integration.chaos import accounts, chaos_in  # noqa: E402
 from tests.integration.chaos_account import LOOP_KINDS, Account, Figures, plan, plan_loop, table  # noqa: E402
 from tests.integration.chaos_loop import LoopChaos  # noqa: E402
 from tests.integration.command import moot_in  # noqa: E402
@@ -45,7 +45,7 @@ def main() -> int:
     args = told.parse_args()
     figures: list[Figures] = []
     faults: list[str] = []
-    for account in accounts(args.seed, args.points - len(LOOP_KINDS) * args.loops, args.loops):
+    for account in all_accounts(args.seed, args.points - len(LOOP_KINDS) * args.loops, args.loops):
         figures += account.figures
         faults += account.faults
         for item in (*account.figures, *account.faults):
@@ -58,18 +58,17 @@ def main() -> int:
     return 1 if faults else 0
 
 
-def accounts(seed: int, points: int, loops: int) -> Iterator[Account]:
+def all_accounts(seed: int, points: int, loops: int) -> Iterator[Account]:
     with tempfile.TemporaryDirectory(prefix="moot-chaos-") as folder:
         if points > 0:
             with chaos_in(Path(folder) / "runs") as chaos:
-                yield from chaos.runs(plan(seed, points))
+                yield from accounts(chaos.run, plan(seed, points))
         if loops > 0:
             model = make_tiny_model(Path(folder) / "model")
             with moot_in(Path(folder) / "loops") as moot:
                 loop = LoopChaos(moot, model)
                 loop.untouched()
-                for number in range(loops):
-                    yield loop.run(f"loop-{number}", plan_loop(seed + number))
+                yield from accounts(loop.run, [plan_loop(seed + number) for number in range(loops)])
 
 
 if __name__ == "__main__":

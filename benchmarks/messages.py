@@ -3,9 +3,9 @@
     python benchmarks/messages.py [--asks 200000] [--in-flight 4000] [--rounds 3] [--json FILE]
 
 One actor has what an arena sends with (``actors.post.router``), another is an agent host (``actors.agent``) with a
-model that answers at once; both are Ray actors in processes of their own. Asks have a prompt of some 500 characters,
-replies 100. An ask and its reply are two messages; each must come exactly once. Beside it the same as plain Ray calls,
-one an ask, its return value the reply, a thousand in flight.
+model that answers at once; both are Ray actors in processes of their own, with a wire each way (``actors.post.wire``).
+Asks have a prompt of some 500 characters, replies 100. An ask and its reply are two messages; each must come exactly
+once. Beside it the same as plain Ray calls, one an ask, its return value the reply, a thousand in flight.
 
 Exit status 1: fewer than 20,000 messages a second, or one that was lost or came twice.
 """
@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 from actors.agent import AgentHost, Limits  # noqa: E402
 from actors.models.backend import AdapterRef, BackendInfo  # noqa: E402
 from actors.post.router import Router  # noqa: E402
+from actors.post.wire import Address, Listener, Wire  # noqa: E402
 from protocols.message import Ask, Reply, Sampling, Usage, user  # noqa: E402
 
 MIN_PER_S = 20_000.0
@@ -75,11 +76,13 @@ class HostActor:
         self._host = AgentHost("m", Instant(), Limits())
         await self._host.start()
 
-    async def connect(self, arena: Any) -> None:
-        async def send(packed: bytes) -> None:
-            await arena.deliver.remote(packed)
+        self._listener = Listener(self._host.tell)
 
-        self._host.connect("a", send)
+    async def connect(self, arena: Any) -> None:
+        self._host.connect("a", Wire("m", arena.deliver.remote, arena.address.remote).tell)
+
+    async def address(self) -> Address | None:
+        return await self._listener.address()
 
     async def tell(self, packed: bytes) -> None:
         self._host.tell("a", packed)
@@ -99,10 +102,9 @@ class ArenaActor:
         self._left: list[Ask] = []
         self._over = asyncio.Event()
 
-        async def tell(packed: bytes) -> None:
-            await host.tell.remote(packed)
-
+        tell = Wire("a", host.tell.remote, host.address.remote).tell
         self._router = Router({"ada": "m"}, {"m": {"m": tell}}, lambda ask: True, self._failed)
+        self._listener = Listener(lambda caller, packed: self._take(packed))
 
     def _failed(self, err: Exception) -> None:
         raise err
@@ -110,7 +112,13 @@ class ArenaActor:
     async def ready(self) -> int:
         return os.getpid()
 
+    async def address(self) -> Address | None:
+        return await self._listener.address()
+
     async def deliver(self, packed: bytes) -> None:
+        self._take(packed)
+
+    def _take(self, packed: bytes) -> None:
         replies = self._decoder.decode(packed)
         for reply in replies:
             self._router.over(reply.ask_id)

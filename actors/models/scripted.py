@@ -156,23 +156,25 @@ def evaluate(expression: str) -> int:
     Raises: ValueError: anything else, or more than forty terms or a thousand characters.
     """
 
-    def value(node: ast.expr) -> int:
-        match node:
-            case ast.Constant(value=int() as number):
-                return number
-            case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return value(left) + value(right)
-            case ast.BinOp(left=left, op=ast.Sub(), right=right):
-                return value(left) - value(right)
-            case ast.BinOp(left=left, op=ast.Mult(), right=right):
-                return value(left) * value(right)
-        raise ValueError(f"{expression!r} is not a sum of products of whole numbers")
-
     if len(expression) > _MAX_CHARS or not re.fullmatch(r"[-+*0-9 ]+", expression):  # before Python's parser sees it
         raise ValueError(f"{expression[:60]!r} is not a sum of products of whole numbers")
     if len(re.findall(r"[-+*]", expression)) >= _MAX_TERMS:
         raise ValueError(f"{expression[:60]!r}... has more than {_MAX_TERMS} terms")
     try:
-        return value(ast.parse(expression.strip(), mode="eval").body)
+        return _value(ast.parse(expression.strip(), mode="eval").body)
     except SyntaxError as err:
         raise ValueError(f"{expression!r} is not an expression") from err
+
+
+def _value(node: ast.expr) -> int:
+    """Not a closure of ``evaluate``: one that calls itself is garbage that reference counts do not free."""
+    match node:
+        case ast.Constant(value=int() as number):
+            return number
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return _value(left) + _value(right)
+        case ast.BinOp(left=left, op=ast.Sub(), right=right):
+            return _value(left) - _value(right)
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            return _value(left) * _value(right)
+    raise ValueError(f"{ast.unparse(node)!r} is not a sum of products of whole numbers")

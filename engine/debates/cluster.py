@@ -25,6 +25,7 @@ from actors.placement import HostSpec, limits_rates
 from actors.post.collector import calm_collector
 from actors.post.remote import of_actor, reason
 from actors.post.router import Tell
+from actors.post.wire import Address, Listener, Wire
 from actors.traces import Traces, check_traces
 from engine.config.colocation import leaves, way_of
 from engine.config.models import Way
@@ -170,12 +171,18 @@ class ArenaActor:
             canonise=self._canoniser.canonise,
             traces=self._traces,
         )
+        self._listener = Listener(lambda host, packed: self._arena.deliver(packed))
 
     def _tell(self, handle: Any) -> Tell:
-        async def tell(packed: bytes) -> None:
-            await of_actor(handle.tell.remote(self._name, packed))
+        wire = Wire(
+            self._name,
+            lambda packed: of_actor(handle.tell.remote(self._name, packed)),
+            lambda: of_actor(handle.address.remote()),
+        )
+        return wire.tell
 
-        return tell
+    async def address(self) -> Address | None:
+        return await self._listener.address()
 
     async def host_lost(self, host: str) -> None:
         self._arena.host_lost(host)
@@ -206,6 +213,7 @@ class ArenaActor:
         return await self._arena.collect(wait_s)
 
     async def close(self) -> None:
+        self._listener.close()
         await self._arena.close()
         await asyncio.to_thread(self._canoniser.close)
         if self._traces is not None:

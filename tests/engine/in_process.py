@@ -40,6 +40,7 @@ class InProcess(Cluster):
         ]
         actors = {spec.name: AgentActor(spec) for spec in specs}
         for actor in actors.values():
+            actor._listener.host = "127.0.0.1"  # no Ray is asked
             await actor.start()
         hosts = Hosts(specs, {name: Remote(actor) for name, actor in actors.items()}, {}, print)
         cluster = cls(recipe, hosts, ours=False, keeper=keeper)
@@ -50,6 +51,7 @@ class InProcess(Cluster):
         models = {name: agent.model for name, agent in self.recipe.agents.items()}
         hosts = {model: self.hosts.of(model) for model in models.values()}
         arena = ArenaActor(name, str(journal), ArenaPlan.of(self.recipe), self.recipe.prompts, models, hosts)
+        arena._listener.host = "127.0.0.1"
         await self.hosts.connect(name, handle := Remote(arena))
         return handle
 

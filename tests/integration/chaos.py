@@ -73,22 +73,6 @@ class Chaos:
         self._whole = {key: timeless(debate) for key, debate in run.debates("debate").items()}
         assert len(self._whole) == DEBATES
 
-    def runs(self, planned: Iterable[Sequence[Point]]) -> Iterator[Account]:
-        """A run for each of these lists of points, and further ones for what came too late in them."""
-        missed: list[Point] = []
-        number = 0
-        for points in planned:
-            account = self.run(f"run-{number}", points)
-            yield account
-            missed += account.missed
-            number += 1
-        while missed:
-            account = self.run(f"run-{number}", missed[:POINTS_A_RUN])
-            yield account
-            assert account.figures, f"{account.missed} cannot be struck"
-            missed = [*account.missed, *missed[POINTS_A_RUN:]]
-            number += 1
-
     def run(self, name: str, points: Sequence[Point]) -> Account:
         """A run that is struck at these points, to its end: on a busy machine it may come before the last of them."""
         began = time.time()
@@ -123,6 +107,26 @@ class Chaos:
         if len(said) != ASKS or process.outcome()["closed"] != DEBATES:
             faults.append(f"{name}: {len(said)} asks of {ASKS} came to something")
         return found
+
+
+def accounts(run: Callable[[str, Sequence[Point]], Account], planned: Iterable[Sequence[Point]]) -> Iterator[Account]:
+    """A run, or a loop, for each of these lists of points, and further ones for what came too late in them.
+
+    Args: run: makes one of this name, strikes it, and sees to its end.
+    """
+    missed: list[Point] = []
+    number = 0
+    for points in planned:
+        account = run(f"run-{number}", points)
+        yield account
+        missed += account.missed
+        number += 1
+    while missed:
+        account = run(f"run-{number}", missed[:POINTS_A_RUN])
+        yield account
+        assert account.figures, f"{account.missed} cannot be struck"
+        missed = [*account.missed, *missed[POINTS_A_RUN:]]
+        number += 1
 
 
 class Struck:

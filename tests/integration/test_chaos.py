@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.chaos import chaos_in
+from tests.integration.chaos import accounts, chaos_in
 from tests.integration.chaos_account import POINTS_A_RUN, WEIGHTS, Figures, Point, Strike, plan, table, tally
 
 SEED, POINTS = 1, 20
@@ -60,7 +60,7 @@ def test_whatever_else_is_asked_again_is_a_fault() -> None:
 def test_whatever_is_killed_runs_end_like_an_untouched_one(tmp_path: Path) -> None:
     figures: list[Figures] = []
     with chaos_in(tmp_path) as chaos:
-        for account in chaos.runs(plan(SEED, POINTS)):
+        for account in accounts(chaos.run, plan(SEED, POINTS)):
             assert not account.faults, account.faults
             figures += account.figures
     print(table(figures))

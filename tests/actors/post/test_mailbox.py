@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from itertools import repeat
 
 import pytest
 
@@ -179,27 +181,76 @@ async def test_the_first_leaves_at_once_and_what_comes_thick_and_fast_at_a_pace(
     assert receiver.batches == [[1], [2, 3]]
 
 
-async def test_few_wait_for_more_and_leave_as_soon_as_they_are_worth_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+LOOK_S = 0.25  # told apart from all other sleeps by its length
+
+
+class Arrivals:
+    """What joins an outbox from one of its looks to the next; none takes any time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, box: Outbox[int]) -> None:
+        self.left: Iterator[list[int]] = iter(())
+        self._really = asyncio.sleep
+
+        async def sleep(seconds: float) -> None:
+            if seconds == LOOK_S:
+                box.put(next(self.left, []))
+            await self._really(0)
+
+        monkeypatch.setattr("actors.post.mailbox.asyncio.sleep", sleep)
+        monkeypatch.setattr("actors.post.mailbox.PACE_S", LOOK_S)
+
+    async def since_the_last(self) -> None:
+        """Time passes, less than a look takes."""
+        await self._really(0.002)
+
+
+async def test_what_keeps_coming_gathers_and_leaves_when_no_more_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.post.mailbox.PATIENCE_S", 60.0)
     receiver = Receiver()
     box = receiver.box()
     box.put([0])
-    await settle()
-    box.put(range(1, WORTH))
-    await settle()
-    assert receiver.batches == [[0]], "few leave at once"
-    box.put([WORTH])
-    await settle()
-    assert receiver.batches == [[0], list(range(1, WORTH + 1))]
+    await box.drain()
+    arrivals = Arrivals(monkeypatch, box)
+    arrivals.left = iter([[2], [3, 4], [5], [], [6]])
+    await arrivals.since_the_last()
+    box.put([1])
+    await box.drain()
+    assert receiver.batches == [[0], [1, 2, 3, 4, 5]]
+    assert next(arrivals.left) == [6]
 
 
-async def test_few_do_not_wait_longer_than_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.post.mailbox.PATIENCE_S", 0.05)
+async def test_what_is_worth_it_waits_for_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.post.mailbox.PATIENCE_S", 60.0)
     receiver = Receiver()
     box = receiver.box()
-    for number in range(3):
-        box.put([number])
-        await settle()
-    assert receiver.batches == [[0]]
+    box.put([0])
     await box.drain()
-    assert receiver.batches == [[0], [1, 2]]
+    arrivals = Arrivals(monkeypatch, box)
+    arrivals.left = iter([list(range(2, WORTH)), [WORTH], [WORTH + 1]])
+    await arrivals.since_the_last()
+    box.put([1])
+    await box.drain()
+    assert receiver.batches == [[0], list(range(1, WORTH + 1))]
+    await arrivals.since_the_last()
+    box.put(range(WORTH))
+    await box.drain()
+    assert receiver.batches[2] == list(range(WORTH))
+    assert next(arrivals.left) == [WORTH + 1]
+
+
+async def test_nothing_waits_longer_than_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.post.mailbox.PATIENCE_S", 0.02)
+    receiver = Receiver()
+    box = receiver.box()
+    box.put([0])
+    await box.drain()
+    monkeypatch.setattr("actors.post.mailbox.WORTH", 10**9)
+    arrivals = Arrivals(monkeypatch, box)
+    arrivals.left = repeat([2])
+    await arrivals.since_the_last()
+    box.put([1])
+    while len(receiver.batches) < 2:
+        await asyncio.sleep(0)
+    assert receiver.batches[1][0] == 1
+    arrivals.left = iter(())
+    await box.drain()

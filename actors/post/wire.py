@@ -1,0 +1,247 @@
+"""A wire from one actor to another: a connection of its own for packed batches, which Ray's calls would be dear for.
+
+A call of Ray's takes some two milliseconds of both processes' time, whatever it carries, and a batch over an open
+connection a tenth of that. So what actors tell each other many times a second goes by a wire. Who lives where, and who
+has died, is Ray's to know: a wire is looked for by a call, and a batch whose wire breaks before it is known to have
+been taken is told again by a call, which says what has happened. For that, what is told must do no harm twice.
+
+On the wire: a greeting, then batches, each a length (four bytes, big-endian) and so many bytes; each batch that was
+taken is answered with one byte. Nothing is encrypted: where Ray encrypts, there are no wires.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import cast
+
+import msgspec
+
+from protocols.errors import MootError
+
+log = logging.getLogger("moot.wire")
+
+DIAL_S = 3.0  # to find and greet the other end, who is up
+GREETING = 1024  # bytes, at most, from whom nobody knows yet
+BUFFER = 1 << 20  # bytes that a batch may come in at once
+GONE_S = 30  # without a sign of the other machine, until it counts as gone
+TAKEN = b"\x06"
+
+Call = Callable[[bytes], Awaitable[None]]
+"""Tells a batch by a call of Ray's; raises as ``actors.post.remote.of_actor``."""
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where an actor listens, and what a caller must show to be listened to."""
+
+    host: str
+    port: int
+    token: str
+
+
+class _Greeting(msgspec.Struct, frozen=True):
+    token: str
+    caller: str
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_GREETINGS = msgspec.msgpack.Decoder(_Greeting)
+
+
+class Listener:
+    """The end of an actor's wires at which batches arrive. Nothing is opened before somebody asks for its address.
+
+    Args:
+        take: is handed each batch, and who tells it. What it raises breaks the wire: the caller learns why by a call.
+        host: the address to listen at; "": by which Ray knows this machine.
+    """
+
+    def __init__(self, take: Callable[[str, bytes], None], host: str = "") -> None:
+        self._take, self.host = take, host
+        self._token = secrets.token_hex(32)
+        self._server: asyncio.Server | None = None
+        self._opening = asyncio.Lock()
+        self._callers: set[asyncio.StreamWriter] = set()
+
+    async def address(self) -> Address | None:
+        """At a port that is free on this machine. None: there are no wires: Ray encrypts, or there is no such port."""
+        if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+            return None
+        async with self._opening:
+            if self._server is None:
+                try:
+                    self._server = await asyncio.start_server(self._serve, self._own_host(), 0, limit=BUFFER)
+                except OSError as err:
+                    log.warning("no wire can lead here, which costs more: %r", err)
+                    return None
+        open_at = self._server.sockets  # empty once it is closed
+        return Address(self.host, open_at[0].getsockname()[1], self._token) if open_at else None
+
+    def _own_host(self) -> str:
+        if not self.host:
+            import ray
+
+            self.host = ray.util.get_node_ip_address()
+        return self.host
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._callers.add(writer)
+        try:
+            if (caller := await self._greeted(reader)) is None:
+                return
+            _notice_loss(writer.transport)
+            writer.write(TAKEN)
+            while True:
+                self._take(caller, await _batch(reader))
+                writer.write(TAKEN)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return  # the caller has hung up, or is gone
+        except Exception as err:
+            log.info("a batch was not taken, its wire is closed: %r", err)
+        finally:
+            self._callers.discard(writer)
+            writer.close()
+
+    async def _greeted(self, reader: asyncio.StreamReader) -> str | None:
+        """Who calls; None: nobody who may."""
+        try:
+            async with asyncio.timeout(DIAL_S):
+                greeting = _GREETINGS.decode(await _batch(reader, at_most=GREETING))
+        except (TimeoutError, msgspec.MsgspecError, ValueError):
+            return None
+        return greeting.caller if hmac.compare_digest(greeting.token.encode(), self._token.encode()) else None
+
+    def close(self) -> None:
+        """Listen no more, to those who have called either."""
+        if self._server is not None:
+            self._server.close()
+        for writer in self._callers:
+            writer.transport.abort()
+
+
+async def _batch(reader: asyncio.StreamReader, at_most: int = 0) -> bytes:
+    size = int.from_bytes(await reader.readexactly(4), "big")
+    if at_most and size > at_most:
+        raise ValueError(f"{size} bytes where {at_most} are the most")
+    return await reader.readexactly(size)
+
+
+class Wire:
+    """An actor's way of telling another one: by a connection where there is one, else by calls.
+
+    The first batch goes by a call, so that what is told seldom opens nothing. One batch at a time.
+
+    Args:
+        caller: what the other end knows this one by.
+        call: tells a batch without a wire.
+        find: where the other end listens, a call of Ray's, too.
+    """
+
+    def __init__(self, caller: str, call: Call, find: Callable[[], Awaitable[Address | None]]) -> None:
+        self._caller, self._call, self._find = caller, call, find
+        self._end: _CallersEnd | None = None
+        self._may_dial = True
+
+    async def tell(self, batch: bytes) -> None:
+        """Returns once it has been taken. Raises: see ``Call``."""
+        if self._end is not None:
+            try:
+                await self._end.tell(batch)
+                return
+            except ConnectionError as err:
+                log.info("the wire from %s has broken, a call says why: %r", self._caller, err)
+                self._end = None
+        await self._call(batch)
+        if self._may_dial:
+            self._end = await self._dialled()
+            self._may_dial = self._end is not None  # once there was one, there can be another
+
+    @property
+    def open(self) -> bool:
+        return self._end is not None and self._end.open
+
+    def close(self) -> None:
+        self._may_dial = False
+        if self._end is not None:
+            self._end.hang_up()
+            self._end = None
+
+    async def _dialled(self) -> _CallersEnd | None:
+        """None: all goes by calls, at their price."""
+        try:
+            async with asyncio.timeout(DIAL_S):
+                if (address := await self._find()) is None:
+                    return None
+                loop = asyncio.get_running_loop()
+                _, end = await loop.create_connection(_CallersEnd, address.host, address.port)
+                try:
+                    await end.tell(_ENCODER.encode(_Greeting(address.token, self._caller)))
+                except BaseException:
+                    end.hang_up()
+                    raise
+        except (OSError, MootError) as err:  # of time, too
+            log.warning("%s reaches an actor by Ray's calls alone, which cost more: no wire: %r", self._caller, err)
+            return None
+        return end
+
+
+class _CallersEnd(asyncio.Protocol):
+    """Of an open wire. Closes itself when the other end does."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._taken: asyncio.Future[None] | None = None
+
+    @property
+    def open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    async def tell(self, batch: bytes) -> None:
+        """Raises: ConnectionError: it is not known whether it was taken."""
+        if self._transport is None or self._transport.is_closing():
+            raise ConnectionError("it is closed")
+        taken = self._taken = asyncio.get_running_loop().create_future()
+        try:
+            self._transport.writelines((len(batch).to_bytes(4, "big"), batch))
+            await taken
+        except BaseException:  # cancelled, too: an answer to this batch must not count as one to the next
+            self.hang_up()
+            raise
+        finally:
+            self._taken = None
+
+    def hang_up(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        _notice_loss(transport)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+
+    def data_received(self, data: bytes) -> None:
+        if self._taken is not None and not self._taken.done():
+            self._taken.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._taken is not None and not self._taken.done():
+            self._taken.set_exception(exc if isinstance(exc, ConnectionError) else ConnectionResetError(f"{exc}"))
+
+
+def _notice_loss(transport: asyncio.BaseTransport) -> None:
+    """Let the kernel break the connection when the other machine is gone without a word."""
+    found = transport.get_extra_info("socket")
+    with suppress(OSError):  # not on this system: then a batch waits until Ray says that the actor has died
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (("TCP_KEEPIDLE", GONE_S // 3), ("TCP_KEEPINTVL", GONE_S // 3), ("TCP_KEEPCNT", 2)):
+            if hasattr(socket, name):
+                found.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GONE_S * 1000)

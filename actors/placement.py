@@ -126,6 +126,7 @@ class AgentActor:
             lambda packed: of_actor(handle.deliver.remote(packed)),
             lambda: of_actor(handle.address.remote()),
         )
+        wire.prepare()
         return self._host.connect(arena, wire.tell)
 
     async def address(self) -> Address | None:

@@ -23,7 +23,7 @@ from typing import cast
 
 import msgspec
 
-from protocols.errors import MootError
+from protocols.errors import HostLostError
 
 log = logging.getLogger("moot.wire")
 
@@ -133,20 +133,24 @@ async def _batch(reader: asyncio.StreamReader, at_most: int = 0) -> bytes:
 
 
 class Wire:
-    """An actor's way of telling another one: by a connection where there is one, else by calls.
-
-    The first batch goes by a call, so that what is told seldom opens nothing. One batch at a time.
+    """An actor's way of telling another one: by a connection where there is one, else by calls. One batch at a time.
 
     Args:
         caller: what the other end knows this one by.
-        call: tells a batch without a wire.
+        call: tells a batch without a connection.
         find: where the other end listens, a call of Ray's, too.
     """
 
     def __init__(self, caller: str, call: Call, find: Callable[[], Awaitable[Address | None]]) -> None:
         self._caller, self._call, self._find = caller, call, find
         self._end: _CallersEnd | None = None
+        self._dialling: asyncio.Task[None] | None = None
         self._may_dial = True
+
+    def prepare(self) -> None:
+        """Look for the other end already. Whatever is told meanwhile goes by calls."""
+        if self._may_dial and self._end is None and self._dialling is None:
+            self._dialling = asyncio.get_running_loop().create_task(self._dial())
 
     async def tell(self, batch: bytes) -> None:
         """Returns once it has been taken. Raises: see ``Call``."""
@@ -157,10 +161,8 @@ class Wire:
             except ConnectionError as err:
                 log.info("the wire from %s has broken, a call says why: %r", self._caller, err)
                 self._end = None
+        self.prepare()
         await self._call(batch)
-        if self._may_dial:
-            self._end = await self._dialled()
-            self._may_dial = self._end is not None  # once there was one, there can be another
 
     @property
     def open(self) -> bool:
@@ -168,26 +170,34 @@ class Wire:
 
     def close(self) -> None:
         self._may_dial = False
+        if self._dialling is not None:
+            self._dialling.cancel()
         if self._end is not None:
             self._end.hang_up()
             self._end = None
 
-    async def _dialled(self) -> _CallersEnd | None:
-        """None: all goes by calls, at their price."""
+    async def _dial(self) -> None:
         try:
             async with asyncio.timeout(DIAL_S):
-                if (address := await self._find()) is None:
-                    return None
-                loop = asyncio.get_running_loop()
-                _, end = await loop.create_connection(_CallersEnd, address.host, address.port)
-                try:
-                    await end.tell(_ENCODER.encode(_Greeting(address.token, self._caller)))
-                except BaseException:
-                    end.hang_up()
-                    raise
-        except (OSError, MootError) as err:  # of time, too
+                address = await self._find()
+                self._end = await self._greet(address) if address else None
+                self._may_dial = self._end is not None
+        except HostLostError as err:  # or cannot be reached for now
+            log.info("%s found nobody to wire: %r", self._caller, err)
+        except OSError as err:  # of time, too
+            self._may_dial = False
             log.warning("%s reaches an actor by Ray's calls alone, which cost more: no wire: %r", self._caller, err)
-            return None
+        finally:
+            self._dialling = None
+
+    async def _greet(self, address: Address) -> _CallersEnd:
+        loop = asyncio.get_running_loop()
+        _, end = await loop.create_connection(_CallersEnd, address.host, address.port)
+        try:
+            await end.tell(_ENCODER.encode(_Greeting(address.token, self._caller)))
+        except BaseException:
+            end.hang_up()
+            raise
         return end
 
 

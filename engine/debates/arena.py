@@ -138,6 +138,7 @@ class Arena:
         self._unreported = 0  # closed, their graphs not yet on record
         self._finished: list[Finished] = []  # closed for good, not yet collected
         self._wake, self._news = asyncio.Event(), asyncio.Event()
+        self._pressing = asyncio.Event()  # see _presses
         self._pump: asyncio.Task[None] | None = None
         self._closed = self._replies = self._failures = self._late = 0
         self._usage = Usage()
@@ -220,6 +221,8 @@ class Arena:
         for given in assignments:
             opened = Opened(debate_id=given.debate_id, task=given.task, seed=given.seed)
             self._inbound.append((given.debate_id, opened, now))
+        if not self._presses:
+            self._pressing.clear()
         self._wake.set()
 
     def deliver(self, packed: bytes) -> None:
@@ -232,6 +235,7 @@ class Arena:
             if isinstance(outcome, Stopped):
                 self._paused = self._paused or outcome.reason
                 self._news.set()
+                self._pressing.set()
                 continue
             self._router.over(outcome.ask_id)
             debate_id = outcome.ask_id.rpartition("#")[0]
@@ -265,14 +269,20 @@ class Arena:
         self._inbound.append((debate_id, Replied(reply, canonical), time.perf_counter()))
         self._wake.set()
 
-    async def collect(self, wait_s: float) -> tuple[list[Finished], ArenaStats]:
-        """What has closed since the last call, waiting up to ``wait_s`` for something to close."""
+    async def collect(self, wait_s: float, rest_s: float = 0.0) -> tuple[list[Finished], ArenaStats]:
+        """What has closed since the last call.
+
+        Args:
+            wait_s: how long to wait for something to close.
+            rest_s: how long to wait before that, unless nothing is open any more.
+        """
+        await _happens(self._pressing, rest_s)
         if not self._finished and not self._error and not self._paused:
-            with suppress(TimeoutError):  # nothing closed: the stats alone are news enough
-                async with asyncio.timeout(wait_s):
-                    await self._news.wait()
+            await _happens(self._news, wait_s)  # nothing closed: the stats alone are news enough
         self._news.clear()
         finished, self._finished = self._finished, []
+        if not self._presses:
+            self._pressing.clear()
         opening = sum(isinstance(event, Opened) for _, event, _ in self._inbound)
         return finished, ArenaStats(
             open=len(self._open) + opening + self._unreported,
@@ -486,6 +496,8 @@ class Arena:
             self._unreported -= len(leaving)
             self._closed += len(leaving)
             self._news.set()
+            if self._presses:
+                self._pressing.set()
 
     def _count(self, event: Event) -> None:
         if isinstance(event, Replied):
@@ -494,9 +506,22 @@ class Arena:
         elif isinstance(event, AgentFailed):
             self._failures += 1
 
+    @property
+    def _presses(self) -> bool:
+        """Whether whoever collects need not rest first."""
+        return not (self._open or self._inbound or self._unreported) or bool(self._error or self._paused)
+
     def _fail(self, reason: str) -> None:
         self._error = self._error or reason
         self._news.set()
+        self._pressing.set()
+
+
+async def _happens(event: asyncio.Event, within_s: float) -> None:
+    """Returns when it does, or after so long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await event.wait()
 
 
 def _answered(event: Event) -> str:

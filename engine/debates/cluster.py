@@ -24,7 +24,6 @@ from actors.logs import log_to_file
 from actors.placement import HostSpec, limits_rates
 from actors.post.collector import calm_collector
 from actors.post.remote import of_actor, reason
-from actors.post.router import Tell
 from actors.post.wire import Address, Listener, Wire
 from actors.traces import Traces, check_traces
 from engine.config.colocation import leaves, way_of
@@ -145,6 +144,8 @@ class ArenaActor:
         hosts: Mapping[str, Mapping[str, Any]],
     ) -> None:
         self._name = name
+        wires = {model: {host: self._wire(handle) for host, handle in of.items()} for model, of in hosts.items()}
+        self._wires = [wire for of in wires.values() for wire in of.values()]
         if plan.folder:
             log_to_file(Path(plan.folder) / "logs", f"arena {name}", run=Path(plan.folder).name, arena=name)
         self._traces = Traces(plan.traced) if plan.traced else None
@@ -162,7 +163,7 @@ class ArenaActor:
             cast={role: tuple(player.name for player in players) for role, players in plan.cast.items()},
             deadline_s=plan.settings.deadline_s,
             models=models,
-            hosts={model: {host: self._tell(handle) for host, handle in of.items()} for model, of in hosts.items()},
+            hosts={model: {host: wire.tell for host, wire in of.items()} for model, of in wires.items()},
             sync=plan.sync,  # type: ignore[arg-type]  # checked when the recipe was read
             max_journal_mb=plan.max_journal_mb,
             lock_wait_s=LOCK_WAIT_S,
@@ -173,13 +174,12 @@ class ArenaActor:
         )
         self._listener = Listener(lambda host, packed: self._arena.deliver(packed))
 
-    def _tell(self, handle: Any) -> Tell:
-        wire = Wire(
+    def _wire(self, handle: Any) -> Wire:
+        return Wire(
             self._name,
             lambda packed: of_actor(handle.tell.remote(self._name, packed)),
             lambda: of_actor(handle.address.remote()),
         )
-        return wire.tell
 
     async def address(self) -> Address | None:
         return await self._listener.address()
@@ -188,7 +188,9 @@ class ArenaActor:
         self._arena.host_lost(host)
 
     async def host_back(self, host: str, handle: Any) -> None:
-        self._arena.host_back(host, self._tell(handle))
+        wire = self._wire(handle)
+        wire.prepare()
+        self._arena.host_back(host, wire.tell)
 
     async def still_held(self, held: Mapping[str, Sequence[str]]) -> None:
         self._arena.still_held(held)
@@ -198,6 +200,8 @@ class ArenaActor:
 
     async def recover(self, among: Collection[str]) -> tuple[list[Finished], list[str]]:
         calm_collector()
+        for wire in self._wires:
+            wire.prepare()
         return await self._arena.recover(among)
 
     async def open(self, assignments: Sequence[Assignment]) -> None:
@@ -209,8 +213,8 @@ class ArenaActor:
     async def settle(self) -> None:
         await self._arena.settle()
 
-    async def collect(self, wait_s: float) -> tuple[list[Finished], ArenaStats]:
-        return await self._arena.collect(wait_s)
+    async def collect(self, wait_s: float, rest_s: float) -> tuple[list[Finished], ArenaStats]:
+        return await self._arena.collect(wait_s, rest_s)
 
     async def close(self) -> None:
         self._listener.close()

@@ -6,7 +6,6 @@ only asks whose outcome the dead one had not committed yet are asked again.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
@@ -84,9 +83,9 @@ class Shard:
 
         Raises: JournalError, AgentError: the arena cannot go on. PausedError: a host, or somebody, has stopped the run.
         """
-        control, wait_s, looked = self._cluster.control, 0.0, time.monotonic()
+        control, wait_s, rest_s, looked = self._cluster.control, 0.0, 0.0, time.monotonic()
         while True:
-            finished, stats = await self._call("collect", wait_s)
+            finished, stats = await self._call("collect", wait_s, rest_s)
             passed_s, looked = time.monotonic() - looked, time.monotonic()
             await self._told(finished, stats)
             if stats.error:
@@ -98,11 +97,10 @@ class Shard:
             if given:
                 self._handed |= {item.debate_id: item for item in given}
                 await self._call("open", given)
-            elif stats.open == 0 and not finished and (control.draining or not self._waiting):
+            elif stats.open == 0 and (control.draining or not self._waiting):
                 return
             more = len(given) == MAX_GIVEN
-            wait_s = 0.0 if more else COLLECT_S
-            await asyncio.sleep(0.0 if more else _rest_s(stats.open, len(finished), passed_s))
+            wait_s, rest_s = (0.0, 0.0) if more else (COLLECT_S, _rest_s(stats.open, len(finished), passed_s))
 
     async def settle(self) -> None:
         """Returns once all that came is on record. A dead arena has nothing more to put there."""

@@ -17,7 +17,7 @@ from protocols.catalogue import load_protocol_prompts
 from protocols.conversation import Player
 from protocols.graph import Debate, decode_debate
 from protocols.machine import Machine, derive_seed
-from protocols.message import Ask, Failure, Outcome, Reply, Usage
+from protocols.message import Ask, Failure, Outcome, Reply, Stopped, Usage
 from protocols.society import Society, SocietySettings
 from protocols.task import Task
 
@@ -47,7 +47,7 @@ def assignment(task: Task) -> Assignment:
     return Assignment(debate_id=f"s/{task.id}", task=task, seed=derive_seed(3, task.id))
 
 
-def pack(outcomes: Sequence[Outcome]) -> bytes:
+def pack(outcomes: Sequence[Outcome | Stopped]) -> bytes:
     return _ENCODER.encode(outcomes)
 
 

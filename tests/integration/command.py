@@ -29,6 +29,7 @@ from protocols.machine import AgentFailed, Event, Replied
 
 ROOT = Path(__file__).parents[2]
 GONE_S = 30.0  # Ray's processes follow their driver within this
+SOON_S = 2.0  # that a process may take to end by itself when nobody looks at how it ends
 NOT_STARTED = "Ray cannot be started"  # on a machine so busy that Ray gives up after its 30 s
 
 
@@ -102,7 +103,7 @@ class Process:
         if self.running:
             self.signal_group(signal.SIGKILL)
             self.wait()
-        waited(lambda: not self.members(), GONE_S)
+        waited(lambda: not self.members(), SOON_S)
         self._kill_members()
 
     def outcome(self) -> dict[str, Any]:

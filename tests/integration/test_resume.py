@@ -40,7 +40,10 @@ def untouched(moot: Moot) -> tuple[RunOnDisk, Process]:
     check_clean(done.stderr)
     assert done.all_gone(), "Ray's processes outlived a run"
     assert not [*moot.temp.glob("moot-ray-*"), *moot.home.glob(".ray")], "a token was left behind"
-    return RunOnDisk(moot.folder / "untouched"), done
+    run = RunOnDisk(moot.folder / "untouched")
+    logged = [file.read_text() for file in (run.path / "logs").iterdir()]
+    assert logged and not any("Ray's calls alone" in text for text in logged), "arena and host have no wire"
+    return run, done
 
 
 def under_way(moot: Moot, run: RunOnDisk, *args: str, more: int) -> Process:

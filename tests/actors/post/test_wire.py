@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from actors.post import wire
 from actors.post.wire import Address, Listener, Wire
-from protocols.errors import HostLostError
+from protocols.errors import HostLostError, UnreachableError
 
 pytestmark = pytest.mark.asyncio
 
@@ -53,13 +53,27 @@ async def ends() -> AsyncIterator[Ends]:
         await asyncio.sleep(0.01)
 
 
-async def test_the_first_batch_is_a_call_and_all_others_go_by_wire() -> None:
+async def opened(one: Wire) -> None:
+    one.prepare()
+    async with asyncio.timeout(10.0):
+        while not one.open:
+            await asyncio.sleep(0.001)
+
+
+async def settled(one: Wire) -> None:
+    """Returns once nothing is looked for."""
+    async with asyncio.timeout(10.0):
+        while one._dialling is not None:
+            await asyncio.sleep(0.001)
+
+
+async def test_what_is_told_before_there_is_a_wire_is_a_call_and_all_else_goes_by_it() -> None:
     async with ends() as both:
-        were_open = []
-        for batch in (b"one", b"two", b"", b"three"):
-            were_open.append(both.wire.open)
+        await both.wire.tell(b"one")
+        await opened(both.wire)
+        for batch in (b"two", b"", b"three"):
             await both.wire.tell(batch)
-        assert (both.by_call, were_open) == ([b"one"], [False, True, True, True])
+        assert both.by_call == [b"one"]
         assert both.by_wire == [("ada", b"two"), ("ada", b""), ("ada", b"three")]
 
 
@@ -67,7 +81,7 @@ async def test_the_first_batch_is_a_call_and_all_others_go_by_wire() -> None:
 @settings(max_examples=15, deadline=None)
 async def test_batches_of_any_size_come_whole_and_in_order(batches: list[bytes]) -> None:
     async with ends() as both:
-        await both.wire.tell(b"first")
+        await opened(both.wire)
         for batch in batches:
             await both.wire.tell(batch)
         assert [batch for _, batch in both.by_wire] == batches
@@ -75,18 +89,19 @@ async def test_batches_of_any_size_come_whole_and_in_order(batches: list[bytes])
 
 async def test_what_the_other_end_does_not_take_is_told_again_by_a_call() -> None:
     async with ends() as both:
-        await both.wire.tell(b"one")
+        await opened(both.wire)
         both.refuse = ValueError("not started")
         await both.wire.tell(b"two")
         both.refuse = None
-        assert (both.by_call, both.by_wire) == ([b"one", b"two"], [])
-        await both.wire.tell(b"three")  # there is a new one
+        assert (both.by_call, both.by_wire) == ([b"two"], [])
+        await opened(both.wire)
+        await both.wire.tell(b"three")
         assert both.by_wire == [("ada", b"three")]
 
 
 async def test_of_one_that_has_died_the_call_says_so() -> None:
     async with ends() as both:
-        await both.wire.tell(b"one")
+        await opened(both.wire)
         both.refuse, both.lost = ConnectionResetError("as when a process ends"), True
         with pytest.raises(HostLostError, match="it died"):
             await both.wire.tell(b"two")
@@ -117,7 +132,7 @@ async def test_a_wire_whose_teller_gave_up_while_waiting_is_not_used_again() -> 
 
     server = await asyncio.start_server(serve, HERE, 0)
     one = Wire("ada", call, find)
-    await one.tell(b"one")
+    await opened(one)
     telling = asyncio.ensure_future(one.tell(b"two"))
     while len(taken) < 2:
         await asyncio.sleep(0)
@@ -126,7 +141,7 @@ async def test_a_wire_whose_teller_gave_up_while_waiting_is_not_used_again() -> 
         await telling
     held.set()
     await one.tell(b"three")
-    assert (taken[1], calls) == (b"two", [b"one", b"three"])
+    assert (taken[1], calls) == (b"two", [b"three"])
     one.close()
     server.close()
     await asyncio.sleep(0.01)
@@ -137,6 +152,7 @@ async def test_where_no_wire_can_be_had_all_goes_by_calls(caplog: pytest.LogCapt
         both.listener.host = "203.0.113.1"  # not this machine's
         for batch in (b"one", b"two"):
             await both.wire.tell(batch)
+            await settled(both.wire)
         assert (both.by_call, both.by_wire) == ([b"one", b"two"], [])
         assert [record.levelname for record in caplog.records] == ["WARNING"]
 
@@ -152,6 +168,7 @@ async def test_where_a_port_cannot_be_reached_it_is_tried_once(caplog: pytest.Lo
         one = Wire("ada", both._call, find)
         for batch in (b"one", b"two"):
             await one.tell(batch)
+            await settled(one)
         assert both.by_call == [b"one", b"two"]
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         assert "Ray's calls alone" in caplog.text
@@ -161,9 +178,30 @@ async def test_where_ray_encrypts_there_are_no_wires(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RAY_USE_TLS", "1")
     async with ends() as both:
         assert await both.listener.address() is None
-        await both.wire.tell(b"one")
-        await both.wire.tell(b"two")
+        for batch in (b"one", b"two"):
+            await both.wire.tell(batch)
+            await settled(both.wire)
         assert both.by_call == [b"one", b"two"]
+
+
+async def test_one_that_cannot_be_reached_for_a_moment_is_looked_for_again() -> None:
+    async with ends() as both:
+        away = [True]
+
+        async def find() -> Address | None:
+            if away.pop():
+                raise UnreachableError("it may live")
+            return await both.listener.address()
+
+        one = Wire("ada", both._call, find)
+        one.prepare()
+        await settled(one)
+        assert not one.open
+        away = [False]
+        await opened(one)
+        await one.tell(b"one")
+        assert (both.by_wire, both.by_call) == ([("ada", b"one")], [])
+        one.close()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from engine.record.journal import CloseEntry, Entry, EventEntry, Journal, read_j
 from protocols.errors import JournalError
 from protocols.graph import Edge
 from protocols.machine import AgentFailed, Command, DeadlinePassed, Event, Opened, Record, Replied, Request
-from protocols.message import Ask, Outcome
+from protocols.message import Ask, Outcome, Stopped
 from protocols.society import Society
 from protocols.task import Task
 from tests.engine.helpers import (
@@ -501,6 +501,35 @@ async def test_the_arena_counts_what_it_holds(path: Path) -> None:
     await until(lambda: len(host.asked) >= 12)
     _, stats = await arena.collect(0.0)
     assert (stats.open, stats.closed) == (4, 0)
+    await arena.close()
+
+
+FOR_EVER_S = 3600.0
+
+
+async def test_who_collects_rests_until_nothing_is_open(path: Path) -> None:
+    arena = make_arena(path, Host())
+    await arena.recover()
+    arena.open([assignment(task) for task in make_tasks(20)])
+    finished, stats = await asyncio.wait_for(arena.collect(FOR_EVER_S, FOR_EVER_S), 60.0)
+    assert (len(finished), stats.open) == (20, 0)
+    arena.open([assignment(task) for task in make_tasks(21)[20:]])  # it has something to rest for again
+    finished, stats = await asyncio.wait_for(arena.collect(FOR_EVER_S, FOR_EVER_S), 60.0)
+    assert (len(finished), stats.open) == (1, 0)
+    await arena.close()
+
+
+async def test_who_collects_rests_though_one_has_closed(path: Path) -> None:
+    tasks = make_tasks(2)
+    arena = make_arena(path, Host(lambda ask: None if ask.id.startswith(f"s/{tasks[1].id}#") else answer(ask)))
+    await arena.recover()
+    arena.open([assignment(task) for task in tasks])
+    resting = asyncio.ensure_future(arena.collect(0.0, FOR_EVER_S))
+    await until(lambda: len(arena._finished) == 1)
+    assert not resting.done()
+    arena.deliver(pack([Stopped("h", "enough")]))
+    finished, stats = await asyncio.wait_for(resting, 60.0)
+    assert (len(finished), stats.open, stats.paused) == (1, 1, "enough")
     await arena.close()
 
 

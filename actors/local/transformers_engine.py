@@ -22,7 +22,7 @@ from actors.local.transformers_adapters import Adapters
 from actors.local.transformers_batch import Batch, Row, joins
 from actors.local.transformers_prompts import Prompts
 from actors.local.transformers_settings import TransformersSettings
-from actors.models.backend import AdapterRef, check_room
+from actors.models.backend import EMBEDDED, AdapterRef, check_room
 from actors.models.images import ReadImage
 from protocols.errors import AgentError, EngineDownError, ReplyError
 from protocols.message import Ask
@@ -138,7 +138,7 @@ class Engine:
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
         settings = self._settings
-        path = str(embedded_model_path()) if settings.model == "embedded" else settings.model
+        path = str(embedded_model_path()) if settings.model == EMBEDDED else settings.model
         device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))  # Ray would leave it one
         dtype = "float32" if settings.dtype == "auto" and device == "cpu" else settings.dtype

@@ -13,7 +13,7 @@ from actors.local.embedded import EMBEDDED_NAME
 from actors.local.model_config import sees
 from actors.local.transformers_engine import Engine
 from actors.local.transformers_settings import TransformersSettings
-from actors.models.backend import AdapterRef, BackendInfo
+from actors.models.backend import EMBEDDED, AdapterRef, BackendInfo
 from actors.models.images import ReadImage
 from protocols.errors import ReplyError
 from protocols.message import Ask, Reply, Usage
@@ -34,7 +34,7 @@ class TransformersBackend:
     def name(self) -> str:
         """The name replies carry."""
         settings = self._settings
-        return settings.served_name or (EMBEDDED_NAME if settings.model == "embedded" else settings.model)
+        return settings.served_name or (EMBEDDED_NAME if settings.model == EMBEDDED else settings.model)
 
     async def start(self) -> BackendInfo:
         if self._engine is None:

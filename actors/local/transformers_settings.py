@@ -6,11 +6,13 @@ from typing import Literal
 
 import msgspec
 
+from actors.models.backend import EMBEDDED
+
 
 class TransformersSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model. ``auto`` leaves a choice to the machine."""
 
-    model: str = "embedded"  # or a folder, or a name on the Hugging Face hub
+    model: str = EMBEDDED  # or a folder, or a name on the Hugging Face hub
     served_name: str = ""  # the name replies carry; "" is the model's own
     images: bool | None = None  # whether the model sees; None is as the config.json in its folder says
     device: str = "auto"  # cuda where there is one, else cpu; or any of torch's names

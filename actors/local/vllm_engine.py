@@ -21,7 +21,7 @@ from actors.local.vllm_adapters import AdapterTable
 from actors.local.vllm_drive import Drive, ProcessDrive, ThreadDrive
 from actors.local.vllm_prompts import Prompts, TextPrompts, VisionPrompts, image_tokens
 from actors.local.vllm_settings import VLLMSettings, engine_arguments, required_env, runs_on_cpu
-from actors.models.backend import AdapterRef, BackendInfo, check_room
+from actors.models.backend import EMBEDDED, AdapterRef, BackendInfo, check_room
 from actors.models.images import ReadImage
 from protocols.errors import AgentError, ReplyError
 from protocols.message import Ask, FinishReason, Reply, Usage
@@ -58,7 +58,7 @@ class VLLMBackend:
         settings = self._settings
         if settings.served_name:
             return settings.served_name
-        return EMBEDDED_NAME if settings.model == "embedded" else settings.model
+        return EMBEDDED_NAME if settings.model == EMBEDDED else settings.model
 
     async def start(self) -> BackendInfo:
         settings, on_cpu = self._settings, runs_on_cpu()
@@ -66,7 +66,7 @@ class VLLMBackend:
         if on_cpu and settings.max_adapters:
             await asyncio.to_thread(_use_fast_cpu_lora, in_process)
         self._model_path = settings.model
-        if settings.model == "embedded":
+        if settings.model == EMBEDDED:
             self._model_path = str(await asyncio.to_thread(embedded_model_path))
         arguments = engine_arguments(settings, self._model_path, on_cpu)
         if self.may_sleep:

@@ -16,6 +16,7 @@ import msgspec
 
 from actors.local.model_config import sees
 from actors.local.vllm_plugin import MARK
+from actors.models.backend import EMBEDDED
 from protocols.errors import AgentError
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the only ones vLLM reserves room for
@@ -28,7 +29,7 @@ IMAGE_CACHE_GB = 1.0  # of images made ready for the model, in each of vLLM's tw
 class VLLMSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One engine. ``None`` leaves a choice to the platform: CPU or GPU, as the installed vLLM is."""
 
-    model: str = "embedded"  # or a folder, or a name on the Hugging Face hub
+    model: str = EMBEDDED  # or a folder, or a name on the Hugging Face hub
     served_name: str = ""  # the name replies carry; "" is the model's own
     images: bool | None = None  # whether the model sees; None is as the config.json in its folder says
     max_images: int | None = None  # in one prompt; None is as many as the context holds

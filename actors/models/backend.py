@@ -10,6 +10,8 @@ import msgspec
 from protocols.errors import ReplyError
 from protocols.message import Ask, Reply
 
+EMBEDDED = "embedded"  # what recipes call the model that comes with moot; see ``actors.local.embedded``
+
 
 class AdapterRef(msgspec.Struct, frozen=True, kw_only=True):
     """One version of one agent's adapter. ``name`` never names two sets of weights: ``<agent>@<run>-v<version>``."""

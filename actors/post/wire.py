@@ -5,7 +5,7 @@ connection a tenth of that. So what actors tell each other many times a second g
 has died, is Ray's to know: a wire is looked for by a call, and a batch whose wire breaks before it is known to have
 been taken is told again by a call, which says what has happened. For that, what is told must do no harm twice.
 
-On the wire: a greeting, then batches, each a length (four bytes, big-endian) and so many bytes; each batch that was
+On the wire: a greeting, then batches, each a length (eight bytes, big-endian) and so many bytes; each batch that was
 taken is answered with one byte. Nothing is encrypted: where Ray encrypts, there are no wires.
 """
 
@@ -27,7 +27,8 @@ from protocols.errors import HostLostError
 
 log = logging.getLogger("moot.wire")
 
-DIAL_S = 3.0  # to find and greet the other end, who is up
+DIAL_S = 30.0  # to find and greet the other end; a busy one takes its time, and nobody waits for it
+LENGTH = 8  # bytes that say how long a batch is
 GREETING = 1024  # bytes, at most, from whom nobody knows yet
 BUFFER = 1 << 20  # bytes that a batch may come in at once
 GONE_S = 30  # without a sign of the other machine, until it counts as gone
@@ -126,7 +127,7 @@ class Listener:
 
 
 async def _batch(reader: asyncio.StreamReader, at_most: int = 0) -> bytes:
-    size = int.from_bytes(await reader.readexactly(4), "big")
+    size = int.from_bytes(await reader.readexactly(LENGTH), "big")
     if at_most and size > at_most:
         raise ValueError(f"{size} bytes where {at_most} are the most")
     return await reader.readexactly(size)
@@ -218,7 +219,7 @@ class _CallersEnd(asyncio.Protocol):
             raise ConnectionError("it is closed")
         taken = self._taken = asyncio.get_running_loop().create_future()
         try:
-            self._transport.writelines((len(batch).to_bytes(4, "big"), batch))
+            self._transport.writelines((len(batch).to_bytes(LENGTH, "big"), batch))
             await taken
         except BaseException:  # cancelled, too: an answer to this batch must not count as one to the next
             self.hang_up()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from actors.catalogue import BACKENDS
+from actors.models.backend import EMBEDDED
 from engine.config.recipe import Recipe
 from protocols.errors import ConfigError
 
@@ -16,7 +17,7 @@ def base_model_of(recipe: Recipe, tell: Callable[[str], None] | None = None) -> 
     Raises: ConfigError: they speak through several, or through one that cannot be trained here.
     """
     base = _named(recipe)
-    if base != "embedded":
+    if base != EMBEDDED:
         return base
     from actors.local.embedded import embedded_model_path
 
@@ -26,7 +27,7 @@ def base_model_of(recipe: Recipe, tell: Callable[[str], None] | None = None) -> 
 def check_base(recipe: Recipe) -> None:
     """Raises: ConfigError: as ``base_model_of``; or there is no such folder: a loop knows its base by its files."""
     base = _named(recipe)
-    if base in ("", "embedded") or Path(base).is_dir():
+    if base in ("", EMBEDDED) or Path(base).is_dir():
         return
     served = {recipe.models[recipe.agents[name].model].backend for name in recipe.learners} == {"openai"}
     if served and not recipe.train.base_model:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from actors.models.backend import EMBEDDED
 from engine.config.recipe import TrainSettings
 from engine.config.recipe_file import apply_override, build_recipe
 from engine.config.sections import read_section
@@ -313,7 +314,7 @@ def _rules_in(found: Sequence[Sequence[Example]]) -> tuple[str, ...]:
 
 
 def base_of(settings: TrainSettings, progress: Progress) -> str:
-    if settings.base_model not in ("", "embedded"):
+    if settings.base_model not in ("", EMBEDDED):
         if not Path(settings.base_model).is_dir():
             raise ConfigError(f"train.base_model={settings.base_model!r}: there is no such folder")
         return settings.base_model

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from actors.models.backend import EMBEDDED
 from engine.record.folder import RunFolder
 from protocols.errors import ConfigError
 from trainers.record.registry import FILE_NAME, AdapterRecord, Registry
-
-EMBEDDED = "embedded"
 
 
 def registry_of(run: Path) -> Registry:

@@ -14,8 +14,9 @@ from typing import Any, get_args
 
 import msgspec
 
+from actors.models.backend import EMBEDDED
 from engine.learning.model_card import model_card
-from engine.learning.versions import EMBEDDED, base_folder, find, find_weights, registry_of, whole_model
+from engine.learning.versions import base_folder, find, find_weights, registry_of, whole_model
 from engine.record.stage_names import BEFORE_PREFERENCES
 from engine.results.evaluate import SINGLE_AGENT, Evaluation
 from engine.results.findings import describe

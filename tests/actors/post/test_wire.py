@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.post import wire
-from actors.post.wire import Address, Listener, Wire
+from actors.post.wire import LENGTH, Address, Listener, Wire
 from protocols.errors import HostLostError, UnreachableError
 
 pytestmark = pytest.mark.asyncio
@@ -116,7 +116,7 @@ async def test_a_wire_whose_teller_gave_up_while_waiting_is_not_used_again() -> 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError):
             for number in range(2):  # a greeting, and one batch
-                taken.append(await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big")))
+                taken.append(await reader.readexactly(int.from_bytes(await reader.readexactly(LENGTH), "big")))
                 if number:
                     await held.wait()
                 writer.write(wire.TAKEN)
@@ -219,7 +219,7 @@ async def test_who_cannot_show_the_token_is_not_listened_to(greeting: bytes) -> 
         address = await both.listener.address()
         assert address is not None
         reader, writer = await asyncio.open_connection(address.host, address.port)
-        writer.write(len(greeting).to_bytes(4, "big") + greeting + (3).to_bytes(4, "big") + b"one")
+        writer.write(len(greeting).to_bytes(LENGTH, "big") + greeting + (3).to_bytes(LENGTH, "big") + b"one")
         assert await reader.read() == b""
         writer.close()
         assert both.by_wire == []

@@ -106,6 +106,7 @@ class AgentActor:
         self._host = AgentHost(spec.name, backend, spec.limits, gates, meter, cache, traces_of(spec))
         self._host.hold(spec.held)
         self._listener = Listener(self._host.tell)
+        self._wires: dict[str, Wire] = {}  # to the arenas that may ask
 
     def _stop(self, reason: str) -> None:
         self._host.stop(reason)
@@ -121,19 +122,28 @@ class AgentActor:
         return info
 
     async def connect(self, arena: str, handle: Any) -> list[str]:
-        wire = Wire(
+        before, wire = self._wires.get(arena), self._wire(handle)
+        self._wires[arena] = wire
+        wire.prepare()
+        held = self._host.connect(arena, wire.tell)
+        if before is not None:  # what it had under way was taken back
+            before.close()
+        return held
+
+    def _wire(self, handle: Any) -> Wire:
+        return Wire(
             self._spec.name,
             lambda packed: of_actor(handle.deliver.remote(packed)),
             lambda: of_actor(handle.address.remote()),
         )
-        wire.prepare()
-        return self._host.connect(arena, wire.tell)
 
     async def address(self) -> Address | None:
         return await self._listener.address()
 
     async def disconnect(self, arena: str) -> None:
         await self._host.disconnect(arena)
+        if (wire := self._wires.pop(arena, None)) is not None:
+            wire.close()
 
     async def tell(self, arena: str, packed: bytes) -> None:
         self._host.tell(arena, packed)
@@ -184,6 +194,8 @@ class AgentActor:
     async def close(self) -> None:
         self._listener.close()
         await self._host.close()
+        for wire in self._wires.values():
+            wire.close()
         if self._line is not None:
             await self._line.close()
 

@@ -144,8 +144,7 @@ class ArenaActor:
         hosts: Mapping[str, Mapping[str, Any]],
     ) -> None:
         self._name = name
-        wires = {model: {host: self._wire(handle) for host, handle in of.items()} for model, of in hosts.items()}
-        self._wires = [wire for of in wires.values() for wire in of.values()]
+        self._wires = {host: self._wire(handle) for of in hosts.values() for host, handle in of.items()}
         if plan.folder:
             log_to_file(Path(plan.folder) / "logs", f"arena {name}", run=Path(plan.folder).name, arena=name)
         self._traces = Traces(plan.traced) if plan.traced else None
@@ -163,7 +162,7 @@ class ArenaActor:
             cast={role: tuple(player.name for player in players) for role, players in plan.cast.items()},
             deadline_s=plan.settings.deadline_s,
             models=models,
-            hosts={model: {host: wire.tell for host, wire in of.items()} for model, of in wires.items()},
+            hosts={model: {host: self._wires[host].tell for host in of} for model, of in hosts.items()},
             sync=plan.sync,  # type: ignore[arg-type]  # checked when the recipe was read
             max_journal_mb=plan.max_journal_mb,
             lock_wait_s=LOCK_WAIT_S,
@@ -188,7 +187,9 @@ class ArenaActor:
         self._arena.host_lost(host)
 
     async def host_back(self, host: str, handle: Any) -> None:
-        wire = self._wire(handle)
+        if (before := self._wires.pop(host, None)) is not None:
+            before.close()
+        wire = self._wires[host] = self._wire(handle)
         wire.prepare()
         self._arena.host_back(host, wire.tell)
 
@@ -200,7 +201,7 @@ class ArenaActor:
 
     async def recover(self, among: Collection[str]) -> tuple[list[Finished], list[str]]:
         calm_collector()
-        for wire in self._wires:
+        for wire in self._wires.values():
             wire.prepare()
         return await self._arena.recover(among)
 
@@ -219,6 +220,8 @@ class ArenaActor:
     async def close(self) -> None:
         self._listener.close()
         await self._arena.close()
+        for wire in self._wires.values():
+            wire.close()
         await asyncio.to_thread(self._canoniser.close)
         if self._traces is not None:
             await asyncio.to_thread(self._traces.close)

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from engine.record.folder import machine_description  # noqa: E402
-from engine.results.compare import OPENING_VOTE, Compared, compare_runs  # noqa: E402
+from engine.results.compare import OPENING_VOTE, Compared, compare_runs, describe_runs  # noqa: E402
 from engine.results.compare_tables import DIVERSITY, diversity_cells  # noqa: E402
 from engine.results.evaluate import FINAL_VOTE, SINGLE_AGENT  # noqa: E402
 from engine.results.findings import describe, describe_change  # noqa: E402
@@ -106,7 +106,7 @@ def main() -> int:
 
 def compare_all(folders: dict[str, Path]) -> tuple[dict[str, Compared], dict[str, Compared]]:
     """Each method by itself; and each of the others with multiagent finetuning against it."""
-    alone = {method: compare_runs([str(folder)]) for method, folder in folders.items()}
+    alone = {method: describe_runs([str(folder)]) for method, folder in folders.items()}
     whole = str(folders[WHOLE])
     return alone, {method: compare_runs([str(folders[method]), whole]) for method in folders if method != WHOLE}
 

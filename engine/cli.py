@@ -23,8 +23,19 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 DEMO = RECIPES / "demo.yaml"
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; all else on stderr.")
+
+
+class NamedPath(click.Path):
+    """A path that is named: an empty one, such as an unset variable of a script makes, is not the folder one is in."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty; give a path, or leave the option out", parameter, context)
+        return super().convert(value, parameter, context)
+
+
 dir_option = click.option(
-    "--run-dir", type=click.Path(path_type=Path), help="Folder for this run. Default: runs/NAME-TIME."
+    "--run-dir", type=NamedPath(path_type=Path), help="Folder for this run. Default: runs/NAME-TIME."
 )
 again_option = click.option(
     "--or-resume",
@@ -42,7 +53,7 @@ def _shipped(context: click.Context, parameter: click.Parameter, value: Path) ->
 
 recipe_argument = click.argument("recipe", type=click.Path(path_type=Path), callback=_shipped)
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-run_argument = click.argument("run", type=click.Path(path_type=Path))
+run_argument = click.argument("run", type=NamedPath(path_type=Path))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -204,7 +204,12 @@ def told(outcome: dict[str, Any]) -> dict[str, Any]:
     }
     aside = [_printable(f"{item['task']}: {item['reason']}") for item in status["aside"]]
     driver = f"process {status['pid']} on {status['host']}, {max(0.0, time.time() - status['at']):.0f} s ago"
-    shown = {"models": models, "set aside": aside, "changed": status["changes"], "driver": driver}
+    shown = {
+        "models": models,
+        "set aside": aside,
+        "changed": [_printable(change) for change in status["changes"]],
+        "driver": driver,
+    }
     return {"run": f"{outcome['run']}  {_line(status)}", "reason": status["reason"]} | shown
 
 

@@ -39,6 +39,7 @@ _TOP = {
     "run": "how the work is spread",
     "prices": "what tokens cost, by model id",
 }
+UNREADABLE = (ValueError, RecursionError)  # no UTF-8, or what Python refuses to make a date, a number or a list of
 _AGENT_KEYS = {"model", "persona"}
 _TASK_PATHS = ("path", "test_path", "reference_path", "image_folder")
 
@@ -66,10 +67,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         data = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)  # noqa: S506  # a SafeLoader
     except OSError as err:
         raise ConfigError(f"recipe {path}: {err.strerror}; `moot list` names the recipes that moot ships") from err
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
+    except (yaml.YAMLError, *UNREADABLE) as err:
         mark = getattr(err, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(err, "problem", None) or str(err).partition("\n")[0]
+        problem = getattr(err, "problem", None) or _why(err)
         raise ConfigError(f"recipe {path}{place}: is not valid YAML: {problem}") from err
     if not isinstance(data, dict):
         raise ConfigError(f"recipe {path}: must be a mapping of {', '.join(_TOP)}")
@@ -87,8 +88,9 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r} must look like key=value, for instance loop.iterations=2")
     try:
         value = yaml.load(text, RecipeLoader)  # noqa: S506  # a SafeLoader
-    except yaml.YAMLError as err:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from err
+    except (yaml.YAMLError, *UNREADABLE) as err:
+        why = "" if isinstance(err, yaml.YAMLError) else f": {_why(err)}"
+        raise ConfigError(f"override {_shortened(override)}: the value is not valid YAML{why}") from err
     *path, last = key.split(".")
     here = data
     for step in path:
@@ -98,9 +100,36 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     here[last] = value
 
 
+def _why(err: Exception) -> str:
+    """In the words of somebody who wrote a recipe."""
+    if isinstance(err, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(err, UnicodeDecodeError):
+        return "it is no UTF-8 text; save it as UTF-8"
+    text = str(err).partition("\n")[0]
+    return "a number has too many digits" if "int_max_str_digits" in text else f"{text} (put text in quotes)"
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:80]}...")
+
+
+def check_numbers(value: Any, where: str, key: str) -> None:
+    """Raises: ConfigError: a whole number that no message and no journal can hold."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            check_numbers(item, where, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check_numbers(item, where, key)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{where}: {key}={_shortened(str(value))[1:-1]} must be a number of at most 64 bits")
+
+
 def build_recipe(data: Mapping[str, Any], *, where: str, folder: Path = Path()) -> Recipe:
     """Check plain data as a whole. Raises: ConfigError: see ``load_recipe``."""
     known_keys(data, _TOP, where, "")
+    check_numbers(data, where, "")
     for key in ("name", "tasks", "models", "agents", "protocol", "cast"):
         if key not in data:
             raise ConfigError(f"{where}: {key} is missing: {_TOP[key]}")

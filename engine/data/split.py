@@ -60,8 +60,12 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     def _cut(self, where: str, tasks: list[Task]) -> Split:
         count = self.test or max(1, len(tasks) // 5)
         if count + max(1, self.train) > len(tasks):
+            if not self.train:
+                raise TaskError(
+                    f"tasks: {where} holds {len(tasks)} tasks, and test={count} leaves none to learn from; lower test"
+                )
             raise TaskError(
-                f"tasks: {where} holds {len(tasks)} tasks, train={self.train or 1} and test={count} ask for more; "
+                f"tasks: {where} holds {len(tasks)} tasks, train={self.train} and test={count} ask for more; "
                 "lower one of them"
             )
         held_out, rest = tasks[:count], tasks[count:]

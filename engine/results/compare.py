@@ -132,10 +132,17 @@ def compare_runs(specs: Sequence[str]) -> Compared:
         specs: each ``RUN`` or ``RUN:STAGE``. Of a run without a stage it is the last evaluation; of one run alone, all.
     Raises: ConfigError: no such run or stage, nothing evaluated, fewer than two sides, or no task in common.
     """
+    found = describe_runs(specs)
+    if len(found.sides) < 2:
+        only = found.sides[0].label
+        raise ConfigError(f"{only} is the only evaluation of {specs[0]}; name another run to compare it with")
+    return found
+
+
+def describe_runs(specs: Sequence[str]) -> Compared:
+    """The same, though there be a single side: then nothing has changed from it. Raises: ConfigError: as there."""
     sides = _told_apart([side for spec in specs for side in _sides(spec, all_stages=len(specs) == 1)])
     first, others = sides[0], sides[1:]
-    if not others:
-        raise ConfigError(f"{first.label} is the only evaluation of {specs[0]}; name another run to compare it with")
     return Compared(
         notes=(*(note for side in others for note in _common(first, side)), *_own_notes(sides)),
         sides=sides,

@@ -96,6 +96,14 @@ def test_the_name_of_a_shipped_recipe_will_do(tmp_path: Path, monkeypatch: pytes
     assert_one_line(moot("check", "scripte"), "recipe scripte: No such file or directory")
 
 
+def test_an_empty_path_is_not_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in (("run", "scripted", "--run-dir", ""), ("resume", ""), ("ctl", "show", "")):
+        result = moot(*arguments)
+        assert result.exit_code == 2 and "it is empty; give a path" in result.output, result.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:
     path = tmp_path / "twice.yaml"
     path.write_text("name: a\ntasks: {source: arithmetic}\nname: b\n")

@@ -162,8 +162,11 @@ def test_what_is_missing_is_named(key: str) -> None:
 FILES: list[tuple[bytes, str]] = [
     (b"name: [a", "recipe {path}, line 1: is not valid YAML: expected ',' or ']'"),
     (b"name: a\n\tseed: 1\n", "recipe {path}, line 2: is not valid YAML: found character"),
-    (b"name: \xff\xfe", "recipe {path}: is not valid YAML: "),
+    (b"name: \xff\xfe", "recipe {path}: is not valid YAML: it is no UTF-8 text; save it as UTF-8"),
     (b"name: \x00", "recipe {path}: is not valid YAML: unacceptable character #x0000"),
+    (b"seed: 2026-13-45", "recipe {path}: is not valid YAML: month must be in 1..12 (put text in quotes)"),
+    (b"seed: " + b"9" * 5000, "recipe {path}: is not valid YAML: a number has too many digits"),
+    (b"[" * 100_000, "recipe {path}: is not valid YAML: it is nested too deeply"),
     (b"", "recipe {path}: must be a mapping of name, seed,"),
     (b"- a\n- b\n", "recipe {path}: must be a mapping of name, seed,"),
     (b"name: !!python/object/apply:os.system [true]", "recipe {path}, line 1: is not valid YAML: could not determine"),
@@ -200,6 +203,22 @@ def test_overrides_are_read_as_yaml() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seed=" + "9" * 5000, "the value is not valid YAML: a number has too many digits"),
+        ("protocol.rounds=" + "[" * 3000, "the value is not valid YAML: it is nested too deeply"),
+        ("seed=99999999999999999999", "seed=99999999999999999999 must be a number of at most 64 bits"),
+        ("protocol.rounds=-9223372036854775809", "protocol.rounds=-9223372036854775809 must be a number of at most"),
+        ("cast.generator=[ada, 9223372036854775808]", "cast.generator=9223372036854775808 must be a number of at most"),
+    ],
+)
+def test_what_is_too_long_or_too_large_is_one_short_sentence(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        built(override)
+    assert said in str(error.value) and len(str(error.value)) < 250
+
+
 @given(st.floats(allow_nan=False) | st.from_regex(r"[-+]?[0-9.]{1,3}[eE][-+]?[0-9]{1,2}", fullmatch=True))
 def test_numbers_are_read_in_any_spelling_and_text_like_them_stays_text(value: float | str) -> None:
     written = yaml.dump({"key": value}, Dumper=RecipeDumper)
@@ -215,6 +234,7 @@ def test_numbers_are_read_in_any_spelling_and_text_like_them_stays_text(value: f
         ("rounds", "must look like key=value, for instance loop.iterations=2"),
         ("=2", "must look like key=value"),
         ("name=[a", "the value is not valid YAML"),
+        ("seed=2026-13-45", "the value is not valid YAML: month must be in 1..12"),
         ("name.first=a", "'name' holds a plain value, nothing can be set inside it"),
     ],
 )

@@ -103,6 +103,8 @@ def test_more_than_a_file_holds_is_one_sentence(tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", rows(10))
     with pytest.raises(TaskError, match="holds 10 tasks, train=8 and test=3 ask for more; lower one of them"):
         FileSource(path=path, train=8, test=3).load()
+    with pytest.raises(TaskError, match="holds 10 tasks, and test=10 leaves none to learn from; lower test"):
+        FileSource(path=path, test=10).load()
 
 
 def only(tmp_path: Path, name: str, content: str | bytes, **fields: Any) -> Task:

@@ -11,6 +11,7 @@ import pytest
 
 from engine.loop import keep_statistics
 from engine.record.folder import Manifest, RunFolder
+from engine.results.compare import compare_runs, describe_runs
 from engine.results.evaluate import evaluate, mcnemar
 from engine.results.likelihoods import likelihoods_file
 from protocols.graph import Debate
@@ -105,6 +106,14 @@ def test_other_tasks_are_told_and_none_in_common_refused(tmp_path: Path) -> None
     assert "one:eval-0 and third:eval-0 have no graded task in common (2 and 1 of their own)" in refused(
         "compare", one, third
     )
+
+
+def test_one_evaluation_can_be_described_by_itself(tmp_path: Path) -> None:
+    alone = describe_runs([str(make_run(tmp_path / "run", {"eval-0": BEFORE}))])
+    both = compare_runs([str(make_run(tmp_path / "two", {"eval-0": BEFORE, "eval-1": AFTER}))])
+    (side,), (before, _) = alone.sides, both.sides
+    assert side.evaluation.figures == before.evaluation.figures and alone.changes == ()
+    assert 0 < len(alone.controls) < len(both.controls)
 
 
 def test_what_cannot_be_compared_says_why(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 
 import msgspec
 
@@ -29,6 +28,7 @@ from actors.models.backend import AdapterRef, Backend, BackendInfo, KeepsAsks, S
 from actors.models.response_cache import ResponseCache
 from actors.post.mailbox import Outbox
 from actors.post.tally import AgentStats, AgentTally
+from actors.post.waiting import happens
 from actors.traces import Traces
 from protocols.errors import AgentError, EngineDownError, HostLostError, ReplyError
 from protocols.message import Ask, Outcome, Reply, Stopped, Usage
@@ -261,8 +261,7 @@ class AgentHost:
         An ask that takes longer than ``within_s``, a person's say, is dropped.
         """
         self.stop(reason)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._drained.wait(), within_s)
+        await happens(self._drained, within_s)
         self._let_go()
         await self._drained.wait()
         for outbox in list(self._arenas.values()):

@@ -24,7 +24,7 @@ from actors.models.images import ImageFolder, ReadsImages
 from actors.models.response_cache import CacheSettings, ResponseCache
 from actors.post.collector import calm_collector
 from actors.post.remote import of_actor, reason
-from actors.post.wire import Address, Listener, Wire
+from actors.post.wire import Address, Listener, Wires
 from actors.traces import Traces, provider_name
 from protocols.errors import AgentError, ConfigError
 
@@ -106,7 +106,7 @@ class AgentActor:
         self._host = AgentHost(spec.name, backend, spec.limits, gates, meter, cache, traces_of(spec))
         self._host.hold(spec.held)
         self._listener = Listener(self._host.tell)
-        self._wires: dict[str, Wire] = {}  # to the arenas that may ask
+        self._wires = Wires(spec.name, lambda arena, packed: of_actor(arena.deliver.remote(packed)))
 
     def _stop(self, reason: str) -> None:
         self._host.stop(reason)
@@ -122,28 +122,16 @@ class AgentActor:
         return info
 
     async def connect(self, arena: str, handle: Any) -> list[str]:
-        before, wire = self._wires.get(arena), self._wire(handle)
-        self._wires[arena] = wire
+        wire = self._wires.to(arena, handle)
         wire.prepare()
-        held = self._host.connect(arena, wire.tell)
-        if before is not None:  # what it had under way was taken back
-            before.close()
-        return held
-
-    def _wire(self, handle: Any) -> Wire:
-        return Wire(
-            self._spec.name,
-            lambda packed: of_actor(handle.deliver.remote(packed)),
-            lambda: of_actor(handle.address.remote()),
-        )
+        return self._host.connect(arena, wire.tell)  # what the one before had under way is taken back
 
     async def address(self) -> Address | None:
         return await self._listener.address()
 
     async def disconnect(self, arena: str) -> None:
         await self._host.disconnect(arena)
-        if (wire := self._wires.pop(arena, None)) is not None:
-            wire.close()
+        self._wires.drop(arena)
 
     async def tell(self, arena: str, packed: bytes) -> None:
         self._host.tell(arena, packed)
@@ -194,8 +182,7 @@ class AgentActor:
     async def close(self) -> None:
         self._listener.close()
         await self._host.close()
-        for wire in self._wires.values():
-            wire.close()
+        self._wires.close()
         if self._line is not None:
             await self._line.close()
 

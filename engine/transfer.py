@@ -222,10 +222,12 @@ def _mixture(path: Path) -> list[tuple[Path, str]]:
     """The files of a mixture, found beside it or from where moot is started."""
     import yaml
 
+    from engine.config.recipe_yaml import NotYAMLError, parse_yaml
+
     try:
-        parsed = yaml.safe_load(_text(path))
-    except (yaml.YAMLError, RecursionError) as err:
-        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(err).split())}") from err
+        parsed = parse_yaml(_text(path), yaml.SafeLoader)
+    except NotYAMLError as err:
+        raise ConfigError(f"{path}{f', line {err.line}' if err.line else ''}: is not valid YAML: {err}") from err
     named = [(Path(name), strategy) for name, strategy in mixture(parsed, str(path))]
     return [(path.parent / file if (path.parent / file).exists() else file, strategy) for file, strategy in named]
 

@@ -12,7 +12,6 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -25,6 +24,7 @@ from actors.limits.prices import Amount, Meter
 from actors.limits.queue_gate import Decision, Desk, Done, QueueGate, Told, Want
 from actors.post.mailbox import Outbox
 from actors.post.remote import of_reachable
+from actors.post.waiting import happens
 from protocols.errors import HostLostError, PausedError
 from protocols.message import Ask
 
@@ -99,9 +99,7 @@ class Keeper:
         """Decisions for this host since the last call, waiting up to ``wait_s`` for some."""
         self._heard(host)
         if not self._decided[host]:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._news[host].wait()
+            await happens(self._news[host], wait_s)
         self._news[host].clear()
         return self._decided.pop(host, [])
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from contextlib import suppress
 from typing import Any, Protocol
 from uuid import uuid4
 
 import msgspec
 
 from actors.models.backend import AdapterRef, BackendInfo
+from actors.post.waiting import happens
 from protocols.errors import AgentError, ReplyError
 from protocols.message import Ask, Reply
 
@@ -120,8 +120,7 @@ class FrontDesk:
         """The next question, which is then the taker's to answer; None where none came in time."""
         if not self._line:
             self._came.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._came.wait(), wait_s)
+            await happens(self._came, wait_s)
         return self._line.popleft() if self._line else None
 
     async def answer(self, ticket: str, text: str) -> bool:

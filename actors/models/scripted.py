@@ -155,7 +155,6 @@ def evaluate(expression: str) -> int:
 
     Raises: ValueError: anything else, or more than forty terms or a thousand characters.
     """
-
     if len(expression) > _MAX_CHARS or not re.fullmatch(r"[-+*0-9 ]+", expression):  # before Python's parser sees it
         raise ValueError(f"{expression[:60]!r} is not a sum of products of whole numbers")
     if len(re.findall(r"[-+*]", expression)) >= _MAX_TERMS:

@@ -19,10 +19,11 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
+from actors.post.remote import of_actor
 from protocols.errors import HostLostError
 
 log = logging.getLogger("moot.wire")
@@ -167,7 +168,7 @@ class Wire:
 
     @property
     def open(self) -> bool:
-        return self._end is not None and self._end.open
+        return self._end is not None
 
     def close(self) -> None:
         self._may_dial = False
@@ -202,16 +203,43 @@ class Wire:
         return end
 
 
+class Wires:
+    """An actor's wires to others, one to each name.
+
+    Args: call: tells a batch to an actor, given its handle, without a connection.
+    """
+
+    def __init__(self, caller: str, call: Callable[[Any, bytes], Awaitable[None]]) -> None:
+        self._caller, self._call = caller, call
+        self._to: dict[str, Wire] = {}
+
+    def to(self, name: str, handle: Any) -> Wire:
+        """A wire to this actor, in place of that to the one of its name before, which is broken off."""
+        self.drop(name)
+        wire = self._to[name] = Wire(
+            self._caller, lambda batch: self._call(handle, batch), lambda: of_actor(handle.address.remote())
+        )
+        return wire
+
+    def drop(self, name: str) -> None:
+        if (wire := self._to.pop(name, None)) is not None:
+            wire.close()
+
+    def prepare(self) -> None:
+        for wire in self._to.values():
+            wire.prepare()
+
+    def close(self) -> None:
+        for name in list(self._to):
+            self.drop(name)
+
+
 class _CallersEnd(asyncio.Protocol):
     """Of an open wire. Closes itself when the other end does."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
         self._taken: asyncio.Future[None] | None = None
-
-    @property
-    def open(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing()
 
     async def tell(self, batch: bytes) -> None:
         """Raises: ConnectionError: it is not known whether it was taken."""

@@ -13,7 +13,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +23,7 @@ import msgspec
 from actors.limits.policy import POLICIES
 from actors.models.backend import AdapterRef, Backend, BackendInfo
 from actors.models.images import ReadImage
+from actors.post.waiting import happens
 from actors.services.anthropic_batches import AnthropicBatches
 from actors.services.anthropic_messages import AnthropicBackend, AnthropicSettings
 from actors.services.api_backend import ApiBackend
@@ -170,9 +170,7 @@ class BatchedBackend:
                     for step in self._book.decide(time.time()):
                         steps.create_task(self._take(step, self._rows(step) if isinstance(step, Submit) else []))
                     due_s = self._book.next_s()
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(None if due_s is None else max(0.0, due_s - time.time())):
-                            await self._wake.wait()
+                    await happens(self._wake, None if due_s is None else max(0.0, due_s - time.time()))
         except BaseExceptionGroup as errors:  # a disk that is full, or a bug: no ask would fare better
             log.error("batches are not tended any more", exc_info=errors)
             first = errors.exceptions[0]

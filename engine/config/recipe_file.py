@@ -39,7 +39,6 @@ _TOP = {
     "run": "how the work is spread",
     "prices": "what tokens cost, by model id",
 }
-UNREADABLE = (ValueError, RecursionError)  # no UTF-8, or what Python refuses to make a date, a number or a list of
 _AGENT_KEYS = {"model", "persona"}
 _TASK_PATHS = ("path", "test_path", "reference_path", "image_folder")
 
@@ -59,19 +58,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Raises: ConfigError: missing, not YAML, or not a mapping."""
-    import yaml
-
-    from engine.config.recipe_yaml import RecipeLoader
+    from engine.config.recipe_yaml import NotYAMLError, parse_yaml
 
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)  # noqa: S506  # a SafeLoader
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as err:
         raise ConfigError(f"recipe {path}: {err.strerror}; `moot list` names the recipes that moot ships") from err
-    except (yaml.YAMLError, *UNREADABLE) as err:
-        mark = getattr(err, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(err, "problem", None) or _why(err)
-        raise ConfigError(f"recipe {path}{place}: is not valid YAML: {problem}") from err
+    except UnicodeDecodeError as err:
+        raise ConfigError(f"recipe {path}: is not valid YAML: it is no UTF-8 text; save it as UTF-8") from err
+    except NotYAMLError as err:
+        place = f", line {err.line}" if err.line else ""
+        raise ConfigError(f"recipe {path}{place}: is not valid YAML: {err}") from err
     if not isinstance(data, dict):
         raise ConfigError(f"recipe {path}: must be a mapping of {', '.join(_TOP)}")
     return data
@@ -79,18 +76,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def apply_override(data: dict[str, Any], override: str) -> None:
     """Set one dotted key. Raises: ConfigError: not of the form key=value, or it runs through a plain value."""
-    import yaml
-
-    from engine.config.recipe_yaml import RecipeLoader
+    from engine.config.recipe_yaml import NotYAMLError, parse_yaml
 
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} must look like key=value, for instance loop.iterations=2")
     try:
-        value = yaml.load(text, RecipeLoader)  # noqa: S506  # a SafeLoader
-    except (yaml.YAMLError, *UNREADABLE) as err:
-        why = "" if isinstance(err, yaml.YAMLError) else f": {_why(err)}"
-        raise ConfigError(f"override {_shortened(override)}: the value is not valid YAML{why}") from err
+        value = parse_yaml(text)
+    except NotYAMLError as err:
+        shown = override if len(override) <= 80 else f"{override[:80]}..."
+        raise ConfigError(f"override {shown!r}: the value is not valid YAML: {err}") from err
     *path, last = key.split(".")
     here = data
     for step in path:
@@ -98,20 +93,6 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         if not isinstance(here, dict):
             raise ConfigError(f"override {override!r}: {step!r} holds a plain value, nothing can be set inside it")
     here[last] = value
-
-
-def _why(err: Exception) -> str:
-    """In the words of somebody who wrote a recipe."""
-    if isinstance(err, RecursionError):
-        return "it is nested too deeply"
-    if isinstance(err, UnicodeDecodeError):
-        return "it is no UTF-8 text; save it as UTF-8"
-    text = str(err).partition("\n")[0]
-    return "a number has too many digits" if "int_max_str_digits" in text else f"{text} (put text in quotes)"
-
-
-def _shortened(text: str) -> str:
-    return repr(text if len(text) <= 80 else f"{text[:80]}...")
 
 
 def check_numbers(value: Any, where: str, key: str) -> None:
@@ -123,7 +104,8 @@ def check_numbers(value: Any, where: str, key: str) -> None:
         for item in value:
             check_numbers(item, where, key)
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ConfigError(f"{where}: {key}={_shortened(str(value))[1:-1]} must be a number of at most 64 bits")
+        shown = value if value.bit_length() <= 256 else f"({value.bit_length()} bits)"
+        raise ConfigError(f"{where}: {key}={shown} must be a number of at most 64 bits")
 
 
 def build_recipe(data: Mapping[str, Any], *, where: str, folder: Path = Path()) -> Recipe:

@@ -10,6 +10,14 @@ import yaml
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
 
 
+class NotYAMLError(Exception):
+    """A text that cannot be read. ``str`` of it says why; ``line``: where, 0 where that is not known."""
+
+    def __init__(self, why: str, line: int = 0) -> None:
+        super().__init__(why)
+        self.line = line
+
+
 class RecipeLoader(yaml.SafeLoader):
     """Refuses a mapping that holds a key twice: the first value would be lost without a word."""
 
@@ -31,3 +39,18 @@ class RecipeDumper(yaml.SafeDumper):
 
 for _of in (RecipeLoader, RecipeDumper):
     _of.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))  # 1e-4 is text in YAML 1.1
+
+
+def parse_yaml(text: str, loader: type[yaml.SafeLoader] = RecipeLoader) -> Any:
+    """Raises: NotYAMLError: it is not, or holds a date that there is none, a number or a depth that Python refuses."""
+    try:
+        return yaml.load(text, loader)  # noqa: S506  # a SafeLoader
+    except yaml.YAMLError as err:
+        mark = getattr(err, "problem_mark", None)
+        why = getattr(err, "problem", None) or str(err).partition("\n")[0]
+        raise NotYAMLError(why, mark.line + 1 if mark else 0) from err
+    except RecursionError as err:
+        raise NotYAMLError("it is nested too deeply") from err
+    except ValueError as err:
+        long = "int_max_str_digits" in str(err)
+        raise NotYAMLError("a number has too many digits" if long else f"{err} (put text in quotes)") from err

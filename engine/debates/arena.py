@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from actors.post.router import Router, Tell
+from actors.post.waiting import happens
 from actors.traces import Traces
 from engine.live.arena_stats import ArenaStats
 from engine.record.journal import CloseEntry, Entry, EventEntry, Journal, NoteEntry, Sync, read_closed, read_journal
@@ -234,8 +235,7 @@ class Arena:
         for outcome in _OUTCOMES.decode(packed):
             if isinstance(outcome, Stopped):
                 self._paused = self._paused or outcome.reason
-                self._news.set()
-                self._pressing.set()
+                self._tell_news()
                 continue
             self._router.over(outcome.ask_id)
             debate_id = outcome.ask_id.rpartition("#")[0]
@@ -276,13 +276,11 @@ class Arena:
             wait_s: how long to wait for something to close.
             rest_s: how long to wait before that, unless nothing is open any more.
         """
-        await _happens(self._pressing, rest_s)
+        await happens(self._pressing, rest_s)
         if not self._finished and not self._error and not self._paused:
-            await _happens(self._news, wait_s)  # nothing closed: the stats alone are news enough
+            await happens(self._news, wait_s)  # nothing closed: the stats alone are news enough
         self._news.clear()
         finished, self._finished = self._finished, []
-        if not self._presses:
-            self._pressing.clear()
         opening = sum(isinstance(event, Opened) for _, event, _ in self._inbound)
         return finished, ArenaStats(
             open=len(self._open) + opening + self._unreported,
@@ -495,9 +493,7 @@ class Arena:
             self._finished += leaving
             self._unreported -= len(leaving)
             self._closed += len(leaving)
-            self._news.set()
-            if self._presses:
-                self._pressing.set()
+            self._tell_news()
 
     def _count(self, event: Event) -> None:
         if isinstance(event, Replied):
@@ -508,20 +504,17 @@ class Arena:
 
     @property
     def _presses(self) -> bool:
-        """Whether whoever collects need not rest first."""
+        """Whether whoever collects need not rest first: nothing is open, or it cannot go on."""
         return not (self._open or self._inbound or self._unreported) or bool(self._error or self._paused)
+
+    def _tell_news(self) -> None:
+        self._news.set()
+        if self._presses:
+            self._pressing.set()
 
     def _fail(self, reason: str) -> None:
         self._error = self._error or reason
-        self._news.set()
-        self._pressing.set()
-
-
-async def _happens(event: asyncio.Event, within_s: float) -> None:
-    """Returns when it does, or after so long."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(within_s):
-            await event.wait()
+        self._tell_news()
 
 
 def _answered(event: Event) -> str:

@@ -24,7 +24,7 @@ from actors.logs import log_to_file
 from actors.placement import HostSpec, limits_rates
 from actors.post.collector import calm_collector
 from actors.post.remote import of_actor, reason
-from actors.post.wire import Address, Listener, Wire
+from actors.post.wire import Address, Listener, Wires
 from actors.traces import Traces, check_traces
 from engine.config.colocation import leaves, way_of
 from engine.config.models import Way
@@ -144,7 +144,7 @@ class ArenaActor:
         hosts: Mapping[str, Mapping[str, Any]],
     ) -> None:
         self._name = name
-        self._wires = {host: self._wire(handle) for of in hosts.values() for host, handle in of.items()}
+        self._wires = Wires(name, lambda host, packed: of_actor(host.tell.remote(name, packed)))
         if plan.folder:
             log_to_file(Path(plan.folder) / "logs", f"arena {name}", run=Path(plan.folder).name, arena=name)
         self._traces = Traces(plan.traced) if plan.traced else None
@@ -162,7 +162,10 @@ class ArenaActor:
             cast={role: tuple(player.name for player in players) for role, players in plan.cast.items()},
             deadline_s=plan.settings.deadline_s,
             models=models,
-            hosts={model: {host: self._wires[host].tell for host in of} for model, of in hosts.items()},
+            hosts={
+                model: {host: self._wires.to(host, handle).tell for host, handle in of.items()}
+                for model, of in hosts.items()
+            },
             sync=plan.sync,  # type: ignore[arg-type]  # checked when the recipe was read
             max_journal_mb=plan.max_journal_mb,
             lock_wait_s=LOCK_WAIT_S,
@@ -173,13 +176,6 @@ class ArenaActor:
         )
         self._listener = Listener(lambda host, packed: self._arena.deliver(packed))
 
-    def _wire(self, handle: Any) -> Wire:
-        return Wire(
-            self._name,
-            lambda packed: of_actor(handle.tell.remote(self._name, packed)),
-            lambda: of_actor(handle.address.remote()),
-        )
-
     async def address(self) -> Address | None:
         return await self._listener.address()
 
@@ -187,9 +183,7 @@ class ArenaActor:
         self._arena.host_lost(host)
 
     async def host_back(self, host: str, handle: Any) -> None:
-        if (before := self._wires.pop(host, None)) is not None:
-            before.close()
-        wire = self._wires[host] = self._wire(handle)
+        wire = self._wires.to(host, handle)
         wire.prepare()
         self._arena.host_back(host, wire.tell)
 
@@ -201,8 +195,7 @@ class ArenaActor:
 
     async def recover(self, among: Collection[str]) -> tuple[list[Finished], list[str]]:
         calm_collector()
-        for wire in self._wires.values():
-            wire.prepare()
+        self._wires.prepare()
         return await self._arena.recover(among)
 
     async def open(self, assignments: Sequence[Assignment]) -> None:
@@ -220,8 +213,7 @@ class ArenaActor:
     async def close(self) -> None:
         self._listener.close()
         await self._arena.close()
-        for wire in self._wires.values():
-            wire.close()
+        self._wires.close()
         await asyncio.to_thread(self._canoniser.close)
         if self._traces is not None:
             await asyncio.to_thread(self._traces.close)

@@ -204,15 +204,21 @@ class Arrivals:
         await self._really(0.002)
 
 
-async def test_what_keeps_coming_gathers_and_leaves_when_no_more_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.post.mailbox.PATIENCE_S", 60.0)
+async def after_one(monkeypatch: pytest.MonkeyPatch) -> tuple[Receiver, Outbox[int], Arrivals]:
+    """An outbox that has just sent its first item."""
     receiver = Receiver()
     box = receiver.box()
     box.put([0])
     await box.drain()
     arrivals = Arrivals(monkeypatch, box)
-    arrivals.left = iter([[2], [3, 4], [5], [], [6]])
     await arrivals.since_the_last()
+    return receiver, box, arrivals
+
+
+async def test_what_keeps_coming_gathers_and_leaves_when_no_more_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.post.mailbox.PATIENCE_S", 60.0)
+    receiver, box, arrivals = await after_one(monkeypatch)
+    arrivals.left = iter([[2], [3, 4], [5], [], [6]])
     box.put([1])
     await box.drain()
     assert receiver.batches == [[0], [1, 2, 3, 4, 5]]
@@ -221,13 +227,8 @@ async def test_what_keeps_coming_gathers_and_leaves_when_no_more_comes(monkeypat
 
 async def test_what_is_worth_it_waits_for_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.post.mailbox.PATIENCE_S", 60.0)
-    receiver = Receiver()
-    box = receiver.box()
-    box.put([0])
-    await box.drain()
-    arrivals = Arrivals(monkeypatch, box)
+    receiver, box, arrivals = await after_one(monkeypatch)
     arrivals.left = iter([list(range(2, WORTH)), [WORTH], [WORTH + 1]])
-    await arrivals.since_the_last()
     box.put([1])
     await box.drain()
     assert receiver.batches == [[0], list(range(1, WORTH + 1))]
@@ -240,14 +241,9 @@ async def test_what_is_worth_it_waits_for_no_more(monkeypatch: pytest.MonkeyPatc
 
 async def test_nothing_waits_longer_than_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.post.mailbox.PATIENCE_S", 0.02)
-    receiver = Receiver()
-    box = receiver.box()
-    box.put([0])
-    await box.drain()
     monkeypatch.setattr("actors.post.mailbox.WORTH", 10**9)
-    arrivals = Arrivals(monkeypatch, box)
+    receiver, box, arrivals = await after_one(monkeypatch)
     arrivals.left = repeat([2])
-    await arrivals.since_the_last()
     box.put([1])
     while len(receiver.batches) < 2:
         await asyncio.sleep(0)

@@ -222,6 +222,15 @@ def account_of(spec: HostSpec) -> str:
     return f"{spec.backend}:{getattr(spec.settings, 'model', '') or spec.model or spec.name}"
 
 
+def env_of(spec: HostSpec) -> dict[str, str]:
+    """Environment variables that the host's process must start with."""
+    backend = BACKENDS[spec.backend]
+    env = dict(backend.env(spec.settings))
+    if backend.heavy and not spec.num_gpus:
+        env["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"  # or Ray shows it all GPUs, and counts none of them
+    return env
+
+
 def place(spec: HostSpec) -> Any:
     """Create the actor. It starts its model when ``start`` is called.
 
@@ -230,7 +239,7 @@ def place(spec: HostSpec) -> Any:
     """
     import ray
 
-    env = dict(BACKENDS[spec.backend].env(spec.settings))
+    env = env_of(spec)
     options: dict[str, Any] = {
         "num_cpus": spec.num_cpus,
         "num_gpus": spec.num_gpus,

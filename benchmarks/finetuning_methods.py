@@ -1,16 +1,17 @@
 """What finetuning a whole society is worth: multiagent finetuning beside its baselines on the same held-out tasks.
 
     python benchmarks/finetuning_methods.py [--train 200] [--test 200] [--iterations 2] [--seeds 1] [--final 600]
-        [--methods METHOD ...] [--folder FOLDER]
+        [--methods METHOD ...] [--folder FOLDER] [--at-once 1] [--set KEY=VALUE ...]
 
 Every method is recipes/arithmetic-smollm2.yaml, changed as ``METHODS`` says: SmolLM2-135M-Instruct, three seats, no
 gold in training, adapters that are trained on from iteration to iteration. Base, majority of three and debate are what
 the untuned agents do: the evaluation before training. The baselines are those of Subramaniam et al. 2025 (MAFT),
 arXiv:2501.05707, sec. 3.2.
 
-One `moot loop` after another; what is finished in --folder is not done again, so that this command may be interrupted
-and given again. Told are, with 95 % intervals: a single agent, the majority of the openings and the vote after the
-debate; what multiagent finetuning gains over each baseline, paired by task; and how much answers differ, by iteration.
+One `moot loop` after another, or several at once on what RAY_ADDRESS names; what is finished in --folder is not done
+again, so that this command may be interrupted and given again. --set changes the recipe for all of them. Told are,
+with 95 % intervals: a single agent, the majority of the openings and the vote after the debate; what multiagent
+finetuning gains over each baseline, paired by task; and how much answers differ, by iteration.
 With --final, what came of the last iteration and the untuned agents are held against each other on so many held-out
 tasks: the intervals of 200 tasks are wider than what methods differ by.
 """
@@ -20,7 +21,10 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +69,8 @@ def main() -> int:
         "--final", type=int, default=0, help="held-out tasks for a last comparison; 600 are nearly all there are"
     )
     options.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="beside the whole one")
+    options.add_argument("--at-once", type=int, default=1, help="loops side by side")
+    options.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the recipe")
     options.add_argument("--folder", type=lambda text: Path(text).absolute(), default="runs/finetuning-methods")
     options.add_argument("--json", type=Path)
     args = options.parse_args()
@@ -74,34 +80,74 @@ def main() -> int:
         f"loop.iterations={args.iterations}",
         "loop.init_from=previous",
         "sft.epochs=4",
+        *args.set,
     )
     methods = {method: METHODS[method] for method in METHODS if method == WHOLE or method in args.methods}
     outcomes = []
-    for seed in args.seeds:
-        folders = {method: folder_of(args.folder, method, seed) for method in methods}
-        for method, changes in methods.items():
-            loop(folders[method], (f"seed={seed}", *sizes, *changes))
-        found, against = compare_all(folders)
-        print(f"seed {seed}, {args.test} held-out tasks, {machine_description()}\n")
-        for rows in (accuracy(found), gains(against), diversity(found)):
-            print("\n".join(in_columns(rows)), end="\n\n", flush=True)
-        outcomes.append({"seed": seed, "methods": told(found), "against": told(against)})
-        if args.final:
-            finals = {
-                method: evaluate(folder, args.folder / f"{folder.name}-final", (f"tasks.test={args.final}",))
-                for method, folder in folders.items()
-            }
-            base = (f"seed={seed}", *sizes, *METHODS[WHOLE], f"tasks.test={args.final}")
-            finals[BASE] = evaluate(RECIPE, folder_of(args.folder, f"{BASE}-final", seed), base)
-            found, against = compare_all(finals)
-            print(f"seed {seed}, the last adapters on {args.final} held-out tasks\n")
-            for rows in (accuracy(found), gains(against)):
+    with ThreadPoolExecutor(args.at_once) as pool:
+        seeds = {seed: [pool.submit(job) for job in jobs(args, sizes, methods, seed)] for seed in args.seeds}
+        for seed, done in seeds.items():
+            for one in done:
+                one.result()
+            folders = {method: folder_of(args.folder, method, seed) for method in methods}
+            found, against = compare_all(folders)
+            print(f"seed {seed}, {args.test} held-out tasks, {machine_description()}\n")
+            for rows in (accuracy(found), gains(against), diversity(found)):
                 print("\n".join(in_columns(rows)), end="\n\n", flush=True)
-            outcomes[-1]["final"] = {"methods": told(found), "against": told(against)}
+            outcomes.append({"seed": seed, "methods": told(found), "against": told(against)})
+            if args.final:
+                finals = {method: final_of(args.folder, method, seed) for method in (*methods, BASE)}
+                found, against = compare_all(finals)
+                print(f"seed {seed}, the last adapters on {args.final} held-out tasks\n")
+                for rows in (accuracy(found), gains(against)):
+                    print("\n".join(in_columns(rows)), end="\n\n", flush=True)
+                outcomes[-1]["final"] = {"methods": told(found), "against": told(against)}
     if args.json:
         result = {"machine": machine_description(), "arguments": sys.argv[1:], "seeds": outcomes}
         args.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2))
     return 0
+
+
+def jobs(
+    args: argparse.Namespace, sizes: Sequence[str], methods: dict[str, tuple[str, ...]], seed: int
+) -> Iterator[Callable[[], None]]:
+    """What is to be run for a seed: a loop for each method and what comes of it, in any order."""
+    final = (f"tasks.test={args.final}",)
+    for method, changes in methods.items():
+        whole = folder_of(args.folder, method, seed)
+        settings = (f"seed={seed}", *sizes, *changes)
+        yield partial(run, whole, settings, final_of(args.folder, method, seed) if args.final else None, final)
+    if args.final:
+        untuned = (f"seed={seed}", *sizes, *METHODS[WHOLE], *final)
+        yield partial(evaluate, RECIPE, final_of(args.folder, BASE, seed), untuned)
+
+
+def run(folder: Path, settings: Sequence[str], final: Path | None, changes: Sequence[str]) -> None:
+    """A finished loop does nothing more; one that was interrupted goes on."""
+    moot(folder, "loop", str(RECIPE), *settings, "--run-dir", str(folder), "--or-resume")
+    if final is not None:
+        evaluate(folder, final, changes)
+
+
+def evaluate(target: Path, folder: Path, changes: Sequence[str]) -> None:
+    """A recipe's agents as they are, or a run's with its newest adapters; ``folder`` tells of it."""
+    if folder.exists():
+        moot(folder, "resume", str(folder))
+    else:
+        moot(folder, "eval", str(target), *changes, "--run-dir", str(folder))
+
+
+def moot(folder: Path, *arguments: str) -> None:
+    """What it says goes beside its folder. Raises: SystemExit: it failed."""
+    log = folder.with_name(f"{folder.name}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command, began = [sys.executable, "-m", "engine", *arguments], time.time()
+    print(f"{folder.name}: moot {arguments[0]}, see {log}", file=sys.stderr, flush=True)
+    with log.open("a") as file:
+        done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=file, check=False)
+    if done.returncode:
+        raise SystemExit(f"{folder.name}: moot {arguments[0]} ended with status {done.returncode}; {log} says why")
+    print(f"{folder.name}: done after {time.time() - began:,.0f} s", file=sys.stderr, flush=True)
 
 
 def compare_all(folders: dict[str, Path]) -> tuple[dict[str, Compared], dict[str, Compared]]:
@@ -119,22 +165,9 @@ def folder_of(folder: Path, method: str, seed: int) -> Path:
     return folder / f"{method.replace(', ', '-').replace(' ', '-')}-{seed}"
 
 
-def loop(folder: Path, changes: Sequence[str]) -> None:
-    """A finished run does nothing more; one that was interrupted goes on."""
-    moot("loop", str(RECIPE), *changes, "--run-dir", str(folder), "--or-resume")
-
-
-def evaluate(target: Path, folder: Path, changes: Sequence[str]) -> Path:
-    """A recipe's agents as they are, or a run's with its newest adapters. Returns: the folder that tells of it."""
-    if folder.exists():
-        moot("resume", str(folder))
-    else:
-        moot("eval", str(target), *changes, "--run-dir", str(folder))
-    return folder
-
-
-def moot(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "engine", *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+def final_of(folder: Path, method: str, seed: int) -> Path:
+    whole = folder_of(folder, method if method != BASE else f"{BASE}-final", seed)
+    return whole if method == BASE else whole.with_name(f"{whole.name}-final")
 
 
 def accuracy(found: dict[str, Compared]) -> Rows:

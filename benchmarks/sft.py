@@ -1,6 +1,7 @@
 """What supervised finetuning costs through moot, beside the same rows in TRL's own SFTTrainer.
 
     python benchmarks/sft.py [--model small|embedded] [--rounds 3] [--steps 12] [--batch 8] [--threads 1] [--json FILE]
+    python benchmarks/sft.py --model large --precision bfloat16 --batch 24 --budget 8192                    # on a GPU
 
 The rows are what a selection takes from debates of three seats and three rounds, held here with the scripted model:
 openings, and last replies under the whole chat, so their lengths differ as they do in a run; before each reply stand up
@@ -9,8 +10,8 @@ feed on disk to a Ray Train worker, which makes tokens of them: ``padded`` in th
 to end without padding.
 
 All train the same LoRA adapter on the same rows in the same steps; each in a fresh process in the environment of a
-training worker, ``--rounds`` times in turns. The losses of the steps must be the same. Timed are the steps behind the
-first. Tokens a second are those of prompts and completions; padding counts for nothing.
+training worker, ``--rounds`` times in turns, on the GPU where there is one. The losses of the steps must be the same.
+Timed are the steps behind the first. Tokens a second are those of prompts and completions; padding counts for nothing.
 
 Exit status 1: moot makes less than 0.95 of TRL's tokens a second, padded or packed, or the losses differ.
 """
@@ -29,21 +30,21 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.tree_dpo import held, spread  # noqa: E402
+from benchmarks.tree_dpo import CLOSE, SHAPES, held, on_gpu, spread  # noqa: E402
 from trainers.selection.example import Example  # noqa: E402
 from trainers.tuning.batches import deal  # noqa: E402
 
-LIMIT, CLOSE = 0.95, 1e-3
+LIMIT = 0.95
 VARIANTS = ("trl", "padded", "packed")
 VOCAB = 4096  # of the small model
-BUDGET, RATE, RANK, ALPHA = 2048, 1e-4, 16, 32
+RATE, RANK, ALPHA = 1e-4, 16, 32
 SELECTION: dict[str, Any] = {"rules": {"generator": ["generator", "critic"]}}
 RECIPE: dict[str, Any] = {
     "name": "rows",
@@ -60,7 +61,9 @@ class Work(msgspec.Struct):
     """What a variant is given: a model folder, rows of a step, the rows in feed order."""
 
     model: str
+    precision: Literal["float32", "bfloat16"]
     batch: int
+    budget: int
     threads: int
     rows: list[Example]
 
@@ -82,8 +85,8 @@ def working(draw: random.Random) -> str:
     return "".join(f"{one} + {other} = {one + other}. " for one, other in pairs)
 
 
-def small_model(folder: Path, rows: Sequence[Example]) -> Path:
-    """A random Llama of six layers, width 256, with a vocabulary made of the rows."""
+def random_model(shape: str, folder: Path, rows: Sequence[Example]) -> Path:
+    """A random Llama with a vocabulary made of the rows."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
@@ -102,9 +105,9 @@ def small_model(folder: Path, rows: Sequence[Example]) -> Path:
     fast = make_fast(tokenizer_object=tokenizer, eos_token=marks[1], pad_token=marks[1])
     fast.chat_template = AutoTokenizer.from_pretrained(embedded_model_path()).chat_template
     torch.manual_seed(0)
-    shape: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6}
-    config = LlamaConfig(vocab_size=VOCAB, num_attention_heads=4, num_key_value_heads=4, **shape)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    config = LlamaConfig(vocab_size=VOCAB, **SHAPES[shape])
+    with torch.device("cuda" if on_gpu() else "cpu"):
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
 
@@ -137,7 +140,7 @@ def trl(work: Work, folder: Path) -> dict[str, list[float]]:
                 times.append(time.time())
                 losses.append(logs["loss"])
 
-    model: Any = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(work.model, dtype=getattr(torch, work.precision))
     set_seed(0)
     lora: Any = LoraConfig
     peft_model = get_peft_model(
@@ -145,7 +148,8 @@ def trl(work: Work, folder: Path) -> dict[str, list[float]]:
     )
     config = SFTConfig(
         output_dir=str(folder), num_train_epochs=1, per_device_train_batch_size=work.batch, learning_rate=RATE,
-        lr_scheduler_type="constant", weight_decay=0.0, seed=0, use_cpu=True, bf16=False, gradient_checkpointing=False,
+        lr_scheduler_type="constant", weight_decay=0.0, seed=0, use_cpu=not on_gpu(), bf16=work.precision == "bfloat16",
+        gradient_checkpointing=False,
         max_length=None, train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", report_to="none",
         disable_tqdm=True, dataset_kwargs={"skip_prepare_dataset": True},
     )  # fmt: skip
@@ -184,12 +188,12 @@ def moot(work: Work, batching: Any, folder: Path) -> dict[str, list[float]]:
     ray.get(feed.finish.remote())
     settings = SFTSettings(
         rank=RANK, alpha=ALPHA, learning_rate=RATE, schedule="constant", warmup=0.0, epochs=1, batch_size=work.batch,
-        batching=batching, token_budget=BUDGET, seed=0,
+        batching=batching, token_budget=work.budget, seed=0, precision=work.precision,
     )  # fmt: skip
     job = TrainingJob(agent="ada", name="ada@bench-v1", output=str(folder / "ada"))
     (trained,) = fit_lanes(
         [job], settings=settings, base_model=work.model, feed=feed, storage_path=folder / "storage", name="bench",
-        place=LanePlace(cpus=work.threads),
+        place=LanePlace(cpus=work.threads, use_gpu=on_gpu()),
     )  # fmt: skip
     ray.shutdown()
     assert isinstance(trained.result, SFTResult)
@@ -199,7 +203,7 @@ def moot(work: Work, batching: Any, folder: Path) -> dict[str, list[float]]:
 def run_apart(variant: str, file: Path, threads: int) -> dict[str, Any]:
     from trainers.jobs.lanes import worker_env
 
-    env = os.environ | (worker_env(threads) if variant == "trl" else {})
+    env = os.environ | (worker_env(threads, use_gpu=on_gpu()) if variant == "trl" else {})
     command = [sys.executable, __file__, "--variant", variant, str(file)]
     began = time.time()
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=3600, check=False)
@@ -209,7 +213,9 @@ def run_apart(variant: str, file: Path, threads: int) -> dict[str, Any]:
     return found | {"variant": variant, "first_step_s": found["times"][0] - began}
 
 
-def figures(variant: str, lengths: Sequence[int], batch: int, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def figures(
+    variant: str, lengths: Sequence[int], batch: int, budget: int, runs: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """What all rounds say of a variant, beside TRL's run of the same round."""
     mine, plain = ([run for run in runs if run["variant"] == name] for name in (variant, "trl"))
     tokens = sum(lengths[batch:])  # behind the first step
@@ -222,14 +228,14 @@ def figures(variant: str, lengths: Sequence[int], batch: int, runs: Sequence[dic
         "tokens_per_s": speeds[0],
         "of_trl": ratios,
         "first_step_s": [run["first_step_s"] for run in mine],
-        "filled": filled(variant, lengths, batch),
+        "filled": filled(variant, lengths, batch, budget),
         "loss_difference": max(
             abs(left - right) / right for ours, theirs in pairs for left, right in zip(ours, theirs, strict=True)
         ),
     }
 
 
-def filled(variant: str, lengths: Sequence[int], batch: int) -> float:
+def filled(variant: str, lengths: Sequence[int], batch: int, budget: int) -> float:
     """The share of what goes through the model that is no padding."""
     if variant == "packed":
         return 1.0
@@ -237,7 +243,7 @@ def filled(variant: str, lengths: Sequence[int], batch: int) -> float:
     passes = [
         [step[index] for index in indices]
         for step in steps
-        for indices in deal(step, "padded", batch_size=batch, token_budget=BUDGET)
+        for indices in deal(step, "padded", batch_size=batch, token_budget=budget)
     ]
     return sum(lengths) / sum(len(rows) * max(rows) for rows in passes)
 
@@ -255,10 +261,12 @@ def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--model", choices=("small", "embedded"), default="small")
+    parser.add_argument("--model", choices=(*SHAPES, "embedded"), default="small")
+    parser.add_argument("--precision", choices=tuple(CLOSE), default="float32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=8, help="rows of a step")
+    parser.add_argument("--budget", type=int, default=2048, help="tokens that go through the model at once, packed")
     parser.add_argument("--threads", type=int, default=1, help="of the process that trains, and CPUs of its worker")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--variant", nargs=2, metavar=("NAME", "WORK"), help=argparse.SUPPRESS)
@@ -273,15 +281,19 @@ def main() -> int:
         from actors.local.embedded import embedded_model_path
 
         examples = selected(options.steps * options.batch)
-        model = embedded_model_path() if options.model == "embedded" else small_model(folder / "model", examples)
-        work = Work(str(model), options.batch, options.threads, examples)
+        model = (
+            embedded_model_path()
+            if options.model == "embedded"
+            else random_model(options.model, folder / "model", examples)
+        )
+        work = Work(str(model), options.precision, options.batch, options.budget, options.threads, examples)
         (folder / "work.json").write_bytes(msgspec.json.encode(work))
         lengths = [len(row["input_ids"]) for row in tokenised(work)]
         runs = list[dict[str, Any]]()
         for number in range(options.rounds):
             for variant in VARIANTS if number % 2 else VARIANTS[::-1]:
                 runs.append(run_apart(variant, folder / "work.json", options.threads))
-    rows = [figures(variant, lengths, options.batch, runs) for variant in VARIANTS]
+    rows = [figures(variant, lengths, options.batch, options.budget, runs) for variant in VARIANTS]
     print(f"{len(lengths)} rows of {min(lengths)} to {max(lengths)} tokens, {sum(lengths)} in all")
     print("\n".join(table(rows)))
     if options.json:
@@ -289,7 +301,12 @@ def main() -> int:
 
         told = {"machine": machine_description(), "versions": versions(), "model": options.model, "rows": rows}
         options.json.write_text(json.dumps(told, indent=2) + "\n")
-    return int(any(statistics.median(row["of_trl"]) < LIMIT or row["loss_difference"] > CLOSE for row in rows))
+    return int(
+        any(
+            statistics.median(row["of_trl"]) < LIMIT or row["loss_difference"] > CLOSE[options.precision]
+            for row in rows
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
 """What a preference tree costs packed, beside the same pairs one by one in TRL's own DPOTrainer.
 
     python benchmarks/tree_dpo.py [--model embedded] [--rounds 3] [--budget 1024] [--run FOLDER] [--json FILE]
+    python benchmarks/tree_dpo.py --model large --precision bfloat16 --scale 8 --budget 8192       # on a GPU
 
-Sets of trees: ``k x k`` has a prompt of 192 tokens with k right and k wrong replies of 64 under it, so k * k pairs;
+Sets of trees: ``k x k`` has a prompt of 192 tokens with k right and k wrong replies of 64 under it, so k * k pairs (all
+--scale times as long);
 ``reflect`` is made of debates, every right answer of a round over every wrong one: those of ``--run``, or some held now
 with the scripted model. Chat template and tokens are those of the embedded model.
 
 Both train the same LoRA adapter on the same pairs in the same steps: the pairs of one pack. TRL gets them ``--batch``
 pairs at a time, its default layout: chosen and rejected sequences padded side by side. References are precomputed in
-both. Timed are collation, forward, backward and optimiser, after a step to warm up; each variant in a fresh process in
-the environment of a training worker, ``--rounds`` times in turns. The losses of the steps must be the same.
+both. Timed are collation, forward, backward and optimiser, after a pass to warm up (flex_attention compiles); each
+variant in a fresh process in the environment of a training worker, ``--rounds`` times in turns, on the GPU where there
+is one. The losses of the steps must be the same.
 
 Told are tokens of the pairs (each with a prompt of its own) a second, seconds a step, the ratio of the two beside the
-ratio of the tokens, and the most memory that the process had while it trained.
+ratio of the tokens, and the most memory that the process had while it trained: the GPU's where there is one.
 
 Exit status 1: the speed-up is below 0.85 of the token ratio for a set, or the losses differ.
 """
@@ -22,6 +25,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import statistics
@@ -34,7 +38,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -47,11 +51,16 @@ from protocols.message import Ask  # noqa: E402
 from protocols.tree import preference_tree  # noqa: E402
 from trainers.tuning.pack import Packing, TokenPair, pack_pairs  # noqa: E402
 
-LIMIT, CLOSE = 0.85, 1e-3
+LIMIT, CLOSE = 0.85, {"float32": 1e-3, "bfloat16": 2e-2}
+SHAPES: dict[str, dict[str, Any]] = {  # random Llamas
+    "small": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 4},
+    "large": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
+}
 PROMPT, REPLY, SETS = 192, 64, ((1, 8), (2, 3), (4, 1))  # tokens, tokens, (k, trees)
-VOCAB = 8192  # of the small model; token ids above are folded into it, which keeps what is shared
+VOCAB = 8192  # of the random models; token ids above are folded into it, which keeps what is shared
 VARIANTS = ("trl", "packed")
 BETA, RATE = 0.1, 1e-4
+START = math.log(2)  # the loss before the first step; what little is left of it later is not compared more closely
 RECIPE: dict[str, Any] = {
     "name": "trees",
     "seed": 1,
@@ -76,12 +85,13 @@ class Work(msgspec.Struct):
     """What a variant is given. ``sets``: name -> pairs."""
 
     model: str
+    precision: Literal["float32", "bfloat16"]
     budget: int
     batch: int
     sets: dict[str, list[Row]]
 
 
-def grown(replies: int, trees: int) -> list[Row]:
+def grown(replies: int, trees: int, scale: int) -> list[Row]:
     """Trees with as many right as wrong replies, random tokens."""
     draw = random.Random(replies)
 
@@ -90,8 +100,8 @@ def grown(replies: int, trees: int) -> list[Row]:
 
     rows = []
     for tree in range(trees):
-        prompt = tokens(PROMPT)
-        right, wrong = ([tokens(REPLY) for _ in range(replies)] for _ in range(2))
+        prompt = tokens(PROMPT * scale)
+        right, wrong = ([tokens(REPLY * scale) for _ in range(replies)] for _ in range(2))
         rows += [Row(str(tree), prompt, chosen, rejected) for chosen in right for rejected in wrong]
     return rows
 
@@ -173,12 +183,13 @@ def load(work: Work, folder: Path) -> tuple[Any, Any, Path]:
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(embedded_model_path())
+    dtype = getattr(torch, work.precision)
     if work.model == "embedded":
-        model: Any = AutoModelForCausalLM.from_pretrained(embedded_model_path(), dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(embedded_model_path(), dtype=dtype)
     else:
-        shape: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6}
-        config = LlamaConfig(vocab_size=VOCAB, num_attention_heads=4, num_key_value_heads=4, **shape)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        config = LlamaConfig(vocab_size=VOCAB, **SHAPES[work.model])
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         tokenizer.pad_token_id = 0  # the id must be one of the model's
     config_of: Any = LoraConfig
     adapter = config_of(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -203,7 +214,7 @@ def packed(work: Work, packing: Packing, given: Any, folder: Path) -> Iterator[t
     from trainers.tuning.tree_dpo_settings import TreeDPOSettings
 
     model, tokenizer, adapter = given
-    settings = TreeDPOSettings(beta=BETA, learning_rate=RATE, token_budget=work.budget)
+    settings = TreeDPOSettings(beta=BETA, learning_rate=RATE, token_budget=work.budget, precision=work.precision)
     with two_adapters(model, settings, adapter) as peft_model:
         training = Training(peft_model, tokenizer, packing, settings, SavedPlace(cursor=START), 0, None)
         trainer = TreeDPOTrainer(training, "pupil", peft_model, tokenizer, settings, folder)
@@ -221,6 +232,7 @@ def trl(
     work: Work, packing: Packing, given: Any, folder: Path, pairs: Sequence[TokenPair]
 ) -> Iterator[tuple[Any, Take]]:
     """TRL's trainer, ``work.batch`` pairs at a time until those of a pack are through."""
+    import torch
     from datasets import Dataset
     from peft import PeftModel
     from trl.trainer.dpo_config import DPOConfig
@@ -238,7 +250,8 @@ def trl(
     ends = list(accumulate((len(pack.pairs) for pack in packing.packs), initial=0))
     peft_model: Any = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
     config: Any = DPOConfig(
-        output_dir=str(folder), beta=BETA, learning_rate=RATE, weight_decay=0.0, use_cpu=True, bf16=False,
+        output_dir=str(folder), beta=BETA, learning_rate=RATE, weight_decay=0.0,
+        use_cpu=not torch.cuda.is_available(), bf16=work.precision == "bfloat16",
         gradient_checkpointing=False, max_length=None, precompute_ref_log_probs=True, report_to="none",
         per_device_train_batch_size=work.batch,
     )  # fmt: skip
@@ -262,7 +275,7 @@ def trl(
 
 
 def run(variant: str, work: Work, folder: Path) -> Iterator[dict[str, Any]]:
-    """One pass over every set, after a first step on its first pack."""
+    """One pass over every set, after one to warm up."""
     given = load(work, folder)
     for name, rows in work.sets.items():
         pairs = [as_pair(row) for row in rows]
@@ -272,19 +285,34 @@ def run(variant: str, work: Work, folder: Path) -> Iterator[dict[str, Any]]:
         )
         with making as (trainer, take):
             trainer.create_optimizer()
-            Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-            losses, began = list[float](), time.perf_counter()
-            for step in (0, *range(len(packing.packs))):
-                if len(losses) == 1:
-                    began = time.perf_counter()
-                losses.append(take(step))
-                trainer.optimizer.step()
-                trainer.optimizer.zero_grad()
+            losses, began = list[float](), 0.0
+            for _ in range(2):
+                forget_peak()
+                began = time.perf_counter()
+                for step in range(len(packing.packs)):
+                    losses.append(take(step))
+                    trainer.optimizer.step()
+                    trainer.optimizer.zero_grad()
+            peak = peak_mb()  # waits for the GPU
             seconds = time.perf_counter() - began
-        yield {"set": name, "variant": variant, "seconds": seconds, "peak_mb": peak_mb(), "losses": losses}
+        yield {"set": name, "variant": variant, "seconds": seconds, "peak_mb": peak, "losses": losses}
+
+
+def forget_peak() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_mb() -> float:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return float(torch.cuda.max_memory_allocated()) / 2**20
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
@@ -293,10 +321,16 @@ def as_pair(row: Row) -> TokenPair:
     return TokenPair(row.tree, array("i", row.prompt), array("i", row.chosen), array("i", row.rejected))
 
 
+def on_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
 def run_apart(variant: str, file: Path) -> list[dict[str, Any]]:
     from trainers.jobs.lanes import worker_env
 
-    env = os.environ | worker_env(os.cpu_count() or 1)
+    env = os.environ | worker_env(os.cpu_count() or 1, use_gpu=on_gpu())
     command = [sys.executable, __file__, "--variant", variant, str(file)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=3600, check=False)
     if done.returncode:
@@ -319,7 +353,7 @@ def figures(work: Work, name: str, runs: Sequence[dict[str, Any]]) -> dict[str, 
         "token_ratio": packing.token_ratio,
         "speed_up": [one["seconds"] / other["seconds"] for one, other in zip(of["trl"], of["packed"], strict=True)],
         "loss_difference": max(
-            abs(left - right) / abs(left)
+            abs(left - right) / max(abs(left), START)
             for one, other in zip(of["trl"], of["packed"], strict=True)
             for left, right in zip(one["losses"], other["losses"], strict=True)
         ),
@@ -354,7 +388,9 @@ def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--model", choices=("small", "embedded"), default="small")
+    parser.add_argument("--model", choices=(*SHAPES, "embedded"), default="small")
+    parser.add_argument("--precision", choices=tuple(CLOSE), default="float32")
+    parser.add_argument("--scale", type=int, default=1, help="how many times as long prompts and replies of k x k are")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget", type=int, default=1024, help="tokens of a pack")
     parser.add_argument("--batch", type=int, default=4, help="pairs that TRL gets at a time")
@@ -368,9 +404,9 @@ def main() -> int:
             work = msgspec.json.decode(Path(options.variant[1]).read_bytes(), type=Work)
             print(json.dumps(list(run(options.variant[0], work, folder))))
             return 0
-        sets = {f"{replies} x {replies}": grown(replies, trees) for replies, trees in SETS}
+        sets = {f"{replies} x {replies}": grown(replies, trees, options.scale) for replies, trees in SETS}
         sets["reflect"] = preferred(recorded(options.run) if options.run else asyncio.run(held(RECIPE)))
-        work = Work(options.model, options.budget, options.batch, sets)
+        work = Work(options.model, options.precision, options.budget, options.batch, sets)
         (folder / "work.json").write_bytes(msgspec.json.encode(work))
         runs = list[dict[str, Any]]()
         for number in range(options.rounds):
@@ -382,8 +418,9 @@ def main() -> int:
         from engine.record.folder import machine_description, versions
 
         told = {"machine": machine_description(), "versions": versions(), "model": options.model, "rows": rows}
+        told |= {"precision": options.precision, "scale": options.scale, "budget": options.budget}
         options.json.write_text(json.dumps(told, indent=2) + "\n")
-    return int(any(row["of_ratio"] < LIMIT or row["loss_difference"] > CLOSE for row in rows))
+    return int(any(row["of_ratio"] < LIMIT or row["loss_difference"] > CLOSE[options.precision] for row in rows))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def test_tokens_a_second_are_those_of_rows_behind_the_first_step() -> None:
         {"variant": "trl", "times": [5.0, 7.0, 9.0], "losses": [4.0, 2.0, 1.0], "first_step_s": 5.0},
         {"variant": "padded", "times": [6.0, 7.0, 8.0], "losses": [4.0, 2.0, 1.1], "first_step_s": 6.0},
     ]
-    told = sft.figures("padded", lengths, 2, runs)
+    told = sft.figures("padded", lengths, 2, 2048, runs)
     assert (told["tokens_per_s"], told["of_trl"], told["steps"]) == ([7.0], [2.0], 3)
     assert told["loss_difference"] == pytest.approx(0.1)
     assert told["filled"] == pytest.approx(18 / (2 * 3 + 2 * 6 + 2 * 2))

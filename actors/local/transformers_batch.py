@@ -17,9 +17,8 @@ from protocols.message import FinishReason, Sampling
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-NUCLEUS_FIRST_LOOK = (
-    256  # most probable words looked at before the whole vocabulary is sorted, which costs 20 times more
-)
+NUCLEUS_FIRST_LOOK = 256  # most probable words looked at before all are sorted, which costs 20 times more
+AT_ONCE = 64  # rows whose next tokens a GPU picks together; a CPU's caches hold the few copies of one vocabulary
 
 
 @dataclass(eq=False)
@@ -59,48 +58,73 @@ class Row:
         return float(torch.rand((), generator=self.chance, dtype=torch.float64).item())
 
 
-def pick(logits: Tensor, sampling: Sampling, draw: Callable[[], float]) -> tuple[int, float]:
-    """The next token and its log-probability, in nats, under the model itself.
+def pick(
+    logits: Tensor, samplings: Sequence[Sampling], draws: Sequence[Callable[[], float]]
+) -> list[tuple[int, float] | None]:
+    """The next token of every row and its log-probability, in nats, under the model itself.
 
     Args:
-        logits: [V] on the CPU.
-        draw: gives a number from 0 up to 1; not called at temperature 0.
-    Raises: ReplyError: the logits hold NaN, as those of a training that diverged do.
+        logits: [B, V], on a device that computes in float64.
+        draws: give a number from 0 up to 1; not called at temperature 0.
+    Returns: by row; None: its logits hold NaN, as those of a training that diverged do.
     """
+    picked: list[tuple[int, float] | None] = []
+    at_once = AT_ONCE if logits.is_cuda else 1
+    for at in range(0, len(logits), at_once):
+        here = slice(at, at + at_once)
+        picked += _pick(logits[here], samplings[here], draws[here])
+    return picked
+
+
+def _pick(
+    logits: Tensor, samplings: Sequence[Sampling], draws: Sequence[Callable[[], float]]
+) -> list[tuple[int, float] | None]:
+    import torch
+
     logits = logits.double()
     logprobs = logits.log_softmax(-1)
-    if logprobs.isnan().any():
-        raise ReplyError("the model's logits are not numbers; its weights or its adapter are broken", "malformed")
-    if sampling.temperature == 0:
-        token = int(logits.argmax())
-    else:
-        token = _drawn(((logits - logits.max()) / sampling.temperature).softmax(-1), sampling.top_p, draw())
-    return token, float(logprobs[token])
+    tokens = logits.argmax(-1, keepdim=True)
+    drawing = [number for number, sampling in enumerate(samplings) if sampling.temperature > 0]
+    if drawing:
+        figures = [(samplings[number].temperature, samplings[number].top_p, draws[number]()) for number in drawing]
+        temperature, top_p, uniform = torch.tensor(figures, dtype=torch.float64, device=logits.device)[
+            ..., None
+        ].unbind(1)
+        rows = torch.tensor(drawing, device=logits.device)
+        drawn = logits[rows]
+        probs = ((drawn - drawn.amax(-1, keepdim=True)) / temperature).softmax(-1)
+        tokens[rows] = _drawn(nucleus(probs, top_p), uniform)
+    chosen, broken = logprobs.gather(-1, tokens)[:, 0].tolist(), logprobs.isnan().any(-1).tolist()
+    return [
+        None if bad else (token, logprob)
+        for token, logprob, bad in zip(tokens[:, 0].tolist(), chosen, broken, strict=True)
+    ]
 
 
-def _drawn(probs: Tensor, top_p: float, uniform: float) -> int:
+def _drawn(probs: Tensor, uniform: Tensor) -> Tensor:
     """Inverts the distribution along the vocabulary: rounding moves a draw only at the boundary of two words."""
     import torch
 
-    cumulative = nucleus(probs, top_p).cumsum(-1)
-    target = uniform * cumulative[-1]
-    return min(int(torch.searchsorted(cumulative, target, right=True)), len(cumulative) - 1)
+    cumulative = probs.cumsum(-1)
+    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).clamp(max=probs.shape[-1] - 1)
 
 
-def nucleus(probs: Tensor, top_p: float) -> Tensor:
+def nucleus(probs: Tensor, top_p: Tensor) -> Tensor:
     """The most probable words that together reach ``top_p``, the others at 0; not scaled up again.
 
+    Args: probs: [B, V]. top_p: [B, 1]; all words stay where it is 1.
     Source: Holtzman et al. 2020, arXiv:1904.09751, sec. 3.1.
     """
-    if top_p >= 1.0:
+    rows = (top_p[:, 0] < 1.0).nonzero()[:, 0]
+    if not len(rows):
         return probs
-    for count in (min(NUCLEUS_FIRST_LOOK, len(probs)), len(probs)):
-        top = probs.topk(count)
-        if top.values.sum() >= top_p:
+    inside, probs, top_p = probs.clone(), probs[rows], top_p[rows]
+    for count in (min(NUCLEUS_FIRST_LOOK, probs.shape[-1]), probs.shape[-1]):
+        values, words = probs.topk(count)
+        if (values.sum(-1, keepdim=True) >= top_p).all():
             break
-    kept = top.values.cumsum(-1) - top.values < top_p
-    inside = probs.new_zeros(len(probs))
-    inside[top.indices[kept]] = top.values[kept]
+    kept = values.where(values.cumsum(-1) - values < top_p, 0.0)
+    inside[rows] = probs.new_zeros(probs.shape).scatter(-1, words, kept)
     return inside
 
 
@@ -126,6 +150,12 @@ def joins(config: Any) -> bool:
     from transformers.cache_utils import DynamicLayer
 
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
+def _last(output: Any) -> Tensor:
+    """[B, V] float32: what a pass says comes next, where it can be computed with in float64."""
+    logits: Tensor = output.logits[:, -1].float()
+    return logits if logits.device.type in {"cpu", "cuda"} else logits.cpu()
 
 
 class Batch:
@@ -163,15 +193,16 @@ class Batch:
         if not self.rows:
             return []
         spoke = self.rows
-        for row, logits in zip(spoke, self._forward(), strict=True):
-            self._extend(row, logits)
+        picked = pick(self._forward(), [row.sampling for row in spoke], [row.draw for row in spoke])
+        for row, found in zip(spoke, picked, strict=True):
+            self._extend(row, found)
         self._leave()
         if self.rows:
             self._feed()
         return [row for row in spoke if row.done]
 
     def _forward(self) -> Tensor:
-        """[B, V] float32 on the CPU: what comes next."""
+        """[B, V] float32: what comes next."""
         import torch
 
         if self._cache is None and any(row.pictures for row in self.rows):
@@ -186,8 +217,7 @@ class Batch:
                 logits_to_keep=1,
             )
         self._cache = output.past_key_values
-        logits: Tensor = output.logits[:, -1].float().cpu()
-        return logits
+        return _last(output)
 
     def _look(self) -> Tensor:
         """The same for prompts with pictures: each is read alone, as every model lays out several prompts' pictures in
@@ -210,14 +240,14 @@ class Batch:
             moved = {name: value.to(self._model.device) for name, value in inputs.items()}
             output = self._model(**moved, use_cache=True, logits_to_keep=1)
         ahead = getattr(self._model.base_model, "rope_deltas", None) if pictures else None  # of the last picture
-        return output.logits[:, -1].float().cpu(), output.past_key_values, 0 if ahead is None else int(ahead)
+        return _last(output), output.past_key_values, 0 if ahead is None else int(ahead)
 
-    def _extend(self, row: Row, logits: Tensor) -> None:
-        try:
-            token, logprob = pick(logits, row.sampling, row.draw)
-        except ReplyError as err:
-            row.error = err
+    def _extend(self, row: Row, found: tuple[int, float] | None) -> None:
+        if found is None:
+            what = "the model's logits are not numbers; its weights or its adapter are broken"
+            row.error = ReplyError(what, "malformed")
             return
+        token, logprob = found
         row.token_ids.append(token)
         row.logprobs.append(logprob)
         if token in self._ends:

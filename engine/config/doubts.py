@@ -80,3 +80,8 @@ def _models(recipe: Recipe) -> Iterator[str]:
                 f"models.{name}.num_gpus={model.place.num_gpus:g}, and the vLLM that is installed here is the one for "
                 "CPUs; where there is a GPU, `make install-gpu` has the other"
             )
+        if model.backend == "vllm" and not model.place.num_gpus and not runs_on_cpu():
+            yield (
+                f"models.{name}.num_gpus is 0, so it is shown no GPU, and the vLLM that is installed here needs one; "
+                f"set models.{name}.num_gpus: 1"
+            )

@@ -6,6 +6,7 @@ import fcntl
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ Kind = str  # "run", "loop" or "eval"
 # An NFS server keeps the locks of a machine that has died for as long as its lease lasts, mostly 90 s.
 LOCK_WAIT_S = 120.0
 LOCK_POLL_S = 0.1
+NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")  # as the driver lists them; nothing heavy need be imported
 GLANCE_S = 0.3  # who looks whether a run is driven holds its lock for an instant
 
 
@@ -180,14 +182,21 @@ def new_run_path(runs_dir: Path, name: str) -> tuple[str, Path]:
 
 
 def machine_description() -> str:
-    """CPU, cores, memory: what a figure must name beside it."""
+    """CPU, cores, memory, GPUs: what a figure must name beside it."""
     model = ""
     if (info := Path("/proc/cpuinfo")).is_file():
         model = next(
             (line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line), ""
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model or platform.processor() or platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
+    gpus = Counter(
+        line.partition(":")[2].strip()
+        for file in NVIDIA_GPUS.glob("*/information")
+        for line in file.read_text().splitlines()
+        if line.startswith("Model:")
+    )
+    told = "".join(f", {number} x {name}" for name, number in sorted(gpus.items()))
+    return f"{model or platform.processor() or platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB{told}"
 
 
 def versions() -> dict[str, str]:

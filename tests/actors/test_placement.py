@@ -11,9 +11,10 @@ import pytest
 from actors.agent import Limits
 from actors.limits.budget import Budget
 from actors.limits.shared_gate import Keeper
+from actors.local.transformers_settings import TransformersSettings
 from actors.models.images import ReadsImages
 from actors.models.scripted import ScriptedSettings
-from actors.placement import AgentActor, HostSpec, account_of
+from actors.placement import AgentActor, HostSpec, account_of, env_of
 from actors.services.batch_book import BatchSettings
 from actors.services.batched import BatchedBackend
 from actors.services.openai_chat import OpenAISettings
@@ -93,3 +94,12 @@ def test_a_backend_that_keeps_files_has_a_folder_of_its_own_in_the_runs(tmp_path
     backend = AgentActor(spec(name=name, backend="openai", settings=BATCHED, folder=str(tmp_path)))._host._backend
     assert isinstance(backend, BatchedBackend) and backend.folder == tmp_path / "models" / folder
     assert isinstance(backend, ReadsImages) and backend.read_image is not None
+
+
+def test_a_model_that_is_given_no_gpu_is_shown_none() -> None:
+    """Ray shows all of them to whoever asks for none."""
+    local: dict[str, Any] = {"backend": "transformers", "settings": TransformersSettings()}
+    hides = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
+    assert env_of(spec(**local))[hides] == "1"
+    assert hides not in env_of(spec(**local, num_gpus=0.5))
+    assert env_of(spec()) == {}  # nothing to start a process of its own kind for

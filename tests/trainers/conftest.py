@@ -85,6 +85,21 @@ def make_debate() -> MakeDebate:
     return _make_debate
 
 
+def device() -> str:
+    """Where trainings compute: tests of them run on a GPU where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def loaded(folder: Path, precision: str = "float32", **how: Any) -> tuple[Any, Any]:
+    """A base and its tokenizer, where trainings put it."""
+    from trainers.tuning.sft import load_base
+
+    model, tokenizer = load_base(str(folder), precision, **how)
+    return model.to(device()), tokenizer
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny"))

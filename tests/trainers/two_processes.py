@@ -61,6 +61,7 @@ def train_together(base: Path, rows: list[Example], orders: list[Order], work: P
 
 
 def _run(rank: int, port: int, base: Path, rows: list[Example], orders: list[Order], work: Path) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # two processes of NCCL cannot share a GPU, and gloo shards on CPUs alone
     import torch
     import torch.distributed as dist
 

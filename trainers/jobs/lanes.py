@@ -116,6 +116,8 @@ def worker_env(cpus_per_worker: float, *, use_gpu: bool = False) -> dict[str, st
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it logs what libraries print into buffers of their own
     }
+    if not use_gpu:
+        env["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"  # or Ray shows it all GPUs, and counts none of them
     library = Path(sys.prefix) / "lib" / "libiomp5.so"
     if not use_gpu and library.is_file():
         others = [path for path in os.environ.get("LD_PRELOAD", "").split(":") if path and path != str(library)]

@@ -86,21 +86,27 @@ def tuned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Ad
 # What is drawn
 
 
+def pick_one(logits: Any, sampling: Sampling, draw: Callable[[], float]) -> tuple[int, float]:
+    (found,) = pick(logits[None], [sampling], [draw])
+    assert found is not None
+    return found
+
+
 def test_a_pick_inverts_the_distribution_along_the_vocabulary() -> None:
     logits = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
-    drawn = [pick(logits, Sampling(), _always(u))[0] for u in (0.0, 0.49, 0.51, 0.74, 0.76, 0.874, 0.876, 1 - 1e-12)]
-    assert drawn == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert pick(logits, Sampling(), lambda: 0.6)[1] == pytest.approx(math.log(0.25))
+    uniforms = (0.0, 0.49, 0.51, 0.74, 0.76, 0.874, 0.876, 1 - 1e-12)
+    assert [pick_one(logits, Sampling(), _always(u))[0] for u in uniforms] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert pick_one(logits, Sampling(), lambda: 0.6)[1] == pytest.approx(math.log(0.25))
 
 
 def test_temperature_and_top_p_change_the_draw_but_not_the_logprob() -> None:
     logits = torch.tensor([0.25, 0.5, 0.25]).log()
-    assert pick(logits, Sampling(temperature=0.0), _never) == pytest.approx((1, math.log(0.5)))
+    assert pick_one(logits, Sampling(temperature=0.0), _never) == pytest.approx((1, math.log(0.5)))
     # at temperature 1/2 the chances are 1/6, 4/6, 1/6
     sharp = Sampling(temperature=0.5)
-    assert [pick(logits, sharp, _always(u))[0] for u in (0.16, 0.17, 0.83, 0.84)] == [0, 1, 1, 2]
-    assert pick(logits, Sampling(top_p=0.5), lambda: 0.999) == pytest.approx((1, math.log(0.5)))
-    assert pick(logits, Sampling(temperature=1e-320), lambda: 0.999)[0] == 1
+    assert [pick_one(logits, sharp, _always(u))[0] for u in (0.16, 0.17, 0.83, 0.84)] == [0, 1, 1, 2]
+    assert pick_one(logits, Sampling(top_p=0.5), lambda: 0.999) == pytest.approx((1, math.log(0.5)))
+    assert pick_one(logits, Sampling(temperature=1e-320), lambda: 0.999)[0] == 1
 
 
 def _always(number: float) -> Callable[[], float]:
@@ -111,10 +117,28 @@ def _never() -> float:
     raise AssertionError("a greedy pick draws nothing")
 
 
-def test_logits_that_are_no_numbers_are_told() -> None:
-    with pytest.raises(ReplyError, match="not numbers") as caught:
-        pick(torch.tensor([0.0, math.nan]), Sampling(), lambda: 0.5)
-    assert caught.value.kind == "malformed"
+@given(st.lists(st.tuples(st.floats(0, 2), st.floats(0.01, 1), st.floats(0, 0.999)), min_size=1, max_size=80))
+def test_rows_are_picked_together_as_by_themselves(figures: list[tuple[float, float, float]]) -> None:
+    torch.manual_seed(len(figures))
+    logits = 3 * torch.randn(len(figures), 40)
+    logits[::7, 3] = math.nan
+    samplings = [Sampling(temperature=temperature, top_p=top_p) for temperature, top_p, _ in figures]
+    draws = [_always(uniform) for *_, uniform in figures]
+    together = pick(logits, samplings, draws)
+    for number, found in enumerate(together):
+        (alone,) = pick(logits[number : number + 1], samplings[number : number + 1], draws[number : number + 1])
+        assert (found is None) == (alone is None) == (number % 7 == 0)
+        assert found is None or found == pytest.approx(alone, abs=1e-12)
+
+
+def test_logits_that_are_no_numbers_end_their_row_alone() -> None:
+    rows = [Row([1], Sampling(max_tokens=2)), Row([1], Sampling(max_tokens=2))]
+    broken = Says([3, 3])
+    broken.broken = 1
+    batch = Batch(broken, rows, str, frozenset())
+    assert batch.step() == [rows[1]] and batch.step() == [rows[0]]
+    assert rows[0].error is None and rows[0].finish_reason == "length"
+    assert rows[1].error is not None and "not numbers" in str(rows[1].error) and rows[1].error.kind == "malformed"
 
 
 @given(st.lists(st.floats(0.001, 1.0), min_size=1, max_size=600), st.floats(0.01, 1.0))
@@ -123,7 +147,7 @@ def test_the_nucleus_is_the_smallest_set_of_the_most_probable_that_reaches_top_p
 ) -> None:
     probs = torch.tensor(raw, dtype=torch.float64)
     probs = probs / probs.sum()
-    found = nucleus(probs, top_p)
+    found = nucleus(probs[None], torch.tensor([[top_p]], dtype=torch.float64))[0]
     inside, outside = found[found > 0], probs[found == 0]
     assert torch.equal(inside, probs[found > 0])
     assert float(inside.sum()) >= top_p - 1e-9
@@ -138,6 +162,7 @@ class Says:
 
     def __init__(self, tokens: list[int], words: int = 10) -> None:
         self._tokens, self._words, self._number = tokens, words, 0
+        self.broken: int | None = None  # a row whose logits are no numbers
         self.sizes: list[int] = []
         self.positions: list[list[list[int]]] = []
 
@@ -146,6 +171,8 @@ class Says:
         self.positions.append(position_ids.tolist())
         logits = torch.zeros(len(input_ids), 1, self._words)
         logits[:, :, self._tokens[self._number]] = 9.0
+        if self.broken is not None:
+            logits[self.broken :] = math.nan
         self._number += 1
         return type("Output", (), {"logits": logits, "past_key_values": self})
 

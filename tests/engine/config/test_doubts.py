@@ -72,7 +72,7 @@ def test_a_prompt_that_asks_for_something_else_is_told(
     assert len(found) == len(says) and all(said in sentence for said, sentence in zip(says, found, strict=True))
 
 
-def test_a_model_that_is_no_folder_and_a_gpu_beside_an_engine_for_cpus_are_told(
+def test_a_model_that_is_no_folder_and_gpus_that_do_not_go_with_the_engine_are_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("engine.config.doubts.runs_on_cpu", lambda: True)
@@ -80,3 +80,9 @@ def test_a_model_that_is_no_folder_and_a_gpu_beside_an_engine_for_cpus_are_told(
     found = told(GOOD | {"models": {name: {"backend": "vllm", "model": "models/Qwen", "num_gpus": 1}}})
     assert "is no folder here, so it is taken for a name on the Hugging Face hub" in found[0]
     assert "num_gpus=1, and the vLLM that is installed here is the one for CPUs" in found[1]
+    monkeypatch.setattr("engine.config.doubts.runs_on_cpu", lambda: False)
+    (only,) = told(GOOD | {"models": {name: {"backend": "vllm", "model": "embedded"}}})
+    assert only == (
+        f"models.{name}.num_gpus is 0, so it is shown no GPU, and the vLLM that is installed here needs one; "
+        f"set models.{name}.num_gpus: 1"
+    )

@@ -214,4 +214,8 @@ def test_workers_get_as_many_threads_as_cores_and_keep_what_was_preloaded(
     assert worker_env(2.0)["OMP_NUM_THREADS"] == "2"
     assert worker_env(0.5)["OMP_NUM_THREADS"] == "1"
     assert "LD_PRELOAD" not in worker_env(2.0, use_gpu=True)
+    hidden = {
+        use_gpu: "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO" in worker_env(1.0, use_gpu=use_gpu) for use_gpu in (False, True)
+    }
+    assert hidden == {False: True, True: False}  # Ray shows all GPUs to whoever asks for none
     assert os.environ["LD_PRELOAD"] == "/opt/libjemalloc.so"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from protocols.errors import ConfigError, TrainerError
+from tests.trainers.conftest import device, loaded
 from tests.trainers.tuning.test_sft import ListSource, training
 from trainers.selection.example import Example
 from trainers.tuning.full import train_model
@@ -63,7 +64,7 @@ def test_a_training_equals_a_plain_loop_and_writes_a_model_that_others_load(
 
     rows = [make_example(index, completion="x" * (3 * index + 1)) for index in range(5)]
     result = train("out", rows=rows, epochs=1, schedule="constant", warmup=0.0)
-    model, tokenizer = load_base(str(tiny_model), "float32")
+    model, tokenizer = loaded(tiny_model)
     tokenise = RowTokeniser(tokenizer, vocab_size=259)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     losses = []
@@ -71,8 +72,8 @@ def test_a_training_equals_a_plain_loop_and_writes_a_model_that_others_load(
         tokens = [tokenise(row) for row in step]
         loss: Any = sum(
             torch.nn.functional.cross_entropy(
-                model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1],
-                torch.tensor(row.labels[1:]),
+                model(input_ids=torch.tensor([row.input_ids], device=device())).logits[0, :-1],
+                torch.tensor(row.labels[1:], device=device()),
                 ignore_index=-100,
                 reduction="sum",
             )
@@ -86,7 +87,7 @@ def test_a_training_equals_a_plain_loop_and_writes_a_model_that_others_load(
     assert result.losses == pytest.approx(losses, rel=1e-5)
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     for (name, got), wanted in zip(found.named_parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(got, wanted, rtol=0, atol=2e-5, msg=name)
+        torch.testing.assert_close(got, wanted.cpu(), rtol=0, atol=2e-5, msg=name)
     before, _ = load_base(str(tiny_model), "float32")
     assert all(not torch.equal(*pair) for pair in zip(before.parameters(), found.parameters(), strict=True))
     assert {file.name for file in (tmp_path / "out").iterdir()} == {

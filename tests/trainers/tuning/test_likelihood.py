@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.trainers.conftest import device, loaded
 from trainers.selection.example import Example
 from trainers.tuning.likelihood import BASE, score_replies
 from trainers.tuning.sft import load_base
@@ -38,7 +39,7 @@ def test_every_reader_scores_every_speaker(
     from peft import PeftModel
 
     adapters = {name: make_adapter(tiny_model, tmp_path / name, seed) for seed, name in enumerate(("ada.1", "bo"))}
-    model, tokenizer = load_base(str(tiny_model), "float32")
+    model, tokenizer = loaded(tiny_model)
     replies = {
         "ada.1": [make_example(number, completion="So " * number + "it is.") for number in (1, 2, 7)],
         "cy": [make_example(3, token_ids=(7, 8, 9))],  # speaks as the base
@@ -54,13 +55,14 @@ def test_every_reader_scores_every_speaker(
     ]
 
     def alone(reader: str, example: Example) -> Any:
-        base, _ = load_base(str(tiny_model), "float32")
+        base, _ = loaded(tiny_model)
         if reader != BASE:
             base = PeftModel.from_pretrained(base, str(adapters[reader])).eval()
         row = RowTokeniser(tokenizer, vocab_size=len(tokenizer))(example)
         with torch.no_grad():
-            logits = base(input_ids=torch.tensor([row.input_ids])).logits[0]
-        return torch.log_softmax(logits, -1)[len(row.prompt_ids) - 1 : -1], torch.tensor(list(row.completion_ids))
+            logits = base(input_ids=torch.tensor([row.input_ids], device=device())).logits[0]
+        scores = torch.log_softmax(logits, -1).cpu()
+        return scores[len(row.prompt_ids) - 1 : -1], torch.tensor(list(row.completion_ids))
 
     for row in found:
         own = row.speaker if row.speaker in adapters else BASE
@@ -79,7 +81,7 @@ def test_every_reader_scores_every_speaker(
 def test_without_adapters_the_base_reads_and_what_is_too_long_is_left_out(
     tiny_model: Path, make_example: Callable[..., Example]
 ) -> None:
-    model, tokenizer = load_base(str(tiny_model), "float32")
+    model, tokenizer = loaded(tiny_model)
     rows = [make_example(1), make_example(2, completion="long " * 40)]
     (only,) = score_replies(model, tokenizer, {"ada": rows}, {}, max_length=100)
     (row,) = score_replies(model, tokenizer, {"ada": rows[:1]}, {})

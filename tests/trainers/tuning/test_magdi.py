@@ -14,11 +14,11 @@ import pytest
 
 from protocols.errors import TrainerError
 from protocols.message import user
+from tests.trainers.conftest import device, loaded
 from trainers.selection.interaction import Interaction
 from trainers.tuning.magdi import train_on_graphs
 from trainers.tuning.magdi_settings import MAGDiSettings
 from trainers.tuning.pack_steps import SavedPlace
-from trainers.tuning.sft import load_base
 from trainers.tuning.stream import START
 from trainers.tuning.token_graph import GraphTokeniser, TokenGraph
 
@@ -141,7 +141,7 @@ def test_later_tokens_weigh_more_and_padding_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def base(tiny_model: Path) -> tuple[Any, Any]:
-    return load_base(str(tiny_model), "float32")
+    return loaded(tiny_model)
 
 
 def tokenised(base: tuple[Any, Any], debates: list[Interaction]) -> list[TokenGraph]:
@@ -177,7 +177,7 @@ def gradients_of(model: Any) -> dict[str, Any]:
 def loss_of(trainer: Any, graphs: list[TokenGraph]) -> Any:
     from trainers.tuning.magdi_loop import collate
 
-    batches = [collate(graph) for graph in graphs]
+    batches = [trainer._prepare_inputs(collate(graph)) for graph in graphs]
     total = trainer._count(batches)
     return sum(trainer.compute_loss(trainer.model, batch, num_items_in_batch=total) for batch in batches)
 
@@ -191,7 +191,7 @@ def plain_loss(model: Any, graphs: list[TokenGraph], settings: MAGDiSettings) ->
     for graph in graphs:
         states, said = [], []
         for row in graph.rows:
-            ids = torch.tensor([row.input_ids])
+            ids = torch.tensor([row.input_ids], device=device())
             out = model(input_ids=ids, output_hidden_states=True)
             log_probs = torch.log_softmax(out.logits[0], -1)
             start = len(row.prompt_ids)
@@ -284,7 +284,8 @@ def test_a_node_is_the_same_whatever_lies_beside_it(base: tuple[Any, Any], tmp_p
     with trainer_of(base, SETTINGS, tmp_path) as trainer:
         from trainers.tuning.magdi_loop import collate
 
-        before, after = (trainer.terms(trainer.model, collate(graph)).tolist() for graph in apart)
+        batches = [trainer._prepare_inputs(collate(graph)) for graph in apart]
+        before, after = (trainer.terms(trainer.model, batch).tolist() for batch in batches)
     assert (after[0], after[2]) == pytest.approx((before[0], before[2]), rel=1e-5)
     assert after[1] != pytest.approx(before[1], rel=1e-5)  # the node itself did change
 
@@ -368,7 +369,7 @@ def test_a_training_resumes_to_the_last_bit_from_any_checkpoint(base: tuple[Any,
 def test_what_cannot_be_trained_on_is_told_and_gives_the_base_back(tiny_model: Path, tmp_path: Path) -> None:
     import torch
 
-    model, tokenizer = load_base(str(tiny_model), "float32")
+    model, tokenizer = loaded(tiny_model)
     names = set(model.state_dict())
 
     def refused(says: str, debates: list[Interaction] = DEBATES, **changes: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from protocols.errors import TrainerError
-from trainers.tuning.sft import load_base
+from tests.trainers.conftest import device, loaded
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # the libraries deprecate parts of their own
 LENGTHS = (7, 1, 12, 4)
@@ -16,7 +16,7 @@ LENGTHS = (7, 1, 12, 4)
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> Any:
-    return load_base(str(tiny_model), "float32")[0]
+    return loaded(tiny_model)[0]
 
 
 def test_packed_rows_have_the_logits_and_gradients_that_they_have_alone(model: Any) -> None:
@@ -25,7 +25,7 @@ def test_packed_rows_have_the_logits_and_gradients_that_they_have_alone(model: A
     from trainers.tuning.packed_attention import rows_apart
 
     torch.manual_seed(1)
-    rows = [torch.randint(0, 250, (1, length)) for length in LENGTHS]
+    rows = [torch.randint(0, 250, (1, length), device=device()) for length in LENGTHS]
     weight = model.model.layers[0].self_attn.q_proj.weight
 
     def gradient(logits: Any) -> Any:
@@ -35,7 +35,7 @@ def test_packed_rows_have_the_logits_and_gradients_that_they_have_alone(model: A
     with rows_apart(model, max_length=64, precision="float32"):
         packed = model(
             input_ids=torch.cat(rows, dim=1),
-            position_ids=torch.cat([torch.arange(length) for length in LENGTHS])[None],
+            position_ids=torch.cat([torch.arange(length, device=device()) for length in LENGTHS])[None],
             row_lengths=LENGTHS,
         ).logits
     torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)

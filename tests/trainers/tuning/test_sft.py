@@ -15,6 +15,7 @@ from actors.local.transformers_batch import Row
 from actors.local.transformers_prompts import Prompts
 from protocols.errors import TrainerError
 from protocols.message import Ask, ImagePart, Sampling, assistant, system, user
+from tests.trainers.conftest import device, loaded
 from trainers.record.feed import FeedPage
 from trainers.record.feed import Row as FeedRow
 from trainers.selection.example import EarlierReply, Example
@@ -44,7 +45,7 @@ class ListSource:
 
 @pytest.fixture(scope="module")
 def base(tiny_model: Path) -> tuple[Any, Any]:
-    return load_base(str(tiny_model), "float32")
+    return loaded(tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +158,8 @@ def test_the_loss_of_a_chat_is_that_of_a_row_for_each_of_its_replies(
     def loss(example: Example) -> float:
         row = tokenise(example)
         with torch.no_grad():
-            logits = base[0](input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
-        targets = torch.tensor(row.labels[1:])
+            logits = base[0](input_ids=torch.tensor([row.input_ids], device=device())).logits[0, :-1]
+        targets = torch.tensor(row.labels[1:], device=device())
         return float(torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum"))
 
     whole = make_example(1, prompt=CHAT, completion="2", earlier=(EarlierReply(1), EarlierReply(3)))
@@ -223,8 +224,8 @@ def _plain_loop(model: Any, tokenise: RowTokeniser, steps: list[list[Example]], 
         rows = [tokenise(example) for example in step]
         total = 0.0
         for row in rows:
-            logits = peft_model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
-            targets = torch.tensor(row.labels[1:])
+            logits = peft_model(input_ids=torch.tensor([row.input_ids], device=device())).logits[0, :-1]
+            targets = torch.tensor(row.labels[1:], device=device())
             loss: Any = torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
             loss = loss / sum(row.num_learned for row in rows)
             loss.backward()
@@ -263,7 +264,7 @@ def test_a_training_equals_a_plain_loop_and_leaves_no_trace_on_the_base(
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert not {"forward", "peft_config"} & set(vars(model))
 
-    fresh, _ = load_base(str(tiny_model), "float32")
+    fresh, _ = loaded(tiny_model)
     # Four rows, then the three that are left: a step that TRL alone would have dropped.
     expected = _plain_loop(fresh, tokenise, [examples[:4], examples[4:]], settings)
     assert results[0].losses == pytest.approx(expected, rel=1e-4)
@@ -403,7 +404,7 @@ def test_a_failed_training_writes_nothing_and_gives_the_base_back(
 ) -> None:
     import torch
 
-    model, tokenizer = load_base(str(tiny_model), "float32")
+    model, tokenizer = loaded(tiny_model)
     names = set(model.state_dict())
     settings = SFTSettings(rank=4, max_length=64)
     arguments: dict[str, Any] = {"agent": "ada", "output": tmp_path / "out"}

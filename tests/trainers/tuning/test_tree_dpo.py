@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import shutil
 from array import array
 from collections.abc import Sequence
@@ -14,10 +15,10 @@ import pytest
 
 from protocols.errors import TrainerError
 from protocols.message import system, user
+from tests.trainers.conftest import device, loaded
 from trainers.selection.preference_row import Preference
 from trainers.tuning.pack import TokenPair, lay_out, pack_pairs
 from trainers.tuning.pack_steps import pack_steps
-from trainers.tuning.sft import load_base
 from trainers.tuning.stream import Cursor
 from trainers.tuning.tree_dpo import PairTokeniser, train_preferences
 from trainers.tuning.tree_dpo_settings import LossType, TreeDPOSettings
@@ -75,7 +76,7 @@ def test_every_epoch_takes_every_pack_once_and_goes_on_from_any_cursor() -> None
 
 @pytest.fixture(scope="module")
 def base(tiny_model: Path) -> tuple[Any, Any]:
-    return load_base(str(tiny_model), "float32")
+    return loaded(tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,9 @@ def _moved(peft_model: Any) -> dict[str, Any]:
     return learns
 
 
-def _trl(base: tuple[Any, Any], adapter: Path, settings: TreeDPOSettings, work: Path) -> tuple[float, Any, Any]:
+def _trl(
+    base: tuple[Any, Any], adapter: Path, settings: TreeDPOSettings, work: Path, pairs: Sequence[TokenPair] = PAIRS
+) -> tuple[float, Any, Any]:
     """Loss, gradients and metrics of TRL's own trainer on the expanded pairs."""
     from datasets import Dataset
     from peft import PeftModel
@@ -135,7 +138,7 @@ def _trl(base: tuple[Any, Any], adapter: Path, settings: TreeDPOSettings, work: 
 
     rows = [
         {"prompt_ids": [*item.prompt_ids], "chosen_ids": [*item.chosen_ids], "rejected_ids": [*item.rejected_ids]}
-        for item in PAIRS
+        for item in pairs
     ]
     peft_model: Any = PeftModel.from_pretrained(base[0], str(adapter), is_trainable=True)
     try:
@@ -144,7 +147,7 @@ def _trl(base: tuple[Any, Any], adapter: Path, settings: TreeDPOSettings, work: 
             beta=settings.beta,
             loss_type=settings.loss_type,
             label_smoothing=settings.label_smoothing,
-            use_cpu=True,
+            use_cpu=device() == "cpu",
             bf16=False,
             gradient_checkpointing=False,
             report_to="none",
@@ -153,7 +156,7 @@ def _trl(base: tuple[Any, Any], adapter: Path, settings: TreeDPOSettings, work: 
             model=peft_model, args=config, train_dataset=Dataset.from_list(rows), processing_class=base[1]
         )
         learns = _moved(peft_model)
-        loss = trainer.compute_loss(peft_model, trainer.data_collator(rows))
+        loss = trainer.compute_loss(peft_model, trainer._prepare_inputs(trainer.data_collator(rows)))
         loss.backward()
         gradients = {name: weight.grad for name, weight in learns.items()}
         return (
@@ -172,7 +175,7 @@ def _means(trainer: Any) -> dict[str, float]:
 
 
 def _packed(
-    base: tuple[Any, Any], adapter: Path, settings: TreeDPOSettings, work: Path, pairs: list[TokenPair]
+    base: tuple[Any, Any], adapter: Path, settings: TreeDPOSettings, work: Path, pairs: Sequence[TokenPair]
 ) -> tuple[float, Any, Any]:
     """The same of ours, with all pairs in the packs of one step."""
     import torch
@@ -188,7 +191,7 @@ def _packed(
         trainer = TreeDPOTrainer(run, "ada", peft_model, base[1], settings, work)
         trainer.precompute_references(packing.packs)
         learns = _moved(peft_model)
-        batches = [collate(pack, index) for index, pack in enumerate(packing.packs)]
+        batches = [trainer._prepare_inputs(collate(pack, index)) for index, pack in enumerate(packing.packs)]
         total = trainer._count(batches)
         loss = torch.stack(
             [trainer.compute_loss(peft_model, batch, num_items_in_batch=total) for batch in batches]
@@ -248,6 +251,32 @@ def test_several_packs_and_weights_make_one_mean(
     _assert_equal(weighted, _packed(base, sft_adapter, whole, tmp_path, repeated))
     assert weighted[0] != pytest.approx(ours[0], rel=1e-3)
     assert weighted[2]["rewards/margins"] == pytest.approx(ours[2]["rewards/margins"], abs=1e-5)  # of pairs, unweighted
+
+
+def grown(replies: int, prompt: int, length: int) -> list[TokenPair]:
+    """Trees of random tokens: so many right and as many wrong replies under a prompt, every one over every other."""
+    draw = random.Random(replies)
+
+    def tokens(count: int) -> list[int]:
+        return [draw.randrange(250) for _ in range(count)]
+
+    start = tokens(prompt)
+    right, wrong = ([tokens(length + number) for number in range(replies)] for _ in range(2))
+    return [pair(start, chosen, rejected) for chosen in right for rejected in wrong]
+
+
+@training
+@pytest.mark.parametrize(("replies", "prompt", "length"), [(1, 3, 2), (2, 100, 30), (3, 200, 70)])
+def test_trees_of_many_blocks_have_trls_loss_and_gradients(
+    base: tuple[Any, Any], sft_adapter: Path, tmp_path: Path, replies: int, prompt: int, length: int
+) -> None:
+    """flex_attention masks in blocks of 128 tokens: trees of a part of one, of a few, and of five."""
+    settings = TreeDPOSettings(beta=0.3)
+    pairs = grown(replies, prompt, length)
+    wanted = _trl(base, sft_adapter, settings, tmp_path, pairs)
+    for attention in ("sdpa", "flex_attention") if device() == "cuda" else ("sdpa",):
+        ours = _packed(base, sft_adapter, msgspec.structs.replace(settings, attention=attention), tmp_path, pairs)
+        _assert_equal(ours, wanted)
 
 
 @training
@@ -354,8 +383,8 @@ def _plain_loop(
     learns = [weight for weight in model.parameters() if weight.requires_grad]
 
     def log_prob(ids: Sequence[int], completion: int) -> Any:
-        logits = model(input_ids=torch.tensor([ids])).logits[0, -completion - 1 : -1]
-        return logits.log_softmax(-1).gather(1, torch.tensor(ids[-completion:])[:, None]).sum()
+        logits = model(input_ids=torch.tensor([ids], device=device())).logits[0, -completion - 1 : -1]
+        return logits.log_softmax(-1).gather(1, torch.tensor(ids[-completion:], device=device())[:, None]).sum()
 
     def ratio(item: TokenPair) -> Any:
         chosen, rejected = item.sequences
@@ -368,7 +397,7 @@ def _plain_loop(
     for step in pack_steps(len(packs), settings):
         chosen = [packed.index for index in step.packs for packed in packs[index].pairs]
         margin = torch.stack([settings.beta * (ratio(pairs[index]) - reference[index]) for index in chosen])
-        weights = torch.tensor([pairs[index].weight for index in chosen])
+        weights = torch.tensor([pairs[index].weight for index in chosen], device=device())
         loss = (weights * -torch.nn.functional.logsigmoid(margin)).sum() / weights.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learns, settings.max_grad_norm)
@@ -461,7 +490,7 @@ def test_what_cannot_be_trained_on_is_told_and_gives_the_base_back(
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    model, tokenizer = load_base(str(tiny_model), "float32")
+    model, tokenizer = loaded(tiny_model)
     names = set(model.state_dict())
     arguments: dict[str, Any] = {"agent": "ada", "output": tmp_path / "out", "init_from": sft_adapter}
     settings = TreeDPOSettings(token_budget=8)

@@ -98,7 +98,7 @@ def read_model(value: Any, where: str, at: str) -> Model:
     try:
         settings = BACKENDS[backend].on_gpus(settings, place.num_gpus)
     except ValueError as err:
-        raise ConfigError(f"{where}: {at}: {err}") from err
+        raise ConfigError(f"{where}: {at}.{err}") from err  # it begins with the setting
     if "cache" in ours and not BACKENDS[backend].cacheable:
         raise ConfigError(f"{where}: {at}.cache: backend {backend!r} has no model whose replies are kept; leave it out")
     return Model(

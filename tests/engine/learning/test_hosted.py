@@ -316,7 +316,7 @@ def test_a_recipe_says_who_is_trained_where() -> None:
     ("override", "told"),
     [
         ("models.gpt.finetune.epochs=0", "epochs=0 must be above 0"),
-        ("models.gpt.finetune.epoch=1", "Object contains unknown field `epoch`"),
+        ("models.gpt.finetune.epoch=1", "models.gpt.finetune.epoch=1 is not known; did you mean 'epochs'?"),
         ("models.gpt.finetune.suffix='a b'", "suffix='a b' must be up to 64 letters"),
         ("models.gpt.finetune.poll_s=500", "poll_s=500 and max_poll_s=120 must be numbers above 0"),
         ("models.gpt.finetune.max_wait_s=0", "max_wait_s=0 must be above 0"),

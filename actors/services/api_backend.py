@@ -21,6 +21,7 @@ from actors.services.api_errors import Place
 from actors.services.api_key import NO_KEY, ApiKey, check_place, read_key
 from actors.services.batch_book import BatchSettings
 from actors.services.http_client import Answer, JsonClient
+from protocols.bounds import MAX_CONCURRENCY, UP, check_bounds
 from protocols.errors import AgentError, ConfigError, ReplyError
 from protocols.message import Ask, ImagePart, Reply, Usage
 
@@ -42,8 +43,7 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         check_place(self.api_key_env, self.api_key_file)
-        if self.max_concurrency < 1 or self.context_tokens < 0:
-            raise ValueError("max_concurrency must be at least 1, context_tokens at least 0")
+        check_bounds(self, max_concurrency=(1, MAX_CONCURRENCY), context_tokens=(0, UP))
         if not all(text.isascii() and text.isprintable() for pair in self.headers.items() for text in pair):
             raise ValueError("headers must be plain text, each on one line")
         if taken := sorted(OURS & self.extra_body.keys()):

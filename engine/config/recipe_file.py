@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def check_numbers(value: Any, where: str, key: str) -> None:
-    """Raises: ConfigError: a whole number that no message and no journal can hold."""
+    """Raises: ConfigError: a number that no message and no journal can hold: beyond 64 bits, infinite, or none."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             check_numbers(item, where, f"{key}.{name}" if key else str(name))
@@ -106,6 +107,8 @@ def check_numbers(value: Any, where: str, key: str) -> None:
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         shown = value if value.bit_length() <= 256 else f"({value.bit_length()} bits)"
         raise ConfigError(f"{where}: {key}={shown} must be a number of at most 64 bits")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: {key}={value} must be a finite number")
 
 
 def build_recipe(data: Mapping[str, Any], *, where: str, folder: Path = Path()) -> Recipe:

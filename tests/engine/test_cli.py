@@ -115,8 +115,11 @@ def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:
 MISTAKES = {
     "one of few words": ("tasks.level=add50", "use one of: add20, add3, add30"),
     "one of few words in a list": ("protocol.stop=[foo]", "protocol.stop[0]='foo'"),
-    "a limit that is no number": ("models.simulated.limits={timeout_s: .nan}", "timeout_s must be above 0"),
-    "a latency that is no number": ("models.simulated.latency_s=.nan", "must be numbers from 0 up"),
+    "a limit that is no number": (
+        "models.simulated.limits={timeout_s: .nan}",
+        "limits.timeout_s=nan must be a finite number",
+    ),
+    "a latency that is no number": ("models.simulated.latency_s=.nan", "latency_s=nan must be a finite number"),
     "wrong key": ("protocol.round=3", "protocol.round=3 is not known; did you mean 'rounds'?"),
     "unknown protocol": ("protocol.name=duel", "protocol.name='duel' is not known; there is: baseline, dialectic, mad"),
     "missing model": ("models.simulated={backend: vllm, model: /nowhere/model}", "models.simulated"),

@@ -250,7 +250,7 @@ def test_usual_keys_go_to_their_own_service_alone() -> None:
         ({"extra_body": {"model": "x", "n": 2}}, "extra_body must not hold model, n"),
         ({"headers": {"a": "b\r\nc: d"}}, "each on one line"),
         ({"model": ""}, "must not be empty"),
-        ({"max_concurrency": 0}, "at least 1"),
+        ({"max_concurrency": 0}, "max_concurrency=0 must be a number from 1 to 1,000,000"),
     ],
 )
 def test_wrong_settings_are_refused_without_showing_a_key(settings: dict[str, Any], told: str) -> None:

@@ -53,7 +53,7 @@ def test_batches_have_time() -> None:
         ("models.gpt.limits.timeout_s=5", "models.gpt.limits.timeout_s=5 ends a try before its batch may end; set it"),
         ("models.gpt.batch.max_requests=50001", "batch.max_requests=50001 must be at most 50000"),
         ("models.gpt.batch.poll=5", "models.gpt.batch.poll=5 is not known; did you mean 'poll_s'?"),
-        ("models.gpt.batch.max_open=0", "max_requests and max_open must be at least 1"),
+        ("models.gpt.batch.max_open=0", "models.gpt.batch.max_open=0 must be a number from 1 to 10,000"),
         (
             "models.gpt.batch=yes",
             "models.gpt.batch=true must be a mapping of keys to values; its keys: max_requests, linger_s",

@@ -6,6 +6,7 @@ host sets ``on_rate`` and ``read_image``.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -76,11 +77,17 @@ def default_limits(settings: ApiSettings) -> Mapping[str, float]:
 
 def checked_url(name: str, url: str) -> str:
     """An address without its last slash. Raises: ValueError: it is none, or it holds a password."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{name}={url!r} must be an address such as https://host/v1")
-    if parts.username or parts.password:
+    if "@" in re.split("[/?#]", url.partition("//")[2])[0]:  # first: no other error may show it
         raise ValueError(f"{name} must not hold a name or a password; set api_key_env")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0 or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(
+            f"{name}={url!r} must be an address such as https://host/v1, its port, if any, from 1 to 65535"
+        )
     return url.rstrip("/")
 
 

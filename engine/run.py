@@ -16,7 +16,8 @@ from actors.logs import log_to_file
 from engine.config.base_model import base_model_of, check_base
 from engine.config.named_protocol import find_protocol
 from engine.config.recipe import Recipe
-from engine.config.recipe_file import apply_override, build_recipe, load_recipe
+from engine.config.recipe_file import apply_override, build_recipe, load_recipe, telling_of
+from engine.config.sections import table
 from engine.config.servable import check_servable
 from engine.data.media import collect_media
 from engine.data.tasks import Split, load_split
@@ -69,7 +70,8 @@ def start(
     recipe = load_recipe(recipe_path, overrides)
     tasks = limited(load_split(recipe.tasks), limit)
     check_tasks(kind, recipe, tasks, progress)
-    check_people(recipe, str(recipe_path))
+    with telling_of(overrides, str(recipe_path)):
+        check_people(recipe, str(recipe_path))
     check_trackers(recipe.run.track)
     if or_resume and run_dir is not None and (run_dir / "run.json").exists():
         return _again(kind, run_dir, recipe, recipe_path.absolute(), limit, tasks, progress)
@@ -131,9 +133,12 @@ def evaluate_run(
     changed = copy.deepcopy(source.recipe)
     for override in overrides:
         apply_override(changed, override)
-    if changed["protocol"]["name"] != source.recipe["protocol"]["name"]:
-        changed.get("train", {}).pop("rules", None)  # of roles that it does not have; nobody learns here
-    recipe, limit = _recipe_of(source, changed), limit or source.limit
+    with telling_of(overrides, source.recipe_path):
+        protocol = table(changed["protocol"], source.recipe_path, "protocol")
+        if "train" in changed and protocol.get("name") != source.recipe["protocol"]["name"]:
+            train = table(changed["train"], source.recipe_path, "train")
+            changed["train"] = {key: value for key, value in train.items() if key != "rules"}  # of roles it has not
+        recipe, limit = _recipe_of(source, changed), limit or source.limit
     tasks = limited(load_split(recipe.tasks), limit)
     check_tasks("eval", recipe, tasks, progress)
     check_people(recipe, source.recipe_path)
@@ -196,7 +201,8 @@ def resume(path: Path, *, budget: Sequence[str] = (), progress: Progress) -> Out
 def _go_on(folder: RunFolder, budget: Sequence[str], progress: Progress) -> Outcome:
     manifest = folder.manifest
     source = taken_up(folder, budget)
-    recipe = _recipe_of(manifest, source)
+    with telling_of([f"run.budget.{given}" for given in budget], manifest.recipe_path, place="--budget"):
+        recipe = _recipe_of(manifest, source)
     check_same(folder, recipe)
     tasks = limited(load_split(recipe.tasks), manifest.limit)
     if manifest.finished_at is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,21 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     data = read_yaml(path)
     for override in overrides:
         apply_override(data, override)
-    return build_recipe(data, where=str(path), folder=path.parent)
+    with telling_of(overrides, str(path)):
+        return build_recipe(data, where=str(path), folder=path.parent)
+
+
+@contextmanager
+def telling_of(overrides: Sequence[str], where: str, *, place: str = "override") -> Iterator[None]:
+    """An error about a key that an override has set is told of its own ``place``, and not of the file ``where``."""
+    try:
+        yield
+    except ConfigError as err:
+        said = str(err).removeprefix(f"{where}: ")
+        set_here = (re.escape(override.partition("=")[0]) for override in overrides)
+        if said == str(err) or not any(re.match(rf"{key}(?![\w-])", said) for key in set_here):
+            raise
+        raise type(err)(f"{place}: {said}") from err
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -75,24 +91,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set one dotted key. Raises: ConfigError: not of the form key=value, or it runs through a plain value."""
+def apply_override(data: dict[str, Any], override: str, *, named: str = "") -> None:
+    """Set one dotted key. Args: named: what it is called in errors.
+
+    Raises: ConfigError: not of the form key=value, or it runs through a plain value.
+    """
     from engine.config.recipe_yaml import NotYAMLError, parse_yaml
 
+    named = named or f"override {override if len(override) <= 80 else f'{override[:80]}...'!r}"
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"override {override!r} must look like key=value, for instance loop.iterations=2")
+        raise ConfigError(f"{named} must look like key=value, for instance loop.iterations=2")
     try:
         value = parse_yaml(text)
     except NotYAMLError as err:
-        shown = override if len(override) <= 80 else f"{override[:80]}..."
-        raise ConfigError(f"override {shown!r}: the value is not valid YAML: {err}") from err
+        raise ConfigError(f"{named}: the value is not valid YAML: {err}") from err
     *path, last = key.split(".")
     here = data
     for step in path:
         here = here.setdefault(step, {})
         if not isinstance(here, dict):
-            raise ConfigError(f"override {override!r}: {step!r} holds a plain value, nothing can be set inside it")
+            raise ConfigError(f"{named}: {step!r} holds a plain value, nothing can be set inside it")
     here[last] = value
 
 

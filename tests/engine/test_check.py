@@ -118,9 +118,7 @@ def test_a_model_folder_that_is_not_there_is_found_now(tmp_path: Path, monkeypat
 
 def test_a_base_in_four_bits_needs_a_gpu_and_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ["sft.method=qlora", "sft.precision=bfloat16"]
-    with pytest.raises(
-        ConfigError, match=r"society\.yaml: sft\.method=qlora trains on a GPU, and train\.gpus_per_lane=0"
-    ):
+    with pytest.raises(ConfigError, match=r"override: sft\.method=qlora trains on a GPU, and train\.gpus_per_lane=0"):
         check_recipe(ROOT / "recipes" / "society.yaml", wanted, limit=None)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
     with pytest.raises(

@@ -231,6 +231,30 @@ def test_a_missing_file_says_where_recipes_are(tmp_path: Path) -> None:
         load_recipe(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("loop.iterations=0", "override: loop.iterations=0 must be a number from 1 to"),
+        ("models.simulated={backend: scripted, skill: 2}", "override: models.simulated.skill=2 must be between"),
+        ("cast.generator=[ada, bob]", "override: cast.generator names 'bob': did you mean 'bo'?"),
+        ("tasks.trian=5", "override: tasks.trian=5 is not known; did you mean 'train'?"),
+        ("protocol.round=5", "override: protocol.round=5 is not known; did you mean 'rounds'?"),
+        ("agents.bo.persona=hi", "{path}: agents.bo.temperature=20 must be between 0 and 10"),
+        ("agents.bo.temp=1", "override: agents.bo.temp=1 is not known"),
+    ],
+)
+def test_what_an_override_has_set_is_told_of_it_and_all_else_of_the_file(
+    tmp_path: Path, override: str, said: str
+) -> None:
+    path = tmp_path / "r.yaml"
+    broken = override.startswith("agents.bo")
+    agents = GOOD["agents"] | ({"bo": {"model": "simulated", "temperature": 20}} if broken else {})
+    path.write_text(yaml.safe_dump(GOOD | {"agents": agents}), encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        load_recipe(path, [override])
+    assert str(error.value).startswith(said.format(path=path))
+
+
 def test_overrides_are_read_as_yaml() -> None:
     data: Data = {"run": {"num_arenas": 1}}
     for override in ("run.num_arenas=2", "loop.evaluate=false", "cast.generator=[a, b]", "name=x=y", "sft.rank= 8"):

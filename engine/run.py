@@ -90,26 +90,32 @@ def _again(
     A driver that has just died may hold the folder for a while yet: on a network's file system as long as its lease.
     """
     folder = RunFolder.open(path)
+    _check_is_run(folder, kind, recipe, limit)  # nobody waits for what would be refused
     folder.lock(wait_s=LOCK_WAIT_S, note=progress.note)
-    manifest = folder.manifest  # as whoever held it has left it
+    manifest = folder.manifest
     try:
-        for what, was, now in (("the command", manifest.kind, kind), ("--limit", manifest.limit, limit)):
-            if was != now:
-                raise ConfigError(
-                    f"{path} holds another run: there {what} is {was or 'not set'}, here {now or 'not set'}; "
-                    "choose another --run-dir"
-                )
-        check_unchanged(folder, recipe)
+        _check_is_run(folder, kind, recipe, limit)  # as whoever held it has left it
     except ConfigError:
         folder.release()
         raise
     if manifest.finished_at is not None:
         folder.release()
-        progress.note(f"{path} is done already; nothing to resume")
-        return _outcome(folder)
+        return _nothing_left(folder, progress)
     manifest.recipe_path = str(recipe_path)  # a job's copy of it lies elsewhere each time
     keep_changes(folder, recipe, differences(manifest.recipe, recipe.source))
     return carry_out(folder, recipe, tasks, progress)
+
+
+def _check_is_run(folder: RunFolder, kind: str, recipe: Recipe, limit: int | None) -> None:
+    """Raises: ConfigError: a folder holds another run than a command names."""
+    manifest = folder.manifest
+    for what, was, now in (("the command", manifest.kind, kind), ("--limit", manifest.limit, limit)):
+        if was != now:
+            raise ConfigError(
+                f"{folder.path} holds another run: there {what} is {was or 'not set'}, here {now or 'not set'}; "
+                "choose another --run-dir"
+            )
+    check_unchanged(folder, recipe)
 
 
 def evaluate_run(
@@ -206,8 +212,7 @@ def _go_on(folder: RunFolder, budget: Sequence[str], progress: Progress) -> Outc
     check_same(folder, recipe)
     tasks = limited(load_split(recipe.tasks), manifest.limit)
     if manifest.finished_at is not None:
-        progress.note(f"{folder.path} is done already; nothing to resume")
-        return _outcome(folder)
+        return _nothing_left(folder, progress)
     check_people(recipe, manifest.recipe_path)
     if found := differences(manifest.recipe, source):
         keep_changes(folder, recipe, found)
@@ -404,6 +409,12 @@ def _totals(folder: RunFolder) -> Outcome:
         "set_aside": aside,
         "replies": sum(stage["replies"] for stage in stages),
     }
+
+
+def _nothing_left(folder: RunFolder, progress: Progress) -> Outcome:
+    """Of a run that was done before: what came of it, and that nothing was added now."""
+    progress.note(f"{folder.path} is done already; nothing was left to do")
+    return _outcome(folder) | {"state": "done already", "new_replies": 0, "hosts": {}, "wall_s": 0.0}
 
 
 def _outcome(folder: RunFolder) -> Outcome:

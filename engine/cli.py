@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -624,13 +625,23 @@ def _command(work: Callable[[Progress], dict[str, Any]], as_json: bool) -> NoRet
         with progress:
             outcome = work(progress)
     except KeyboardInterrupt:
-        run = progress.run or "RUN"
-        progress.last(f"interrupted; what is on record stays: go on with `moot resume {run}`")
+        progress.last(f"interrupted; {_left_behind(progress.run)}")
         sys.exit(EXIT_INTERRUPTED)
     except MootError as err:
         _fail(err, progress.last)
     _tell(outcome, as_json)
     sys.exit(EXIT_SET_ASIDE if outcome.get("set_aside") or outcome.get("damage") else 0)
+
+
+def _left_behind(run: str) -> str:
+    """What a command that was interrupted leaves, and how to go on."""
+    from engine.record.folder import RunFolder
+    from protocols.errors import MootError
+
+    with suppress(MootError):  # no run was begun, or none that can be read
+        if run and RunFolder.open(Path(run)).manifest.finished_at is not None:
+            return f"the run is done, and `moot report {run}` writes its report"
+    return f"what is on record stays: go on with `moot resume {run or 'RUN'}`"
 
 
 def _fail(err: MootError, say: Callable[[str], None]) -> NoReturn:
@@ -656,9 +667,9 @@ def _show(outcome: dict[str, Any]) -> None:
             click.echo(f"{key}:")
             for row in rows:
                 click.echo(f"  {row}")
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and value:
             click.echo(f"{key}: " + ", ".join(f"{name} {shown}" for name, shown in value.items()))
-        elif value not in ([], None, ""):
+        elif value not in ([], {}, None, ""):
             gap = "\n" if "\n" in str(value) else " "
             click.echo(f"{key}:{gap}{value}")
 

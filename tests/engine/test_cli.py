@@ -13,6 +13,7 @@ import yaml
 from click.testing import Result
 
 from engine.cli import _show
+from engine.live.progress import Progress
 from engine.record.folder import Manifest, RunFolder
 from tests.engine.command import moot
 from tests.engine.config.test_recipe import GOOD
@@ -173,6 +174,28 @@ def test_a_missing_recipe_and_a_missing_run_are_one_line(tmp_path: Path) -> None
     assert_one_line(moot("report", tmp_path / "none"), "is not a run's folder")
     assert_one_line(moot("eval", tmp_path), "is not a run's folder")
     assert_one_line(moot("eval", tmp_path, "--or-resume"), "each of its evaluations is another; leave out --or-resume")
+
+
+def test_an_interrupted_command_says_what_is_left_to_do(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = RunFolder.create(
+        tmp_path / "run",
+        Manifest(id="r", kind="run", name="n", fingerprint="f", num_arenas=1, recipe={}, recipe_path=""),
+    )
+    done.release()
+
+    def interrupted(*_: object, progress: Progress, **options: object) -> None:
+        progress.run = str(done.path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("engine.run.start", interrupted)
+    result = moot("run", recipe)
+    assert result.exit_code == 130 and f"stays: go on with `moot resume {done.path}`" in result.stderr
+    done.manifest.finished_at = 1.0
+    done.save()
+    result = moot("run", recipe)
+    assert result.exit_code == 130 and f"the run is done, and `moot report {done.path}` writes" in result.stderr
 
 
 def test_check_says_what_a_run_would_do(recipe: Path) -> None:

@@ -175,8 +175,10 @@ def test_a_finished_run_takes_up_what_it_set_aside(tmp_path: Path) -> None:
     assert ctl.retry(tmp_path, ["debate/t2"])["debates"] == ["debate~2/t2"]
     manifest = RunFolder.open(tmp_path).manifest
     assert manifest.finished_at is None and manifest.done == {}
-    assert ctl.retry(tmp_path, ["all"])["debates"] == ["debate~2/t0"]
-    assert ctl.retry(tmp_path, ["all"])["debates"] == []  # none is left
+    told = {"run": str(tmp_path), "state": "not running"}
+    go_on = {"debates": ["debate~2/t0"], "go on with": f"moot resume {tmp_path}"}
+    assert ctl.retry(tmp_path, ["all"]) == told | go_on
+    assert ctl.retry(tmp_path, ["all"]) == told | {"debates": [], "note": "nothing is set aside"}
 
 
 def test_what_was_learned_from_is_not_debated_again(tmp_path: Path) -> None:

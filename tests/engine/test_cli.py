@@ -97,12 +97,35 @@ def test_the_name_of_a_shipped_recipe_will_do(tmp_path: Path, monkeypatch: pytes
     assert_one_line(moot("check", "scripte"), "recipe scripte: No such file or directory")
 
 
-def test_an_empty_path_is_not_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", ""), ("run", ""), ("run", "scripted", "--run-dir", ""), ("eval", ""), ("resume", ""),
+        ("ctl", "show", ""),
+        ("report", "r", "-o", ""), ("export", "json", "r", "-o", ""), ("import", "mad", ""), ("list", "--runs-dir", ""),
+        ("adapters", "merge", "r", "ada", "-o", "m", "--base", ""), ("compare", ""), ("compare", ":debate"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_an_empty_path_is_not_the_folder_one_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    for arguments in (("run", "scripted", "--run-dir", ""), ("resume", ""), ("ctl", "show", "")):
-        result = moot(*arguments)
-        assert result.exit_code == 2 and "it is empty; give a path" in result.output, result.output
+    result = moot(*arguments)
+    assert result.exit_code == 2 and "is empty; give" in result.output, result.output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [("list",), ("ctl", "list")], ids=" ".join)
+def test_a_folder_of_runs_that_is_named_must_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for name, said in (("nope", "Directory 'nope' does not exist"), ("file", "Directory 'file' is a file")):
+        result = moot(*command, "--runs-dir", name)
+        assert result.exit_code == 2 and said in result.output and not result.stdout
+    assert not json.loads(moot(*command, "--json").stdout)["runs"]  # there were no runs yet
 
 
 def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:

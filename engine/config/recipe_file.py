@@ -192,8 +192,12 @@ def _read_protocol(value: Any, where: str, folder: Path) -> tuple[str, ProtocolS
         file = folder / settings.prompts
         try:
             text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as err:
-            raise ConfigError(f"{where}: protocol.prompts: cannot read {file}: {err}") from err
+        except OSError as err:
+            raise ConfigError(
+                f"{where}: protocol.prompts: cannot read {file}: {err.strerror}; give the path from the recipe's folder"
+            ) from err
+        except UnicodeDecodeError as err:
+            raise ConfigError(f"{where}: protocol.prompts: {file} is not UTF-8 text; save it as UTF-8") from err
     try:
         return name, settings, prompts_of(machine, settings, text=text)
     except ConfigError as err:

@@ -107,7 +107,7 @@ BROKEN: list[tuple[str, str]] = [
     ("protocol.rounds=0", "protocol.rounds=0 must be a number from 1 to 1,000"),
     ("protocol.rounds=two", "protocol.rounds='two' must be a whole number"),
     ("protocol.prompts=society.klingon", "protocol.prompts: no prompt set 'society.klingon'; there are"),
-    ("protocol.prompts=none.toml", "protocol.prompts: cannot read none.toml: "),
+    ("protocol.prompts=none.toml", "cannot read none.toml: No such file or directory; give the path from the recipe's"),
     ("cast={}", "cast is empty: role -> agents"),
     ("cast.generator=ada", "cast.generator='ada' must be a list, for instance [ada]"),
     ("cast.generator=[ada, bob]", "cast.generator names 'bob': did you mean 'bo'?"),

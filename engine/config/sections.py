@@ -56,13 +56,16 @@ def _in_words(err: msgspec.ValidationError, value: Any, kind: Any, at: str) -> s
     expected, got = [*re.findall(r"`(.*?)`", said), "", ""][:2]
     reached = list(_reached(value, steps))
     fits = [pair for pair in reached if type(pair[1]) is _TYPES.get(got) or said.endswith(f"value {pair[1]!r}")]
-    path, found = [*fits, *reached, ("", value)][0]
+    if not fits and len(reached) != 1:  # in some value of a mapping, and none can be told from the others
+        fits = list(_reached(value, steps[: steps.index("...")])) if "..." in steps else [("", value)]
+    path, found = [*fits, *reached][0]
     key, kinds = at + path, _kinds(msgspec.inspect.type_info(kind), steps)
     fields = [field.encode_name for part in kinds if isinstance(part, StructType) for field in part.fields]
     if err.__cause__ is not None:  # the struct's own words, which begin with the setting where it is one alone
         return f"{key}.{said}" if re.split(r"[=.]", said)[0] in fields else f"{key}: {said}"
     if said.startswith("Object contains unknown"):
-        return f"{key}.{expected}={_shown(found[expected])} is not known; {_meant(expected, fields, key)}"
+        shown = f"={_shown(found[expected])}" if expected in found else ""
+        return f"{key}.{expected}{shown} is not known; {_meant(expected, fields, key)}"
     if said.startswith("Object missing"):
         return f"{key}.{expected} is missing"
     if placed["key"]:
@@ -72,7 +75,7 @@ def _in_words(err: msgspec.ValidationError, value: Any, kind: Any, at: str) -> s
         )
     if said.startswith("Invalid enum"):
         return _unknown(key, found, [word for part in kinds for word in _literals(part)])
-    if said.startswith("Expected"):
+    if got:
         return _mistyped(key, found, [name for name in expected.split(" | ") if name != "null"], kinds, fields)
     return f"{key}={_shown(found)}: {said}"
 

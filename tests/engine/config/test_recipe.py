@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from hypothesis import given
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from engine.config.recipe import Recipe
 from engine.config.recipe_file import apply_override, build_recipe, load_recipe
 from engine.config.recipe_yaml import RecipeDumper, RecipeLoader
+from engine.config.sections import typed
 from protocols.errors import ConfigError
 
 Data = dict[str, Any]
@@ -198,6 +200,42 @@ def test_what_is_missing_is_named(key: str) -> None:
     data = {name: value for name, value in GOOD.items() if name != key}
     with pytest.raises(ConfigError, match=f"^r.yaml: {key} is missing: "):
         build_recipe(data, where="r.yaml")
+
+
+class Owner(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    pets: int = 0
+
+    def __post_init__(self) -> None:
+        if self.pets < 0:
+            raise ValueError(f"pets={self.pets} is too few")
+
+
+class House(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a user's own protocol may ask for."""
+
+    owners: dict[str, Owner] = {}
+    rooms: list[Owner] = []
+    door: tuple[int, str] = (1, "red")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"owners": {"ada": {}, "bo": 5}}, "house.owners.bo=5 must be a mapping of keys to values; its keys: pets"),
+        ({"owners": {"ada": {}, "bo": {"pets": "two"}}}, "house.owners.bo.pets='two' must be a whole number"),
+        ({"owners": {"ada": {}, "bo": {"pets": -1}}}, "house.owners.pets=-1 is too few"),  # nobody says whose
+        ({"owners": {"ada": {}, "bo": {"cats": 1}}}, "house.owners.cats is not known; there is: pets"),
+        ({"rooms": [{}, {"pets": -1}]}, "house.rooms[1].pets=-1 is too few"),
+        ({"rooms": [{}, {"cats": 1}]}, "house.rooms[1].cats=1 is not known; there is: pets"),
+        ({"door": [1]}, "house.door=[1]: Expected `array` of length 2, got 1"),
+        (None, "house is empty; it must be a mapping of keys to values"),
+        ([], "house=[] must be a mapping of keys to values, not a list"),
+    ],
+)
+def test_values_deep_inside_are_told_by_their_keys(value: object, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        typed(value, House, "r.yaml", "house")
+    assert str(error.value) == f"r.yaml: {said}"
 
 
 FILES: list[tuple[bytes, str]] = [

@@ -413,7 +413,7 @@ def _totals(folder: RunFolder) -> Outcome:
 
 def _nothing_left(folder: RunFolder, progress: Progress) -> Outcome:
     """Of a run that was done before: what came of it, and that nothing was added now."""
-    progress.note(f"{folder.path} is done already; nothing was left to do")
+    progress.note(f"{folder.path} is done already; nothing to resume")
     return _outcome(folder) | {"state": "done already", "new_replies": 0, "hosts": {}, "wall_s": 0.0}
 
 

@@ -20,5 +20,13 @@ def check_bounds(settings: msgspec.Struct, **bounds: tuple[float, float]) -> Non
         value = getattr(settings, name)
         if value is not None and not (least <= value <= most and math.isfinite(value)):
             shown = value if isinstance(value, int) else f"{value:g}"
+            number = "number" if math.isfinite(value) else "finite number"
             up_to = f"to {most:,}" if most < UP else "up"
-            raise ValueError(f"{name}={shown} must be a number from {least:,} {up_to}")
+            raise ValueError(f"{name}={shown} must be a {number} from {least:,} {up_to}")
+
+
+def check_above_0(settings: msgspec.Struct, *names: str) -> None:
+    """Raises: ValueError: one of the settings is not above 0, or not finite."""
+    for name in names:
+        if not 0 < (value := getattr(settings, name)) < UP:
+            raise ValueError(f"{name}={value:g} must be a {'' if math.isfinite(value) else 'finite '}number above 0")

@@ -15,7 +15,7 @@ import msgspec
 
 from actors.limits.policy import stops_run, wait_s
 from actors.limits.prices import NOTHING, Amount, Meter
-from protocols.bounds import MAX_CONCURRENCY, UP, check_bounds
+from protocols.bounds import MAX_CONCURRENCY, UP, check_above_0, check_bounds
 from protocols.errors import EngineDownError, ReplyError
 from protocols.message import MAX_ATTEMPTS, Ask, Attempt, Failure, Outcome, Reply
 
@@ -37,8 +37,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         check_bounds(self, max_tries=(1, MAX_TRIES), max_concurrency=(0, MAX_CONCURRENCY), backoff_s=(0, UP))
         check_bounds(self, hedge_after_s=(0, UP), requests_per_minute=(0, UP), tokens_per_minute=(0, UP))
-        if not 0 < self.timeout_s < UP:
-            raise ValueError(f"timeout_s={self.timeout_s:g} must be a number above 0")
+        check_above_0(self, "timeout_s")
 
 
 class Start:

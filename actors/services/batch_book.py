@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from protocols.bounds import UP, check_bounds
+from protocols.bounds import UP, check_above_0, check_bounds
 
 MAX_LINGERS = 10  # a batch leaves when its oldest ask has waited so many times ``linger_s``, though more keep coming
 MAX_OPEN = 10_000  # batches of one model; services allow far fewer
@@ -37,8 +37,7 @@ class BatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 f"linger_s={self.linger_s:g}, poll_s={self.poll_s:g} and max_poll_s={self.max_poll_s:g} must be "
                 "numbers from 0 up, poll_s above 0 and not above max_poll_s"
             )
-        if not 0 < self.max_wait_s < float("inf"):
-            raise ValueError(f"max_wait_s={self.max_wait_s:g} must be above 0")
+        check_above_0(self, "max_wait_s")
 
     @property
     def limits(self) -> dict[str, float]:

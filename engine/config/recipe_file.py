@@ -116,7 +116,7 @@ def apply_override(data: dict[str, Any], override: str, *, named: str = "") -> N
 
 
 def check_numbers(value: Any, where: str, key: str) -> None:
-    """Raises: ConfigError: a number that no message and no journal can hold: beyond 64 bits, infinite, or none."""
+    """Raises: ConfigError: a whole number that no message and no journal can hold."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             check_numbers(item, where, f"{key}.{name}" if key else str(name))
@@ -126,6 +126,19 @@ def check_numbers(value: Any, where: str, key: str) -> None:
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         shown = value if value.bit_length() <= 256 else f"({value.bit_length()} bits)"
         raise ConfigError(f"{where}: {key}={shown} must be a number of at most 64 bits")
+
+
+def check_finite(value: Any, where: str, key: str) -> None:
+    """What no journal can hold either. Once all sections are read: they know the range of what is theirs.
+
+    Raises: ConfigError: a number is infinite, or none.
+    """
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            check_finite(item, where, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check_finite(item, where, key)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{where}: {key}={value} must be a finite number")
 
@@ -172,6 +185,7 @@ def build_recipe(data: Mapping[str, Any], *, where: str, folder: Path = Path()) 
         },
         source=dict(data),
     )
+    check_finite(data, where, "")
     check_recipe_parts(recipe, where)
     return recipe
 

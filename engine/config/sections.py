@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import date
 from typing import Any, TypeVar
 
@@ -61,6 +62,11 @@ def _in_words(err: msgspec.ValidationError, value: Any, kind: Any, at: str) -> s
     path, found = [*fits, *reached][0]
     key, kinds = at + path, _kinds(msgspec.inspect.type_info(kind), steps)
     fields = [field.encode_name for part in kinds if isinstance(part, StructType) for field in part.fields]
+    if (number := _not_finite(found)) is not None and "..." not in steps:  # its struct knows the range it may be in
+        try:
+            msgspec.convert(_with(value, steps, number), kind)
+        except msgspec.ValidationError as other:
+            return _in_words(other, _with(value, steps, number), kind, at)
     if err.__cause__ is not None:  # the struct's own words, which begin with the setting where it is one alone
         return f"{key}.{said}" if re.split(r"[=.]", said)[0] in fields else f"{key}: {said}"
     if said.startswith("Object contains unknown"):
@@ -108,7 +114,7 @@ def _fix(found: Any, names: list[str], words: list[str], fields: list[str]) -> s
     except ValueError:
         return ""
     if not math.isfinite(number):
-        return " that is finite"
+        return ", a finite one"
     if "float" not in names and not number.is_integer():
         return ""
     return f"; write {found.strip() if 'float' in names else int(number)}" + " without quotes" * isinstance(found, str)
@@ -123,6 +129,23 @@ def _reached(value: Any, steps: Sequence[str]) -> Iterator[tuple[str, Any]]:
             yield from ((f".{key}{path}", found) for path, found in _reached(value[key], steps[1:]))
     elif isinstance(value, list):
         yield from ((f"[{steps[0]}]{path}", found) for path, found in _reached(value[int(steps[0])], steps[1:]))
+
+
+def _not_finite(value: Any) -> float | None:
+    """The number that a text means which YAML reads as none: nan, inf."""
+    with suppress(ValueError):
+        if isinstance(value, str) and not math.isfinite(number := float(value)):
+            return number
+    return None
+
+
+def _with(value: Any, steps: Sequence[str], new: Any) -> Any:
+    """Plain data with another value at the end of a path."""
+    if not steps:
+        return new
+    if isinstance(value, dict):
+        return value | {steps[0]: _with(value[steps[0]], steps[1:], new)}
+    return [_with(item, steps[1:], new) if number == int(steps[0]) else item for number, item in enumerate(value)]
 
 
 def _kinds(kind: Type, steps: Sequence[str]) -> list[Type]:

@@ -141,7 +141,7 @@ MISTAKES = {
     "one of few words in a list": ("protocol.stop=[foo]", "protocol.stop[0]='foo'"),
     "a limit that is no number": (
         "models.simulated.limits={timeout_s: .nan}",
-        "limits.timeout_s=nan must be a finite number",
+        "limits.timeout_s=nan must be a finite number above 0",
     ),
     "a latency that is no number": ("models.simulated.latency_s=.nan", "latency_s=nan must be a finite number"),
     "wrong key": ("protocol.round=3", "protocol.round=3 is not known; did you mean 'rounds'?"),

@@ -215,7 +215,7 @@ def test_settings_of_a_run_that_nobody_drives_are_for_when_it_goes_on(tmp_path: 
         ("run.max_open", "must look like key=value"),
         ("run.max_open=0", "run.max_open=0 must be a number from 1 to"),
         ("ada.concurrency=many", "max_concurrency='many'"),
-        ("ada.timeout_s=.nan", "timeout_s=nan must be a finite number"),
+        ("ada.timeout_s=.nan", "timeout_s=nan must be a finite number above 0"),
     ],
 )
 def test_what_cannot_be_set_is_one_sentence(tmp_path: Path, setting: str, said: str) -> None:

@@ -99,7 +99,7 @@ BROKEN: list[tuple[str, str]] = [
     ("agents.ada=simulated", "agents.ada='simulated' must be a mapping of keys to values: agents.ada: {model: NAME}"),
     ("agents.ada={}", "agents.ada.model is missing: name one of the models"),
     ("agents.ada.model=simulate", "agents.ada.model='simulate': did you mean 'simulated'?"),
-    ("agents.ada.temperature=20", "agents.ada.temperature=20 must be between 0 and 10"),
+    ("agents.ada.temperature=20", "agents.ada.temperature=20 must be a number from 0 to 10"),
     ("agents.ada.temprature=1", "agents.ada.temprature=1 is not known; did you mean 'temperature'?"),
     ("agents={no: {model: simulated}}", "agents.False: a name must be text; put it in quotes"),
     ("agents={a b: {model: simulated}}", "agents.a b: a name must not hold spaces"),
@@ -156,18 +156,13 @@ BROKEN: list[tuple[str, str]] = [
     ("models.simulated.limits.timeout_s=0", "models.simulated.limits.timeout_s=0 must be a number above 0"),
     ("protocol.deadline_s=0", "protocol.deadline_s=0 must be a number above 0"),
     *(
-        (f"{key}={value}", f"{key}={value[1:]} must be a finite number")
-        for key in (
-            "models.simulated.limits.timeout_s",
-            "protocol.deadline_s",
-            "run.mirror_every_s",
-            "sft.learning_rate",
-        )
-        for value in (".inf", ".nan")
+        (f"{key}={value}", f"{key}={value.strip('.')} must be a finite number above 0")
+        for key in ("models.simulated.limits.timeout_s", "protocol.deadline_s", "sft.learning_rate")
+        for value in (".inf", ".nan", "inf", "nan")
     ),
     ("seed=1e3", "seed=1000.0 must be a whole number; write 1000"),
     ("sft.rank='1e1'", "sft.rank='1e1' must be a whole number; write 10 without quotes"),
-    ("agents.ada.temperature=nan", "agents.ada.temperature='nan' must be a number that is finite"),
+    ("agents.ada.temperature=nan", "agents.ada.temperature=nan must be a number from 0 to 10"),
     ("agents.ada.persona=5", "agents.ada.persona=5 must be text; put it in quotes"),
     ("agents.ada.model=[x]", "agents.ada.model=['x'] must be text, not a list"),
     ("description=2020-01-01", "description=2020-01-01 must be text; put it in quotes"),
@@ -183,6 +178,9 @@ BROKEN: list[tuple[str, str]] = [
     ("models.simulated.faults={timeout: x}", "models.simulated.faults.timeout='x' must be a number"),
     ("models.simulated.faults={timeuot: 1}", "models.simulated.faults: 'timeuot' is not known; use one of: auth"),
     ("tasks={source: file, path: x, details: {1: x}}", "tasks.details: names must be text"),
+    ("run.mirror_every_s=.nan", "run.mirror_every_s=nan must be a number above 0, to 86,400"),
+    ("models.simulated.skill_per_adapter=.inf", "models.simulated.skill_per_adapter=inf must be a finite number"),
+    ("models.simulated.skill_per_adapter=inf", "skill_per_adapter='inf' must be a number, a finite one"),
     ("run.max_journal_mb=-5", "run.max_journal_mb=-5 must not be below 0"),
 ]
 
@@ -277,7 +275,7 @@ def test_a_missing_file_says_where_recipes_are(tmp_path: Path) -> None:
         ("cast.generator=[ada, bob]", "override: cast.generator names 'bob': did you mean 'bo'?"),
         ("tasks.trian=5", "override: tasks.trian=5 is not known; did you mean 'train'?"),
         ("protocol.round=5", "override: protocol.round=5 is not known; did you mean 'rounds'?"),
-        ("agents.bo.persona=hi", "{path}: agents.bo.temperature=20 must be between 0 and 10"),
+        ("agents.bo.persona=hi", "{path}: agents.bo.temperature=20 must be a number from 0 to 10"),
         ("agents.bo.temp=1", "override: agents.bo.temp=1 is not known"),
     ],
 )

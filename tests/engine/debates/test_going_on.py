@@ -148,7 +148,7 @@ def test_a_budget_that_cannot_be_is_told_of_its_option(tmp_path: Path, budget: s
     ("override", "said"),
     [
         ("protocol=baseline", "override: protocol='baseline' must be a mapping of keys to values: protocol: {name:"),
-        ("agents.ada.temperature=-1", "override: agents.ada.temperature=-1 must be between 0 and 10"),
+        ("agents.ada.temperature=-1", "override: agents.ada.temperature=-1 must be a number from 0 to 10"),
     ],
 )
 def test_what_a_run_is_evaluated_or_forked_with_is_told_of_the_override(recipe: Path, override: str, said: str) -> None:

@@ -74,11 +74,12 @@ class RunFolder:
     def create(cls, path: Path, manifest: Manifest) -> RunFolder:
         """Raises: ConfigError: the folder holds another run, or what is no run, or cannot be made."""
         try:
+            other = _not_ours(path)  # first: a run that begins just now has its manifest before anything that counts
             if (path / "run.json").exists():
                 raise ConfigError(
                     f"{path} holds a run already; go on with `moot resume {path}`, or choose another --run-dir"
                 )
-            if other := _not_ours(path):
+            if other:
                 raise ConfigError(
                     f"--run-dir {path}: holds other files, such as {other}, and is no run; give a new or empty folder"
                 )
@@ -158,8 +159,7 @@ class RunFolder:
 
 
 def _not_ours(path: Path) -> str:
-    """Something in a folder without a manifest that neither a start which was killed at once nor a file system leaves;
-    "": nothing."""
+    """Something in a folder that neither a start which was killed at once nor a file system leaves; "": nothing."""
     names = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
     return next((name for name in names if not name.startswith(".") and name not in (LOCK, "lost+found")), "")
 

@@ -20,7 +20,7 @@ from engine.config.doubts import doubts
 from engine.config.models import Model, Place, names_folder
 from engine.config.named_protocol import find_protocol
 from engine.config.recipe import LoopSettings, Recipe, RunSettings, TrainSettings
-from engine.config.recipe_file import load_recipe
+from engine.config.recipe_file import load_recipe, telling_of
 from engine.config.rehearsal import agents_shown_images
 from engine.data.tasks import SOURCES, Split, load_split
 from engine.debates.terminal import check_people
@@ -41,12 +41,13 @@ def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dic
     recipe = load_recipe(path, overrides)
     tasks = limited(load_split(recipe.tasks), limit)
     check_debatable(recipe, tasks)
-    for name in sorted(recipe.models_in_use):
-        _check_model(str(path), name, recipe.models[name])
-    check_sleep(recipe, str(path))
-    _check_room(str(path), recipe)
-    _check_images(str(path), recipe, tasks)
-    check_people(recipe, str(path))
+    with telling_of(overrides, str(path)):
+        for name in sorted(recipe.models_in_use):
+            _check_model(str(path), name, recipe.models[name])
+        check_sleep(recipe, str(path))
+        _check_room(str(path), recipe)
+        _check_images(str(path), recipe, tasks)
+        check_people(recipe, str(path))
     if recipe.run.traces:
         check_traces()
     if recipe.sft.method == "qlora":

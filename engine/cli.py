@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 EXIT_SET_ASIDE, EXIT_BAD_INPUT, EXIT_PAUSED, EXIT_INTERRUPTED = 1, 2, 3, 130
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 DEMO = RECIPES / "demo.yaml"
+RUNS = Path("runs")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; all else on stderr.")
 
@@ -30,7 +32,8 @@ class NamedPath(click.Path):
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         if value == "":
-            self.fail("it is empty; give a path, or leave the option out", parameter, context)
+            optional = isinstance(parameter, click.Option) and not parameter.required
+            self.fail(f"it is empty; give a path{', or leave the option out' * optional}", parameter, context)
         return super().convert(value, parameter, context)
 
 
@@ -42,6 +45,9 @@ again_option = click.option(
     is_flag=True,
     help="Go on with the run that --run-dir holds, if it does: for jobs that are submitted again.",
 )
+runs_dir_option = click.option(  # a folder that is named must be there; the usual one need not be
+    "--runs-dir", type=NamedPath(exists=True, file_okay=False, path_type=Path), help="Default: runs."
+)
 limit_option = click.option("--limit", type=click.IntRange(min=1), help="At most so many tasks of each side.")
 
 
@@ -51,7 +57,7 @@ def _shipped(context: click.Context, parameter: click.Parameter, value: Path) ->
     return named if not value.exists() and value.name == str(value) and named.exists() else value
 
 
-recipe_argument = click.argument("recipe", type=click.Path(path_type=Path), callback=_shipped)
+recipe_argument = click.argument("recipe", type=NamedPath(path_type=Path), callback=_shipped)
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 run_argument = click.argument("run", type=NamedPath(path_type=Path))
 
@@ -106,7 +112,7 @@ def loop(
 
 
 @main.command(name="eval")
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("target", type=NamedPath(path_type=Path))
 @overrides_argument
 @limit_option
 @dir_option
@@ -199,7 +205,7 @@ def schema() -> None:
 
 @main.command()
 @run_argument
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: report.html in the run's folder.")
+@click.option("-o", "--output", type=NamedPath(path_type=Path), help="Default: report.html in the run's folder.")
 @json_option
 def report(run: Path, output: Path | None, as_json: bool) -> None:
     """Write a run's report: one HTML page that needs nothing else."""
@@ -240,7 +246,7 @@ def compare(sides: tuple[str, ...], as_json: bool) -> None:
 
 @main.command(name="import")
 @click.argument("form", metavar="FORMAT")
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=NamedPath(path_type=Path))
 @dir_option
 @click.option("--seed", default=0, show_default=True, help="Of what a LLaVA mixture draws.")
 @json_option
@@ -258,7 +264,7 @@ def import_debates(form: str, paths: tuple[Path, ...], run_dir: Path | None, see
 @main.command(name="export")
 @click.argument("form", metavar="FORMAT")
 @run_argument
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A file, or a folder of files.")
+@click.option("-o", "--output", type=NamedPath(path_type=Path), required=True, help="A file, or a folder of files.")
 @click.option("--stage", help="Whose debates, e.g. debate-1. Default: the only one, or debate.")
 @click.option("--rule", default="generator", show_default=True, help="trl-sft: a rule of train.rule, or right.")
 @click.option("--label", type=click.Choice(["consensus", "gold"]), default="consensus", show_default=True)
@@ -312,7 +318,7 @@ def show_protocol(name: str, as_json: bool) -> None:
 
 
 @protocols.command(name="docs")
-@click.argument("page", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("page", type=NamedPath(path_type=Path, exists=True, dir_okay=False))
 def write_protocol_docs(page: Path) -> None:
     """Make anew the part of a page that is generated from the protocols."""
     from engine.config.protocol_docs import write_docs
@@ -343,10 +349,10 @@ def ctl() -> None:
 
 @ctl.command(name="list")
 @json_option
-@click.option("--runs-dir", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
-def list_running(as_json: bool, runs_dir: Path) -> None:
+@runs_dir_option
+def list_running(as_json: bool, runs_dir: Path | None) -> None:
     """List the runs that are under way, or have stopped before their end."""
-    _control(lambda ctl: ctl.list_runs(runs_dir), as_json)
+    _control(lambda ctl: ctl.list_runs(runs_dir or RUNS), as_json)
 
 
 @ctl.command(name="show")
@@ -421,7 +427,7 @@ def adapters() -> None:
 
 adapter_argument = click.argument("name", metavar="ADAPTER")
 folder_option = click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="A folder that is not there yet."
+    "-o", "--output", type=NamedPath(path_type=Path), required=True, help="A folder that is not there yet."
 )
 base_id_option = click.option("--base-id", default="", help="The base's name on the hub, for the card: ORG/NAME.")
 
@@ -447,7 +453,7 @@ def show_adapter(run: Path, name: str, as_json: bool) -> None:
 @run_argument
 @adapter_argument
 @folder_option
-@click.option("--base", type=click.Path(path_type=Path), help="The base's folder. Default: what the run trained.")
+@click.option("--base", type=NamedPath(path_type=Path), help="The base's folder. Default: what the run trained.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto")
 @json_option
 def merge_adapter(run: Path, name: str, output: Path, base: Path | None, dtype: str, as_json: bool) -> None:
@@ -482,7 +488,7 @@ def push_adapter(run: Path, name: str, repository: str, base_id: str, public: bo
 @run_argument
 @click.option("--stage", default="", help="Default: the last evaluation.")
 @click.option("--replies", default=100, show_default=True, type=click.IntRange(min=1), help="Of each agent.")
-@click.option("--base", type=click.Path(path_type=Path), help="The base's folder. Default: what the run trained.")
+@click.option("--base", type=NamedPath(path_type=Path), help="The base's folder. Default: what the run trained.")
 @json_option
 def score_stage(run: Path, stage: str, replies: int, base: Path | None, as_json: bool) -> None:
     """Score how likely the agents of a stage find each other's replies, for `moot compare` and the report."""
@@ -507,14 +513,14 @@ def _adapters(ask: Callable[[ModuleType], dict[str, Any]], as_json: bool) -> NoR
 
 @main.command(name="list")
 @json_option
-@click.option("--runs-dir", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
-def list_runs(as_json: bool, runs_dir: Path) -> None:
+@runs_dir_option
+def list_runs(as_json: bool, runs_dir: Path | None) -> None:
     """List the recipes that moot ships, and the runs in a folder."""
 
     def work(progress: Progress) -> dict[str, Any]:
         from engine.results.collect import list_all
 
-        return list_all(RECIPES, runs_dir)
+        return list_all(RECIPES, runs_dir or RUNS)
 
     _command(work, as_json)
 
@@ -624,13 +630,23 @@ def _command(work: Callable[[Progress], dict[str, Any]], as_json: bool) -> NoRet
         with progress:
             outcome = work(progress)
     except KeyboardInterrupt:
-        run = progress.run or "RUN"
-        progress.last(f"interrupted; what is on record stays: go on with `moot resume {run}`")
+        progress.last(f"interrupted; {_left_behind(progress.run)}")
         sys.exit(EXIT_INTERRUPTED)
     except MootError as err:
         _fail(err, progress.last)
     _tell(outcome, as_json)
     sys.exit(EXIT_SET_ASIDE if outcome.get("set_aside") or outcome.get("damage") else 0)
+
+
+def _left_behind(run: str) -> str:
+    """What a command that was interrupted leaves, and how to go on."""
+    from engine.record.folder import RunFolder
+    from protocols.errors import MootError
+
+    with suppress(MootError):  # no run was begun, or none that can be read
+        if run and RunFolder.open(Path(run)).manifest.finished_at is not None:
+            return f"the run is done, and `moot report {run}` writes its report"
+    return f"what is on record stays: go on with `moot resume {run or 'RUN'}`"
 
 
 def _fail(err: MootError, say: Callable[[str], None]) -> NoReturn:
@@ -656,9 +672,9 @@ def _show(outcome: dict[str, Any]) -> None:
             click.echo(f"{key}:")
             for row in rows:
                 click.echo(f"  {row}")
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and value:
             click.echo(f"{key}: " + ", ".join(f"{name} {shown}" for name, shown in value.items()))
-        elif value not in ([], None, ""):
+        elif value not in ([], {}, None, ""):
             gap = "\n" if "\n" in str(value) else " "
             click.echo(f"{key}:{gap}{value}")
 

@@ -115,18 +115,23 @@ def retry(run: Path, tasks: Sequence[str]) -> dict[str, Any]:
     Raises: ConfigError: one was not set aside, or its stage has been learned from.
     """
     names = () if list(tasks) == ["all"] else tuple(tasks)
-    if driven(run, read_status(run)):
-        return give(run, "retry", names)
+    under_way = driven(run, read_status(run))
+    outcome = give(run, "retry", names) if under_way else _retry_offline(run, names)
+    if not outcome["debates"]:
+        return outcome | {"note": "nothing is set aside"}
+    return outcome if under_way else outcome | {"go on with": f"moot resume {run}"}
+
+
+def _retry_offline(run: Path, names: Sequence[str]) -> dict[str, Any]:
     folder = RunFolder.open(run)
     folder.lock()
     try:
-        debates = _retry_offline(folder, names)
+        return {"run": str(run), "state": "not running", "debates": _reopened(folder, names)}
     finally:
         folder.release()
-    return {"run": str(run), "state": "not running", "debates": debates, "go on with": f"moot resume {run}"}
 
 
-def _retry_offline(folder: RunFolder, names: Sequence[str]) -> list[str]:
+def _reopened(folder: RunFolder, names: Sequence[str]) -> list[str]:
     from engine.record.attempts import Attempts
 
     aside = _set_aside(folder)

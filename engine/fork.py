@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.recipe import Recipe
-from engine.config.recipe_file import apply_override, build_recipe
+from engine.config.recipe_file import apply_override, build_recipe, telling_of
 from engine.data.tasks import Split, load_split
 from engine.debates.arena import failure_summary
 from engine.debates.changes import differences, own_recipe
@@ -47,7 +47,8 @@ def fork(path: Path, overrides: Sequence[str], *, run_dir: Path | None, progress
     source, where = own_recipe(old), Path(old.manifest.recipe_path)
     for override in overrides:
         apply_override(source, override)
-    recipe = build_recipe(source, where=str(path / "recipe.yaml"), folder=where.parent)
+    with telling_of(overrides, str(path / "recipe.yaml")):
+        recipe = build_recipe(source, where=str(path / "recipe.yaml"), folder=where.parent)
     tasks = limited(load_split(recipe.tasks), old.manifest.limit)
     check_tasks(old.manifest.kind, recipe, tasks, progress)
     check_people(recipe, str(where))

@@ -16,7 +16,8 @@ from actors.logs import log_to_file
 from engine.config.base_model import base_model_of, check_base
 from engine.config.named_protocol import find_protocol
 from engine.config.recipe import Recipe
-from engine.config.recipe_file import apply_override, build_recipe, load_recipe
+from engine.config.recipe_file import apply_override, build_recipe, load_recipe, telling_of
+from engine.config.sections import table
 from engine.config.servable import check_servable
 from engine.data.media import collect_media
 from engine.data.tasks import Split, load_split
@@ -69,7 +70,8 @@ def start(
     recipe = load_recipe(recipe_path, overrides)
     tasks = limited(load_split(recipe.tasks), limit)
     check_tasks(kind, recipe, tasks, progress)
-    check_people(recipe, str(recipe_path))
+    with telling_of(overrides, str(recipe_path)):
+        check_people(recipe, str(recipe_path))
     check_trackers(recipe.run.track)
     if or_resume and run_dir is not None and (run_dir / "run.json").exists():
         return _again(kind, run_dir, recipe, recipe_path.absolute(), limit, tasks, progress)
@@ -88,26 +90,32 @@ def _again(
     A driver that has just died may hold the folder for a while yet: on a network's file system as long as its lease.
     """
     folder = RunFolder.open(path)
+    _check_is_run(folder, kind, recipe, limit)  # nobody waits for what would be refused
     folder.lock(wait_s=LOCK_WAIT_S, note=progress.note)
-    manifest = folder.manifest  # as whoever held it has left it
+    manifest = folder.manifest
     try:
-        for what, was, now in (("the command", manifest.kind, kind), ("--limit", manifest.limit, limit)):
-            if was != now:
-                raise ConfigError(
-                    f"{path} holds another run: there {what} is {was or 'not set'}, here {now or 'not set'}; "
-                    "choose another --run-dir"
-                )
-        check_unchanged(folder, recipe)
+        _check_is_run(folder, kind, recipe, limit)  # as whoever held it has left it
     except ConfigError:
         folder.release()
         raise
     if manifest.finished_at is not None:
         folder.release()
-        progress.note(f"{path} is done already; nothing to resume")
-        return _outcome(folder)
+        return _nothing_left(folder, progress)
     manifest.recipe_path = str(recipe_path)  # a job's copy of it lies elsewhere each time
     keep_changes(folder, recipe, differences(manifest.recipe, recipe.source))
     return carry_out(folder, recipe, tasks, progress)
+
+
+def _check_is_run(folder: RunFolder, kind: str, recipe: Recipe, limit: int | None) -> None:
+    """Raises: ConfigError: a folder holds another run than a command names."""
+    manifest = folder.manifest
+    for what, was, now in (("the command", manifest.kind, kind), ("--limit", manifest.limit, limit)):
+        if was != now:
+            raise ConfigError(
+                f"{folder.path} holds another run: there {what} is {was or 'not set'}, here {now or 'not set'}; "
+                "choose another --run-dir"
+            )
+    check_unchanged(folder, recipe)
 
 
 def evaluate_run(
@@ -131,9 +139,12 @@ def evaluate_run(
     changed = copy.deepcopy(source.recipe)
     for override in overrides:
         apply_override(changed, override)
-    if changed["protocol"]["name"] != source.recipe["protocol"]["name"]:
-        changed.get("train", {}).pop("rules", None)  # of roles that it does not have; nobody learns here
-    recipe, limit = _recipe_of(source, changed), limit or source.limit
+    with telling_of(overrides, source.recipe_path):
+        protocol = table(changed["protocol"], source.recipe_path, "protocol")
+        if "train" in changed and protocol.get("name") != source.recipe["protocol"]["name"]:
+            train = table(changed["train"], source.recipe_path, "train")
+            changed["train"] = {key: value for key, value in train.items() if key != "rules"}  # of roles it has not
+        recipe, limit = _recipe_of(source, changed), limit or source.limit
     tasks = limited(load_split(recipe.tasks), limit)
     check_tasks("eval", recipe, tasks, progress)
     check_people(recipe, source.recipe_path)
@@ -196,12 +207,12 @@ def resume(path: Path, *, budget: Sequence[str] = (), progress: Progress) -> Out
 def _go_on(folder: RunFolder, budget: Sequence[str], progress: Progress) -> Outcome:
     manifest = folder.manifest
     source = taken_up(folder, budget)
-    recipe = _recipe_of(manifest, source)
+    with telling_of([f"run.budget.{given}" for given in budget], manifest.recipe_path, place="--budget"):
+        recipe = _recipe_of(manifest, source)
     check_same(folder, recipe)
     tasks = limited(load_split(recipe.tasks), manifest.limit)
     if manifest.finished_at is not None:
-        progress.note(f"{folder.path} is done already; nothing to resume")
-        return _outcome(folder)
+        return _nothing_left(folder, progress)
     check_people(recipe, manifest.recipe_path)
     if found := differences(manifest.recipe, source):
         keep_changes(folder, recipe, found)
@@ -398,6 +409,12 @@ def _totals(folder: RunFolder) -> Outcome:
         "set_aside": aside,
         "replies": sum(stage["replies"] for stage in stages),
     }
+
+
+def _nothing_left(folder: RunFolder, progress: Progress) -> Outcome:
+    """Of a run that was done before: what came of it, and that nothing was added now."""
+    progress.note(f"{folder.path} is done already; nothing to resume")
+    return _outcome(folder) | {"state": "done already", "new_replies": 0, "hosts": {}, "wall_s": 0.0}
 
 
 def _outcome(folder: RunFolder) -> Outcome:

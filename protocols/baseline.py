@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from protocols.answer import Answer
+from protocols.bounds import MAX_ROUNDS, MAX_SAMPLES, check_bounds
 from protocols.conversation import Conversation, Flow, Player, ProtocolSettings, Role, Script, Turn
 from protocols.errors import ConfigError
 from protocols.graph import Verdict
@@ -53,8 +54,7 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     rounds: int
 
     def __post_init__(self) -> None:
-        if self.agents < 1 or self.rounds < 1:
-            raise ValueError(f"match of {self.agents} agents and {self.rounds} rounds: both must be at least 1")
+        check_bounds(self, agents=(1, MAX_ROUNDS), rounds=(1, MAX_ROUNDS))
 
 
 class BaselineSettings(ProtocolSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,9 +68,7 @@ class BaselineSettings(ProtocolSettings, frozen=True, kw_only=True, forbid_unkno
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("samples", self.samples), ("rounds", self.rounds)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+        check_bounds(self, samples=(1, MAX_SAMPLES), rounds=(1, MAX_ROUNDS))
         if self.match and self.method not in ("self_consistency", "majority"):
             raise ValueError(f"match gives a number of votes, and method={self.method} does not vote; leave it out")
         if self.stop and (self.method != "self_reflect" or "unanimity" in self.stop):

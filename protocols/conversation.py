@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from protocols.answer import FORMATS, Answer, grade, parse_answer
+from protocols.bounds import UP, check_above_0
 from protocols.context import estimate_messages, fit_blocks
 from protocols.errors import ConfigError, GraphError, TaskError
 from protocols.graph import Edge, EdgeKind, Utterance, Verdict
@@ -85,10 +86,9 @@ class ProtocolSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     prompts: str = ""  # a prompt set by name, or the path of a .toml file; "": what the protocol itself holds
 
     def __post_init__(self) -> None:
-        if not self.deadline_s > 0:  # NaN is refused with the rest
-            raise ValueError(f"deadline_s={self.deadline_s:g} must be above 0")
+        check_above_0(self, "deadline_s")
         for name in ("budget_tokens", "max_context_tokens", "budget_s"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < UP:
                 raise ValueError(f"{name}={getattr(self, name)} must not be below 0; 0 is no limit")
 
 

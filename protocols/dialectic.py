@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from protocols.answer import Answer, parse_answer, same
+from protocols.bounds import MAX_ROUNDS, check_bounds
 from protocols.conversation import Conversation, Flow, Player, ProtocolSettings, Reader, Role, Script, Step, Turn
 from protocols.errors import ConfigError
 from protocols.graph import Debate, Utterance, Verdict
@@ -49,8 +50,7 @@ class DialecticSettings(ProtocolSettings, frozen=True, kw_only=True, forbid_unkn
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rounds < 1:
-            raise ValueError(f"rounds={self.rounds} must be at least 1")
+        check_bounds(self, rounds=(1, MAX_ROUNDS))
 
 
 class Dialectic(Conversation):

@@ -98,3 +98,10 @@ class TerminatedError(PausedError):
 
 class TrainerError(MootError):
     """A training cannot start or go on."""
+
+
+def unreadable(err: ValueError | RecursionError) -> str:
+    """Why Python cannot read a text, without what it says to programmers: of depth, and of thousands of digits."""
+    if isinstance(err, RecursionError):
+        return "it is nested too deeply"
+    return "a number has too many digits" if "int_max_str_digits" in str(err) else str(err)

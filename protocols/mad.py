@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from protocols.answer import Answer, same
+from protocols.bounds import MAX_ROUNDS, check_bounds
 from protocols.conversation import Conversation, Flow, Player, ProtocolSettings, Reader, Role, Script, Step, Turn
 from protocols.graph import Verdict
 from protocols.machine import Phase
@@ -46,8 +47,7 @@ class MadSettings(ProtocolSettings, frozen=True, kw_only=True, forbid_unknown_fi
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rounds < 1:
-            raise ValueError(f"rounds={self.rounds} must be at least 1")
+        check_bounds(self, rounds=(1, MAX_ROUNDS))
         if not 0 <= self.level <= 3:
             raise ValueError(f"level={self.level} must be 0, 1, 2 or 3")
 

@@ -79,7 +79,7 @@ class Sampling(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_default
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature <= 10.0:
-            raise ValueError(f"temperature={self.temperature:g} must be between 0 and 10")
+            raise ValueError(f"temperature={self.temperature:g} must be a number from 0 to 10")
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p={self.top_p:g} must be above 0 and at most 1")
         if self.max_tokens < 1:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 from protocols.answer import Answer
+from protocols.bounds import MAX_ROUNDS, MAX_SAMPLES, check_bounds
 from protocols.conversation import Conversation, Flow, Player, ProtocolSettings, Role, Script, Step, Turn
 from protocols.errors import ConfigError
 from protocols.graph import EdgeKind, Verdict
@@ -54,9 +55,7 @@ class PersuasionSettings(ProtocolSettings, frozen=True, kw_only=True, forbid_unk
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("rounds", self.rounds), ("best_of", self.best_of)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+        check_bounds(self, rounds=(1, MAX_ROUNDS), best_of=(1, MAX_SAMPLES))
         if self.stop:
             raise ValueError(
                 f"stop={list(self.stop)} compares debaters' own answers, and persuasion assigns them; leave it out"

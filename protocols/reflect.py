@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from protocols.answer import same
+from protocols.bounds import MAX_ROUNDS, MAX_SAMPLES, check_bounds
 from protocols.conversation import Conversation, Flow, Player, ProtocolSettings, Role, Script, StopRule, Turn
 from protocols.errors import ConfigError, TaskError
 from protocols.graph import EdgeKind, Verdict
@@ -43,9 +44,7 @@ class ReflectSettings(ProtocolSettings, frozen=True, kw_only=True, forbid_unknow
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("rounds", self.rounds), ("samples", self.samples)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+        check_bounds(self, rounds=(1, MAX_ROUNDS), samples=(1, MAX_SAMPLES))
         if not self.oracle and "oracle" in self.stop:
             raise ValueError("oracle=false uses no gold, but stop names 'oracle'; set stop to [unanimity] or to []")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from protocols.bounds import MAX_ROUNDS, UP, check_bounds
 from protocols.conversation import Conversation, Flow, Player, ProtocolSettings, Role, Script, Turn
 from protocols.errors import ConfigError
 from protocols.graph import EdgeKind, Verdict
@@ -39,9 +40,7 @@ class SocietySettings(ProtocolSettings, frozen=True, kw_only=True, forbid_unknow
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("rounds", self.rounds), ("max_peers", self.max_peers), ("degree", self.degree)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+        check_bounds(self, rounds=(1, MAX_ROUNDS), max_peers=(1, UP), degree=(1, UP))
 
 
 class Society(Conversation):

@@ -14,6 +14,7 @@ import msgspec
 from actors.limits.policy import PAUSED
 from actors.limits.prices import NOTHING, Amount
 from actors.limits.queue_gate import Decision, Done, Told, Want
+from protocols.bounds import UP, check_bounds
 
 _ROUNDING_USD = 1e-9  # sums of floats; far below the price of a token
 
@@ -25,8 +26,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tokens: int = 0  # of prompts and replies
 
     def __post_init__(self) -> None:
-        if not (0 <= self.usd < float("inf") and self.tokens >= 0):
-            raise ValueError(f"usd={self.usd:g} and tokens={self.tokens} must be numbers from 0 up; 0 is no limit")
+        check_bounds(self, usd=(0, UP), tokens=(0, UP))
 
     def __bool__(self) -> bool:
         return bool(self.usd or self.tokens)

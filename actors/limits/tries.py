@@ -15,10 +15,12 @@ import msgspec
 
 from actors.limits.policy import stops_run, wait_s
 from actors.limits.prices import NOTHING, Amount, Meter
+from protocols.bounds import MAX_CONCURRENCY, UP, check_above_0, check_bounds
 from protocols.errors import EngineDownError, ReplyError
 from protocols.message import MAX_ATTEMPTS, Ask, Attempt, Failure, Outcome, Reply
 
 MAX_REASON_CHARS = 500
+MAX_TRIES = 1_000  # they wait a minute each in the end: most of a day
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,13 +35,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tokens_per_minute: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.max_tries < 1:
-            raise ValueError(f"max_tries={self.max_tries} must be at least 1")
-        if not (self.timeout_s > 0 and self.backoff_s >= 0 and self.max_concurrency >= 0):  # NaN is refused too
-            raise ValueError("timeout_s must be above 0, backoff_s and max_concurrency not below")
-        for name in ("hedge_after_s", "requests_per_minute", "tokens_per_minute"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name):g} must be a number from 0 up")
+        check_bounds(self, max_tries=(1, MAX_TRIES), max_concurrency=(0, MAX_CONCURRENCY), backoff_s=(0, UP))
+        check_bounds(self, hedge_after_s=(0, UP), requests_per_minute=(0, UP), tokens_per_minute=(0, UP))
+        check_above_0(self, "timeout_s")
 
 
 class Start:

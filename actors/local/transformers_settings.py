@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from actors.models.backend import EMBEDDED
+from protocols.bounds import MAX_CONCURRENCY, check_bounds
 
 
 class TransformersSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,12 +26,11 @@ class TransformersSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     keep_logprobs: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_batch", "threads"):
+        for name in ("max_model_len", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        if not 0 <= self.max_wait_ms <= 60_000:
-            raise ValueError(f"max_wait_ms={self.max_wait_ms:g} must be between 0 and 60000")
+        check_bounds(self, max_batch=(1, MAX_CONCURRENCY), max_wait_ms=(0, 60_000))
         if self.max_adapters < 0:
             raise ValueError(f"max_adapters={self.max_adapters} must not be negative; 0 serves the base model only")
 

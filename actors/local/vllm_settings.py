@@ -17,6 +17,7 @@ import msgspec
 from actors.local.model_config import sees
 from actors.local.vllm_plugin import MARK
 from actors.models.backend import EMBEDDED
+from protocols.bounds import MAX_CONCURRENCY, check_bounds
 from protocols.errors import AgentError
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the only ones vLLM reserves room for
@@ -55,12 +56,12 @@ class VLLMSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "kv_cache_mb",
             "block_size",
             "tensor_parallel",
-            "max_concurrency",
             "threads",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        check_bounds(self, max_concurrency=(1, MAX_CONCURRENCY))
         if self.max_adapters < 0:
             raise ValueError(f"max_adapters={self.max_adapters} must not be negative; 0 serves the base model only")
         if not 1 <= self.max_rank <= RANKS[-1]:

@@ -21,6 +21,7 @@ import msgspec
 
 from actors.models.backend import AdapterRef, BackendInfo
 from protocols.answer import parse_answer
+from protocols.bounds import UP, check_bounds
 from protocols.errors import FailureKind, ReplyError
 from protocols.machine import derive_seed
 from protocols.message import Ask, Reply, Usage
@@ -50,8 +51,7 @@ class ScriptedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
                 raise ValueError(f"{name}={getattr(self, name):g} must be between 0 and 1")
         if sum(self.faults.values()) > 1.0 or any(chance < 0 for chance in self.faults.values()):
             raise ValueError(f"faults={self.faults} must be chances that add up to at most 1")
-        if not (0 <= self.latency_s < float("inf") and 0 <= self.latency_sigma < float("inf")):
-            raise ValueError("latency_s and latency_sigma must be numbers from 0 up")
+        check_bounds(self, latency_s=(0, UP), latency_sigma=(0, UP))
 
 
 class ScriptedBackend:

@@ -6,6 +6,7 @@ host sets ``on_rate`` and ``read_image``.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from actors.services.api_errors import Place
 from actors.services.api_key import NO_KEY, ApiKey, check_place, read_key
 from actors.services.batch_book import BatchSettings
 from actors.services.http_client import Answer, JsonClient
+from protocols.bounds import MAX_CONCURRENCY, UP, check_bounds
 from protocols.errors import AgentError, ConfigError, ReplyError
 from protocols.message import Ask, ImagePart, Reply, Usage
 
@@ -42,8 +44,7 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         check_place(self.api_key_env, self.api_key_file)
-        if self.max_concurrency < 1 or self.context_tokens < 0:
-            raise ValueError("max_concurrency must be at least 1, context_tokens at least 0")
+        check_bounds(self, max_concurrency=(1, MAX_CONCURRENCY), context_tokens=(0, UP))
         if not all(text.isascii() and text.isprintable() for pair in self.headers.items() for text in pair):
             raise ValueError("headers must be plain text, each on one line")
         if taken := sorted(OURS & self.extra_body.keys()):
@@ -76,11 +77,17 @@ def default_limits(settings: ApiSettings) -> Mapping[str, float]:
 
 def checked_url(name: str, url: str) -> str:
     """An address without its last slash. Raises: ValueError: it is none, or it holds a password."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{name}={url!r} must be an address such as https://host/v1")
-    if parts.username or parts.password:
+    if "@" in re.split("[/?#]", url.partition("//")[2])[0]:  # first: no other error may show it
         raise ValueError(f"{name} must not hold a name or a password; set api_key_env")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0 or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(
+            f"{name}={url!r} must be an address such as https://host/v1, its port, if any, from 1 to 65535"
+        )
     return url.rstrip("/")
 
 

@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from protocols.bounds import UP, check_above_0, check_bounds
+
 MAX_LINGERS = 10  # a batch leaves when its oldest ask has waited so many times ``linger_s``, though more keep coming
+MAX_OPEN = 10_000  # batches of one model; services allow far fewer
 CANCEL_GRACE_S = 3600.0  # that a cancelled batch may take to end; services name ten minutes
 
 
@@ -28,15 +31,13 @@ class BatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_open: int = 32  # batches in flight at once
 
     def __post_init__(self) -> None:
-        if self.max_requests < 1 or self.max_open < 1:
-            raise ValueError("max_requests and max_open must be at least 1")
+        check_bounds(self, max_requests=(1, UP), max_open=(1, MAX_OPEN))
         if not (0 <= self.linger_s < float("inf") and 0 < self.poll_s <= self.max_poll_s < float("inf")):
             raise ValueError(
                 f"linger_s={self.linger_s:g}, poll_s={self.poll_s:g} and max_poll_s={self.max_poll_s:g} must be "
                 "numbers from 0 up, poll_s above 0 and not above max_poll_s"
             )
-        if not 0 < self.max_wait_s < float("inf"):
-            raise ValueError(f"max_wait_s={self.max_wait_s:g} must be above 0")
+        check_above_0(self, "max_wait_s")
 
     @property
     def limits(self) -> dict[str, float]:

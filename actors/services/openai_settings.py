@@ -9,6 +9,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 from actors.services.api_backend import ApiSettings, checked_url
+from protocols.bounds import check_above_0
 
 OPENAI, GEMINI = "api.openai.com", "generativelanguage.googleapis.com"
 USUAL_KEYS = {OPENAI: "OPENAI_API_KEY", GEMINI: "GEMINI_API_KEY"}
@@ -51,8 +52,7 @@ class FinetuneSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
                 f"poll_s={self.poll_s:g} and max_poll_s={self.max_poll_s:g} must be numbers above 0, poll_s not above "
                 "max_poll_s"
             )
-        if not 0 < self.max_wait_s < float("inf"):
-            raise ValueError(f"max_wait_s={self.max_wait_s:g} must be above 0")
+        check_above_0(self, "max_wait_s")
 
 
 class ChatSettings(ApiSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):

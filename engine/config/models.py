@@ -16,8 +16,11 @@ from actors.services.api_key import refuse_literal_keys
 from actors.services.batch_book import BatchSettings
 from actors.services.openai_settings import FinetuneSettings
 from engine.config.sections import named, read_section, table
+from protocols.bounds import UP, check_bounds
 from protocols.errors import ConfigError
 
+MAX_REPLICAS = 1_000  # each is a process of its own
+MAX_RESTARTS = 1_000
 Way = Literal["release", "sleep"]
 """How a host gives up its device: its process ends and is started again later, or its model sleeps in it."""
 
@@ -31,15 +34,11 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_restarts: int = 3  # of a host that dies, before the run goes on without it, or stops
 
     def __post_init__(self) -> None:
-        for name in ("num_cpus", "num_gpus"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name):g} must be a number from 0 up")
+        check_bounds(
+            self, num_cpus=(0, UP), num_gpus=(0, UP), replicas=(1, MAX_REPLICAS), max_restarts=(0, MAX_RESTARTS)
+        )
         if self.num_gpus > 1 and not self.num_gpus.is_integer():
             raise ValueError(f"num_gpus={self.num_gpus:g} must be a share of one GPU, or a whole number")
-        if self.replicas < 1 or self.max_restarts < 0:
-            raise ValueError(
-                f"replicas={self.replicas} must be at least 1, max_restarts={self.max_restarts} at least 0"
-            )
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +97,7 @@ def read_model(value: Any, where: str, at: str) -> Model:
     try:
         settings = BACKENDS[backend].on_gpus(settings, place.num_gpus)
     except ValueError as err:
-        raise ConfigError(f"{where}: {at}: {err}") from err
+        raise ConfigError(f"{where}: {at}.{err}") from err  # it begins with the setting
     if "cache" in ours and not BACKENDS[backend].cacheable:
         raise ConfigError(f"{where}: {at}.cache: backend {backend!r} has no model whose replies are kept; leave it out")
     return Model(

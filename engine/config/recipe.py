@@ -13,6 +13,7 @@ from actors.limits.prices import Price, find_price
 from engine.config.models import Model, Way
 from engine.config.named_protocol import find_protocol
 from engine.data.tasks import FileSource, HubSource, TaskSource
+from protocols.bounds import UP, check_bounds
 from protocols.conversation import Player, ProtocolSettings
 from protocols.message import Sampling
 from protocols.prompt import PromptSet
@@ -23,6 +24,10 @@ from trainers.tuning.magdi_settings import MAGDiSettings
 from trainers.tuning.sft_settings import SFTSettings
 from trainers.tuning.tree_dpo_settings import TreeDPOSettings
 
+MAX_ARENAS, MAX_LANES = 1_000, 1_000  # each is a process, or several
+MAX_OPEN = 1_000_000  # debates of one arena, all of them in its memory
+MAX_ITERATIONS = 10_000
+MAX_MIRROR_EVERY_S = 86_400  # a day: a copy that is further behind is none
 MAX_STALENESS = 4  # iterations; one keeps debates and trainings at work, more only even out unequal lengths
 
 
@@ -51,8 +56,8 @@ class TrainSettings(Selection, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_lanes < 1:
-            raise ValueError(f"num_lanes={self.num_lanes} must be at least 1")
+        check_bounds(self, num_lanes=(1, MAX_LANES), cpus_per_lane=(0, UP), gpus_per_lane=(0, UP), threads=(0, UP))
+        check_bounds(self, checkpoint_every=(1, UP))
 
 
 class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,10 +70,7 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     staleness: int = 0  # of how many iterations trainings may still be under way when debates begin
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"iterations={self.iterations} must be at least 1")
-        if not 0 <= self.staleness <= MAX_STALENESS:
-            raise ValueError(f"staleness={self.staleness} must be from 0 to {MAX_STALENESS} iterations")
+        check_bounds(self, iterations=(1, MAX_ITERATIONS), staleness=(0, MAX_STALENESS))
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,14 +90,13 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     colocate: Way | None = None  # how local models make room for a loop's trainings
 
     def __post_init__(self) -> None:
-        if self.num_arenas < 1 or self.max_open < 1:
-            raise ValueError("num_arenas and max_open must be at least 1")
+        check_bounds(self, num_arenas=(1, MAX_ARENAS), max_open=(1, MAX_OPEN), drain_s=(0, UP))
         if self.max_journal_mb < 0:
             raise ValueError(f"max_journal_mb={self.max_journal_mb} must not be below 0; 0 is no limit")
-        if not 0 <= self.drain_s < float("inf"):
-            raise ValueError(f"drain_s={self.drain_s:g} must be a number from 0 up")
-        if self.mirror_every_s <= 0:
-            raise ValueError(f"mirror_every_s={self.mirror_every_s:g} must be above 0")
+        if not 0 < self.mirror_every_s <= MAX_MIRROR_EVERY_S:
+            raise ValueError(
+                f"mirror_every_s={self.mirror_every_s:g} must be a number above 0, to {MAX_MIRROR_EVERY_S:,}"
+            )
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +56,21 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     data = read_yaml(path)
     for override in overrides:
         apply_override(data, override)
-    return build_recipe(data, where=str(path), folder=path.parent)
+    with telling_of(overrides, str(path)):
+        return build_recipe(data, where=str(path), folder=path.parent)
+
+
+@contextmanager
+def telling_of(overrides: Sequence[str], where: str, *, place: str = "override") -> Iterator[None]:
+    """An error about a key that an override has set is told of its own ``place``, and not of the file ``where``."""
+    try:
+        yield
+    except ConfigError as err:
+        said = str(err).removeprefix(f"{where}: ")
+        set_here = (re.escape(override.partition("=")[0]) for override in overrides)
+        if said == str(err) or not any(re.match(rf"{key}(?![\w-])", said) for key in set_here):
+            raise
+        raise type(err)(f"{place}: {said}") from err
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -74,24 +91,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set one dotted key. Raises: ConfigError: not of the form key=value, or it runs through a plain value."""
+def apply_override(data: dict[str, Any], override: str, *, named: str = "") -> None:
+    """Set one dotted key. Args: named: what it is called in errors.
+
+    Raises: ConfigError: not of the form key=value, or it runs through a plain value.
+    """
     from engine.config.recipe_yaml import NotYAMLError, parse_yaml
 
+    named = named or f"override {override if len(override) <= 80 else f'{override[:80]}...'!r}"
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"override {override!r} must look like key=value, for instance loop.iterations=2")
+        raise ConfigError(f"{named} must look like key=value, for instance loop.iterations=2")
     try:
         value = parse_yaml(text)
     except NotYAMLError as err:
-        shown = override if len(override) <= 80 else f"{override[:80]}..."
-        raise ConfigError(f"override {shown!r}: the value is not valid YAML: {err}") from err
+        raise ConfigError(f"{named}: the value is not valid YAML: {err}") from err
     *path, last = key.split(".")
     here = data
     for step in path:
         here = here.setdefault(step, {})
         if not isinstance(here, dict):
-            raise ConfigError(f"override {override!r}: {step!r} holds a plain value, nothing can be set inside it")
+            raise ConfigError(f"{named}: {step!r} holds a plain value, nothing can be set inside it")
     here[last] = value
 
 
@@ -106,6 +126,21 @@ def check_numbers(value: Any, where: str, key: str) -> None:
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         shown = value if value.bit_length() <= 256 else f"({value.bit_length()} bits)"
         raise ConfigError(f"{where}: {key}={shown} must be a number of at most 64 bits")
+
+
+def check_finite(value: Any, where: str, key: str) -> None:
+    """What no journal can hold either. Once all sections are read: they know the range of what is theirs.
+
+    Raises: ConfigError: a number is infinite, or none.
+    """
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            check_finite(item, where, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check_finite(item, where, key)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: {key}={value} must be a finite number")
 
 
 def build_recipe(data: Mapping[str, Any], *, where: str, folder: Path = Path()) -> Recipe:
@@ -150,6 +185,7 @@ def build_recipe(data: Mapping[str, Any], *, where: str, folder: Path = Path()) 
         },
         source=dict(data),
     )
+    check_finite(data, where, "")
     check_recipe_parts(recipe, where)
     return recipe
 
@@ -170,8 +206,12 @@ def _read_protocol(value: Any, where: str, folder: Path) -> tuple[str, ProtocolS
         file = folder / settings.prompts
         try:
             text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as err:
-            raise ConfigError(f"{where}: protocol.prompts: cannot read {file}: {err}") from err
+        except OSError as err:
+            raise ConfigError(
+                f"{where}: protocol.prompts: cannot read {file}: {err.strerror}; give the path from the recipe's folder"
+            ) from err
+        except UnicodeDecodeError as err:
+            raise ConfigError(f"{where}: protocol.prompts: {file} is not UTF-8 text; save it as UTF-8") from err
     try:
         return name, settings, prompts_of(machine, settings, text=text)
     except ConfigError as err:

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from protocols.errors import unreadable
+
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
 
 
@@ -49,8 +51,6 @@ def parse_yaml(text: str, loader: type[yaml.SafeLoader] = RecipeLoader) -> Any:
         mark = getattr(err, "problem_mark", None)
         why = getattr(err, "problem", None) or str(err).partition("\n")[0]
         raise NotYAMLError(why, mark.line + 1 if mark else 0) from err
-    except RecursionError as err:
-        raise NotYAMLError("it is nested too deeply") from err
-    except ValueError as err:
-        long = "int_max_str_digits" in str(err)
-        raise NotYAMLError("a number has too many digits" if long else f"{err} (put text in quotes)") from err
+    except (ValueError, RecursionError) as err:
+        why = unreadable(err)
+        raise NotYAMLError(f"{why} (put text in quotes)" if why == str(err) else why) from err

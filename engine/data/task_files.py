@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from protocols.errors import ConfigError, TaskError
+from protocols.errors import ConfigError, TaskError, unreadable
 
 Row = Mapping[str, Any]
 Placed = tuple[str, Row]
@@ -114,7 +114,7 @@ def _json(text: str, place: str) -> Any:
         line = f" of line {err.lineno}" if "\n" in text else ""
         raise TaskError(f"{place}: is not valid JSON: {err.msg} at column {err.colno}{line}") from err
     except (ValueError, RecursionError) as err:  # a number of thousands of digits; lists in lists in lists
-        raise TaskError(f"{place}: is JSON that cannot be read: {err}") from err
+        raise TaskError(f"{place}: is JSON that cannot be read: {unreadable(err)}") from err
     if "\\u" in text:  # JSON can spell half a surrogate pair, which is no text and can be stored nowhere
         try:
             json.dumps(parsed, ensure_ascii=False).encode()

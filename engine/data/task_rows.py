@@ -183,7 +183,7 @@ class TaskReader:
             golds = [_yes_no(gold, place) for gold in golds]
         if wanted == "number" and golds and all(as_number(gold) is None for gold in golds):
             raise TaskError(
-                f"{place}: the answer {golds[0]!r} is no number; mend it, or set tasks.answer_format: text, or auto"
+                f"{place}: the answer {golds[0][:60]!r} is no number; mend it, or set tasks.answer_format: text or auto"
             )
         return wanted, tuple(golds)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from actors.limits.budget import Budget
 from actors.limits.tries import Limits
 from engine.config.recipe import FREE, FREE_OF_MODELS, Recipe
 from engine.config.recipe_file import apply_override, build_recipe, read_yaml
@@ -103,7 +104,9 @@ def taken_up(folder: RunFolder, budget: Sequence[str]) -> dict[str, Any]:
             f"or begin another run by `moot fork {folder.path} --run-dir NEW`, which takes over what stays valid"
         )
     for given in budget:
-        apply_override(source, f"run.budget.{given}")
+        if given.partition("=")[0] not in Budget.__struct_fields__ or "=" not in given:
+            raise ConfigError(f"--budget {given!r} must be usd=Y or tokens=N, for instance usd=10")
+        apply_override(source, f"run.budget.{given}", named=f"--budget {given!r}")
     return source
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from actors.models.backend import EMBEDDED
 from engine.config.recipe import TrainSettings
-from engine.config.recipe_file import apply_override, build_recipe
+from engine.config.recipe_file import apply_override, build_recipe, check_numbers
 from engine.config.sections import read_section
 from engine.debates.cluster import join_ray
 from engine.debates.resources import held_to, machines_of_cluster
@@ -274,6 +274,7 @@ def sections_of(folder: RunFolder, overrides: Sequence[str], how: type[H]) -> tu
                 + (f"; {named}.* goes with {OPTIONS[named]}" if named in OPTIONS else "")
             )
         apply_override(data, override)
+    check_numbers(data, "moot train", "")
     train = read_section(data["train"], TrainSettings, "moot train", "train")
     settings = read_section(data[section], how, "moot train", section)
     check_gpus(settings.method if isinstance(settings, SFTSettings) else "lora", train.gpus_per_lane)

@@ -17,6 +17,7 @@ import msgspec
 from protocols.errors import ConfigError, JournalError
 
 Kind = str  # "run", "loop" or "eval"
+LOCK = "run.lock"
 # An NFS server keeps the locks of a machine that has died for as long as its lease lasts, mostly 90 s.
 LOCK_WAIT_S = 120.0
 LOCK_POLL_S = 0.1
@@ -73,12 +74,17 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, manifest: Manifest) -> RunFolder:
-        """Raises: ConfigError: the folder holds another run, or cannot be made."""
-        if (path / "run.json").exists():
-            raise ConfigError(
-                f"{path} holds a run already; go on with `moot resume {path}`, or choose another --run-dir"
-            )
+        """Raises: ConfigError: the folder holds another run, or what is no run, or cannot be made."""
         try:
+            other = _not_ours(path)  # first: a run that begins just now has its manifest before anything that counts
+            if (path / "run.json").exists():
+                raise ConfigError(
+                    f"{path} holds a run already; go on with `moot resume {path}`, or choose another --run-dir"
+                )
+            if other:
+                raise ConfigError(
+                    f"--run-dir {path}: holds other files, such as {other}, and is no run; give a new or empty folder"
+                )
             path.mkdir(parents=True, exist_ok=True)
             folder = cls(path, manifest)
             folder.lock()
@@ -104,7 +110,7 @@ class RunFolder:
         Raises: JournalError: another driver holds the run. ConfigError: its folder cannot be written.
         """
         try:
-            fd = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            fd = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as err:
             raise ConfigError(f"{self.path}: cannot be written: {err.strerror}") from err
         began_s = time.monotonic()
@@ -152,6 +158,12 @@ class RunFolder:
     def save(self) -> None:
         """Write the manifest, whole or not at all."""
         write_atomically(self.path / "run.json", msgspec.json.format(msgspec.json.encode(self.manifest), indent=2))
+
+
+def _not_ours(path: Path) -> str:
+    """Something in a folder that neither a start which was killed at once nor a file system leaves; "": nothing."""
+    names = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
+    return next((name for name in names if not name.startswith(".") and name not in (LOCK, "lost+found")), "")
 
 
 def _locked(fd: int) -> bool:

@@ -168,7 +168,9 @@ def _sides(spec: str, *, all_stages: bool) -> list[Side]:
     path, stage = Path(spec), ""
     if not path.exists() and ":" in spec:
         before, _, stage = spec.rpartition(":")
-        path = Path(before)
+        spec, path = before, Path(before)
+    if not spec:
+        raise ConfigError("a run's path is empty; give each as RUN or RUN:STAGE")
     folder = RunFolder.open(path)
     known = _evaluated(folder)
     if not known:

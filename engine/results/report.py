@@ -47,8 +47,13 @@ def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    draft.write_text(render_report(data), encoding="utf-8")
-    draft.replace(target)
+    page = render_report(data)
+    try:
+        draft.write_text(page, encoding="utf-8")
+        draft.replace(target)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
     return target
 
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 
 from protocols.answer import Answer, grade
-from protocols.errors import ConfigError, GraphError
+from protocols.errors import ConfigError, GraphError, unreadable
 from protocols.graph import Debate, Edge, EdgeKind, Utterance, Verdict
 from protocols.machine import Cast
 from protocols.message import Message, Reply
@@ -41,7 +41,7 @@ def parse_json(text: str, where: str) -> Any:
     except UnicodeEncodeError as err:
         raise ConfigError(f"{where}: holds an escape that is half a character; mend it") from err
     except (ValueError, RecursionError) as err:
-        raise ConfigError(f"{where}: is JSON that cannot be read: {err}") from err
+        raise ConfigError(f"{where}: is JSON that cannot be read: {unreadable(err)}") from err
     return parsed
 
 

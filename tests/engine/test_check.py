@@ -74,9 +74,9 @@ def test_examples_that_pay_want_nothing_but_their_keys(name: str, monkeypatch: p
     [
         ("agents.ada.max_tokens=2048", r"agents\.ada\.max_tokens=2048 leaves no room .*max_model_len=2048"),
         ("train.base_model=/nowhere", r"train\.base_model='/nowhere': there is no such folder"),
-        ("sft.method=half", r"sft\.method='half': Invalid enum value 'half'; use one of: full, lora, qlora"),
+        ("sft.method=half", r"sft\.method='half' is not known; use one of: full, lora, qlora"),
         ("train.gpus_per_lane=2", r"train\.gpus_per_lane=2: an adapter is trained on one GPU, and sft\.method: full"),
-        ("sft.batching=paked", r"sft\.batching='paked': Invalid enum value"),
+        ("sft.batching=paked", r"sft\.batching='paked' is not known"),
     ],
 )
 def test_what_could_never_work_is_found_before_it_starts(override: str, says: str) -> None:
@@ -118,9 +118,7 @@ def test_a_model_folder_that_is_not_there_is_found_now(tmp_path: Path, monkeypat
 
 def test_a_base_in_four_bits_needs_a_gpu_and_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ["sft.method=qlora", "sft.precision=bfloat16"]
-    with pytest.raises(
-        ConfigError, match=r"society\.yaml: sft\.method=qlora trains on a GPU, and train\.gpus_per_lane=0"
-    ):
+    with pytest.raises(ConfigError, match=r"override: sft\.method=qlora trains on a GPU, and train\.gpus_per_lane=0"):
         check_recipe(ROOT / "recipes" / "society.yaml", wanted, limit=None)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
     with pytest.raises(

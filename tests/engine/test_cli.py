@@ -13,6 +13,7 @@ import yaml
 from click.testing import Result
 
 from engine.cli import _show
+from engine.live.progress import Progress
 from engine.record.folder import Manifest, RunFolder
 from tests.engine.command import moot
 from tests.engine.config.test_recipe import GOOD
@@ -96,12 +97,35 @@ def test_the_name_of_a_shipped_recipe_will_do(tmp_path: Path, monkeypatch: pytes
     assert_one_line(moot("check", "scripte"), "recipe scripte: No such file or directory")
 
 
-def test_an_empty_path_is_not_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", ""), ("run", ""), ("run", "scripted", "--run-dir", ""), ("eval", ""), ("resume", ""),
+        ("ctl", "show", ""),
+        ("report", "r", "-o", ""), ("export", "json", "r", "-o", ""), ("import", "mad", ""), ("list", "--runs-dir", ""),
+        ("adapters", "merge", "r", "ada", "-o", "m", "--base", ""), ("compare", ""), ("compare", ":debate"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_an_empty_path_is_not_the_folder_one_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    for arguments in (("run", "scripted", "--run-dir", ""), ("resume", ""), ("ctl", "show", "")):
-        result = moot(*arguments)
-        assert result.exit_code == 2 and "it is empty; give a path" in result.output, result.output
+    result = moot(*arguments)
+    assert result.exit_code == 2 and "is empty; give" in result.output, result.output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [("list",), ("ctl", "list")], ids=" ".join)
+def test_a_folder_of_runs_that_is_named_must_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for name, said in (("nope", "Directory 'nope' does not exist"), ("file", "Directory 'file' is a file")):
+        result = moot(*command, "--runs-dir", name)
+        assert result.exit_code == 2 and said in result.output and not result.stdout
+    assert not json.loads(moot(*command, "--json").stdout)["runs"]  # there were no runs yet
 
 
 def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:
@@ -115,8 +139,11 @@ def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:
 MISTAKES = {
     "one of few words": ("tasks.level=add50", "use one of: add20, add3, add30"),
     "one of few words in a list": ("protocol.stop=[foo]", "protocol.stop[0]='foo'"),
-    "a limit that is no number": ("models.simulated.limits={timeout_s: .nan}", "timeout_s must be above 0"),
-    "a latency that is no number": ("models.simulated.latency_s=.nan", "must be numbers from 0 up"),
+    "a limit that is no number": (
+        "models.simulated.limits={timeout_s: .nan}",
+        "limits.timeout_s=nan must be a finite number above 0",
+    ),
+    "a latency that is no number": ("models.simulated.latency_s=.nan", "latency_s=nan must be a finite number"),
     "wrong key": ("protocol.round=3", "protocol.round=3 is not known; did you mean 'rounds'?"),
     "unknown protocol": ("protocol.name=duel", "protocol.name='duel' is not known; there is: baseline, dialectic, mad"),
     "missing model": ("models.simulated={backend: vllm, model: /nowhere/model}", "models.simulated"),
@@ -170,6 +197,28 @@ def test_a_missing_recipe_and_a_missing_run_are_one_line(tmp_path: Path) -> None
     assert_one_line(moot("report", tmp_path / "none"), "is not a run's folder")
     assert_one_line(moot("eval", tmp_path), "is not a run's folder")
     assert_one_line(moot("eval", tmp_path, "--or-resume"), "each of its evaluations is another; leave out --or-resume")
+
+
+def test_an_interrupted_command_says_what_is_left_to_do(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = RunFolder.create(
+        tmp_path / "run",
+        Manifest(id="r", kind="run", name="n", fingerprint="f", num_arenas=1, recipe={}, recipe_path=""),
+    )
+    done.release()
+
+    def interrupted(*_: object, progress: Progress, **options: object) -> None:
+        progress.run = str(done.path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("engine.run.start", interrupted)
+    result = moot("run", recipe)
+    assert result.exit_code == 130 and f"stays: go on with `moot resume {done.path}`" in result.stderr
+    done.manifest.finished_at = 1.0
+    done.save()
+    result = moot("run", recipe)
+    assert result.exit_code == 130 and f"the run is done, and `moot report {done.path}` writes" in result.stderr
 
 
 def test_check_says_what_a_run_would_do(recipe: Path) -> None:

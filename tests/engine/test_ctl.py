@@ -175,8 +175,10 @@ def test_a_finished_run_takes_up_what_it_set_aside(tmp_path: Path) -> None:
     assert ctl.retry(tmp_path, ["debate/t2"])["debates"] == ["debate~2/t2"]
     manifest = RunFolder.open(tmp_path).manifest
     assert manifest.finished_at is None and manifest.done == {}
-    assert ctl.retry(tmp_path, ["all"])["debates"] == ["debate~2/t0"]
-    assert ctl.retry(tmp_path, ["all"])["debates"] == []  # none is left
+    told = {"run": str(tmp_path), "state": "not running"}
+    go_on = {"debates": ["debate~2/t0"], "go on with": f"moot resume {tmp_path}"}
+    assert ctl.retry(tmp_path, ["all"]) == told | go_on
+    assert ctl.retry(tmp_path, ["all"]) == told | {"debates": [], "note": "nothing is set aside"}
 
 
 def test_what_was_learned_from_is_not_debated_again(tmp_path: Path) -> None:
@@ -211,9 +213,9 @@ def test_settings_of_a_run_that_nobody_drives_are_for_when_it_goes_on(tmp_path: 
         ("run.num_arenas=3", "cannot be set while a run goes on; did you mean 'run.max_open'"),
         ("nobody.concurrency=3", "did you mean '.*concurrency'"),
         ("run.max_open", "must look like key=value"),
-        ("run.max_open=0", "max_open must be at least 1"),
+        ("run.max_open=0", "run.max_open=0 must be a number from 1 to"),
         ("ada.concurrency=many", "max_concurrency='many'"),
-        ("ada.timeout_s=.nan", "timeout_s must be above 0"),
+        ("ada.timeout_s=.nan", "timeout_s=nan must be a finite number above 0"),
     ],
 )
 def test_what_cannot_be_set_is_one_sentence(tmp_path: Path, setting: str, said: str) -> None:

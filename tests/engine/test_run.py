@@ -18,6 +18,8 @@ from engine.run import start
 from protocols.errors import ConfigError
 from tests.engine.config.test_recipe import GOOD
 
+DONE = {"run": "as it was", "debates": 3, "state": "done already", "new_replies": 0, "hosts": {}, "wall_s": 0.0}
+
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
@@ -42,7 +44,8 @@ def run(tmp_path: Path, recipe: Path) -> Path:
         finished_at=1.0,
     )
     RunFolder.create(tmp_path / "run", manifest).release()
-    (tmp_path / "run" / "results.json").write_text(json.dumps({"run": "as it was", "debates": 3}))
+    outcome = {"run": "as it was", "debates": 3, "new_replies": 12, "hosts": {"m": {"replies": 12}}, "wall_s": 9.0}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(outcome))
     return tmp_path / "run"
 
 
@@ -57,7 +60,7 @@ def test_a_run_that_is_done_stays_as_it_is(recipe: Path, run: Path, tmp_path: Pa
     elsewhere = tmp_path / "second" / "r.yaml"  # each job has its own copy of a recipe
     elsewhere.parent.mkdir()
     shutil.move(recipe, elsewhere)
-    assert again(elsewhere, run, "run.max_open=7") == {"run": "as it was", "debates": 3}
+    assert again(elsewhere, run, "run.max_open=7") == DONE
     assert (run / "run.json").read_bytes() == before
     RunFolder.open(run).lock()  # nobody holds it
 
@@ -94,6 +97,33 @@ def test_another_run_is_refused(
         again(recipe, run, *overrides, **options)  # type: ignore[arg-type]  # one option a case
     assert said in str(error.value)
     RunFolder.open(run).lock()
+
+
+def test_another_run_is_refused_though_somebody_drives_it(
+    recipe: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.run.LOCK_WAIT_S", 1e9)
+    driver = RunFolder.open(run)
+    driver.lock()
+    with pytest.raises(ConfigError, match="its recipe differs"):  # at once: the test would wait for ever
+        again(recipe, run, "seed=99")
+    driver.release()
+
+
+def test_what_a_driver_changed_meanwhile_is_seen(recipe: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = RunFolder.open(run)
+    driver.lock()
+    lock = RunFolder.lock
+
+    def late(self: RunFolder, **options: object) -> None:
+        driver.manifest.limit = 2
+        driver.save()
+        driver.release()
+        lock(self)
+
+    monkeypatch.setattr(RunFolder, "lock", late)
+    with pytest.raises(ConfigError, match="there --limit is 2, here not set"):
+        again(recipe, run)
 
 
 @pytest.mark.parametrize(

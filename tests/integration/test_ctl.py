@@ -94,7 +94,7 @@ def test_a_run_is_controlled_from_another_process(moot: Moot) -> None:
     told = driven.ctl("set", "simulated.concurrency=32", "run.max_open=16")
     assert told["changed"] == ["models.simulated.limits.max_concurrency: 4 -> 32", "run.max_open: 4 -> 16"]
     assert "did you mean 'concurrency'" in driven.ctl("set", "simulated.concurency=3", code=2)
-    assert "max_concurrency not below" in driven.ctl("set", "simulated.concurrency=-1", code=2)
+    assert "max_concurrency=-1 must be a number from 0" in driven.ctl("set", "simulated.concurrency=-1", code=2)
     assert "without a budget" in driven.ctl("set", "run.budget.usd=3", code=2)
     assert driven.ctl("resume")["state"] == "running"
     assert waited(lambda: driven.status["models"]["simulated"]["running"] > 4, 120)

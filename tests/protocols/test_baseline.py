@@ -315,7 +315,7 @@ def test_reading_a_score_does_not_hang() -> None:
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         BaselineSettings(**settings)
-    with pytest.raises(ValueError, match="match of 0 agents"):
+    with pytest.raises(ValueError, match="agents=0 must be a number from 1 to"):
         Match(agents=0, rounds=2)
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
+from protocols.bounds import check_above_0
 from protocols.formats.magdi import Edges
 from trainers.tuning.sft_settings import Schedule, SFTSettings, rate_at
 
@@ -45,9 +46,7 @@ class MAGDiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         for name in ("hidden", "rank", "epochs", "gradient_accumulation", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("alpha", "learning_rate", "max_grad_norm"):
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name):g} must be above 0")
+        check_above_0(self, "alpha", "learning_rate", "max_grad_norm")
         for name in ("language_weight", "node_weight", "margin_weight"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name):g} must be at least 0; 0 leaves the term out")

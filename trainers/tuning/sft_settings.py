@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
+from protocols.bounds import check_above_0
 from protocols.errors import ConfigError
 from trainers.tuning.batches import Batching
 from trainers.tuning.stream import Cursor
@@ -68,9 +69,7 @@ class SFTSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for name in ("rank", "epochs", "batch_size", "gradient_accumulation", "token_budget", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("alpha", "learning_rate", "max_grad_norm"):
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name):g} must be above 0")
+        check_above_0(self, "alpha", "learning_rate", "max_grad_norm")
         for name in ("dropout", "warmup"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name}={getattr(self, name):g} must be at least 0 and below 1")

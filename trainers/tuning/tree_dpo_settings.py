@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
+from protocols.bounds import check_above_0
 from trainers.tuning.sft_settings import Schedule, rate_at
 
 LossType = Literal[
@@ -45,9 +46,7 @@ class TreeDPOSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         for name in ("token_budget", "epochs", "gradient_accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("beta", "learning_rate", "max_grad_norm"):
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name):g} must be above 0")
+        check_above_0(self, "beta", "learning_rate", "max_grad_norm")
         if not 0.0 <= self.warmup < 1.0:
             raise ValueError(f"warmup={self.warmup:g} must be at least 0 and below 1")
         if self.loss_type not in SMOOTHED and self.label_smoothing:

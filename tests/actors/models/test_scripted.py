@@ -144,7 +144,7 @@ def test_evaluate_refuses_everything_else(expression: str) -> None:
         ({"skill": 1.5}, "skill=1.5 must be between 0 and 1"),
         ({"conformity": float("nan")}, "conformity=nan must be between 0 and 1"),
         ({"faults": {"timeout": 0.7, "refused": 0.7}}, "must be chances that add up to at most 1"),
-        ({"latency_s": -1.0}, "latency_s and latency_sigma must be numbers from 0 up"),
+        ({"latency_s": -1.0}, "latency_s=-1 must be a number from 0 up"),
     ],
 )
 def test_settings_out_of_bounds_are_refused(settings: dict[str, float], said: str) -> None:

@@ -246,11 +246,16 @@ def test_usual_keys_go_to_their_own_service_alone() -> None:
         ({"api_key_env": "a1b2c3d4e5f60718293a4b5c6d7e8f90"}, "must name an environment variable"),
         ({"api_key_file": KEY}, "must name a file"),
         ({"base_url": "api.openai.com"}, "must be an address such as"),
+        ({"base_url": "http://host:99999/v1"}, "base_url='http://host:99999/v1' must be an address .* from 1 to 65535"),
+        ({"base_url": "http://host:0/v1"}, "its port, if any, from 1 to 65535"),
+        ({"base_url": "http://host:eighty/v1"}, "its port, if any, from 1 to 65535"),
+        ({"base_url": "http://[::1/v1"}, "must be an address such as"),
         ({"base_url": "https://ada:" + "pw@host/v1"}, "must not hold a name or a password"),
+        ({"base_url": f"https://ada:{KEY}@host:99999/v1"}, "must not hold a name or a password"),
         ({"extra_body": {"model": "x", "n": 2}}, "extra_body must not hold model, n"),
         ({"headers": {"a": "b\r\nc: d"}}, "each on one line"),
         ({"model": ""}, "must not be empty"),
-        ({"max_concurrency": 0}, "at least 1"),
+        ({"max_concurrency": 0}, "max_concurrency=0 must be a number from 1 to 1,000,000"),
     ],
 )
 def test_wrong_settings_are_refused_without_showing_a_key(settings: dict[str, Any], told: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from hypothesis import given
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from engine.config.recipe import Recipe
 from engine.config.recipe_file import apply_override, build_recipe, load_recipe
 from engine.config.recipe_yaml import RecipeDumper, RecipeLoader
+from engine.config.sections import typed
 from protocols.errors import ConfigError
 
 Data = dict[str, Any]
@@ -51,11 +53,11 @@ def test_a_good_recipe_is_read_whole() -> None:
 BROKEN: list[tuple[str, str]] = [
     ("colour=red", "colour='red' is not known; there is: agents, cast,"),
     ("tasksource=1", "tasksource=1 is not known; did you mean 'tasks'?"),
-    ("name=7", "name=7: Expected `str`, got `int`"),
+    ("name=7", "name=7 must be text; put it in quotes"),
     ("name=a/b", "name='a/b' names a folder: use letters"),
-    ("name=", "name=None: Expected `str`, got `null`"),
-    ("seed=1.5", "seed=1.5: Expected `int`, got `float`"),
-    ("seed=one", "seed='one': Expected `int`, got `str`"),
+    ("name=", "name is empty; it must be text"),
+    ("seed=1.5", "seed=1.5 must be a whole number"),
+    ("seed=one", "seed='one' must be a whole number"),
     ("tasks=5", "tasks=5 must be a mapping of keys to values: tasks: {source: file, path: FILE}"),
     ("tasks={}", "tasks.source is missing; there is: arithmetic, file, hub"),
     ("rounds=3", "rounds=3 is not known; did you mean protocol.rounds?"),
@@ -63,15 +65,15 @@ BROKEN: list[tuple[str, str]] = [
     ("sft.lr=1e-4", "sft.lr=0.0001 is not known; did you mean 'learning_rate'?"),
     ("models.simulated={skill: 1}", "models.simulated.backend is missing; there is: anthropic,"),
     ("models.simulated.backend=ollama", "(Ollama, llama.cpp, vLLM) is backend: openai, with its base_url"),
-    ("agents.ada.max_tokens=many", "agents.ada.max_tokens='many': Expected `int`, got `str`; write a number"),
-    ("agents.ada.temperature='0.7'", "Expected `float`, got `str`; write 0.7 without quotes"),
+    ("agents.ada.max_tokens=many", "agents.ada.max_tokens='many' must be a whole number"),
+    ("agents.ada.temperature='0.7'", "agents.ada.temperature='0.7' must be a number; write 0.7 without quotes"),
     ("protocol=society", "protocol='society' must be a mapping of keys to values: protocol: {name: society}"),
     ("cast=[ada, bo]", "must be a mapping of keys to values: cast: {generator: [ada, bo]}"),
     ("tasks.source=arithmetics", "tasks.source='arithmetics' is not known; did you mean 'arithmetic'?"),
     ("tasks.source=[arithmetic]", "tasks.source=['arithmetic'] is not known; did you mean 'arithmetic'?"),
-    ("tasks.level=add21", "tasks.level='add21': Invalid enum value 'add21'"),
+    ("tasks.level=add21", "tasks.level='add21' is not known; use one of: add20, add3,"),
     ("tasks.trian=5", "tasks.trian=5 is not known; did you mean 'train'?"),
-    ("tasks.train=-1", "tasks: train=-1 must not be below 0"),
+    ("tasks.train=-1", "tasks.train=-1 must not be below 0"),
     ("tasks={source: file}", "tasks.path is missing"),
     ("models={}", "models is empty: the models, by name"),
     ("models={1: {backend: scripted}}", "models.1: a name must be text; put it in quotes"),
@@ -81,66 +83,105 @@ BROKEN: list[tuple[str, str]] = [
         "models.simulated.backend={} is not known; there is: anthropic, azure, human",
     ),
     ("models.simulated.skil=1", "models.simulated.skil=1 is not known; did you mean 'skill'?"),
-    ("models.simulated.skill=2", "models.simulated: skill=2 must be between 0 and 1"),
-    ("models.simulated.skill='1e-1'", "skill='1e-1': Expected `float`, got `str`; write 1.0e-01 without quotes"),
-    ("models.simulated.limits.max_tries=0", "models.simulated.limits: max_tries=0 must be at least 1"),
+    ("models.simulated.skill=2", "models.simulated.skill=2 must be between 0 and 1"),
+    ("models.simulated.skill='1e-1'", "skill='1e-1' must be a number; write 1e-1 without quotes"),
+    ("models.simulated.limits.max_tries=0", "models.simulated.limits.max_tries=0 must be a number from 1 to 1,000"),
     ("models.simulated.limits.tries=2", "models.simulated.limits.tries=2 is not known; did you mean 'max_tries'?"),
-    ("models.simulated.num_cpus=-1", "models.simulated: num_cpus=-1 must be a number from 0 up"),
-    ("models.simulated.num_gpus=1.5", "models.simulated: num_gpus=1.5 must be a share of one GPU, or a whole number"),
-    ("models.simulated.replicas=0", "models.simulated: replicas=0 must be at least 1"),
+    ("models.simulated.num_cpus=-1", "models.simulated.num_cpus=-1 must be a number from 0 up"),
+    ("models.simulated.num_gpus=1.5", "models.simulated.num_gpus=1.5 must be a share of one GPU, or a whole number"),
+    ("models.simulated.replicas=0", "models.simulated.replicas=0 must be a number from 1 to 1,000"),
     ("models.simulated.replica=2", "models.simulated.replica=2 is not known; did you mean 'replicas'?"),
     (
         "models.simulated={backend: vllm, num_gpus: 2}",
-        "models.simulated: num_gpus=2 and tensor_parallel=1: an engine uses as many GPUs as it is split over",
+        "models.simulated.num_gpus=2 and tensor_parallel=1: an engine uses as many GPUs as it is split over",
     ),
-    ("models.simulated.num_gpus=two", "models.simulated.num_gpus='two': Expected `float`, got `str`"),
+    ("models.simulated.num_gpus=two", "models.simulated.num_gpus='two' must be a number"),
     ("agents.ada=simulated", "agents.ada='simulated' must be a mapping of keys to values: agents.ada: {model: NAME}"),
     ("agents.ada={}", "agents.ada.model is missing: name one of the models"),
     ("agents.ada.model=simulate", "agents.ada.model='simulate': did you mean 'simulated'?"),
-    ("agents.ada.temperature=20", "agents.ada: temperature=20 must be between 0 and 10"),
+    ("agents.ada.temperature=20", "agents.ada.temperature=20 must be a number from 0 to 10"),
     ("agents.ada.temprature=1", "agents.ada.temprature=1 is not known; did you mean 'temperature'?"),
     ("agents={no: {model: simulated}}", "agents.False: a name must be text; put it in quotes"),
     ("agents={a b: {model: simulated}}", "agents.a b: a name must not hold spaces"),
     ("agents={..: {model: simulated}}", "agents...: a name must not hold spaces, '@', '#' or slashes, nor be dots"),
     ("protocol.name=societies", "protocol.name='societies' is not known; did you mean 'society'?"),
     ("protocol.name=[society]", "protocol.name=['society'] is not known; did you mean 'society'?"),
-    ("protocol.rounds=0", "protocol: rounds=0 must be at least 1"),
-    ("protocol.rounds=two", "protocol.rounds='two': Expected `int`, got `str`"),
+    ("protocol.rounds=0", "protocol.rounds=0 must be a number from 1 to 1,000"),
+    ("protocol.rounds=two", "protocol.rounds='two' must be a whole number"),
     ("protocol.prompts=society.klingon", "protocol.prompts: no prompt set 'society.klingon'; there are"),
-    ("protocol.prompts=none.toml", "protocol.prompts: cannot read none.toml: "),
+    ("protocol.prompts=none.toml", "cannot read none.toml: No such file or directory; give the path from the recipe's"),
     ("cast={}", "cast is empty: role -> agents"),
-    ("cast.generator=ada", "cast.generator='ada': Expected `array`, got `str`"),
+    ("cast.generator=ada", "cast.generator='ada' must be a list, for instance [ada]"),
     ("cast.generator=[ada, bob]", "cast.generator names 'bob': did you mean 'bo'?"),
     ("cast.jury=[ada]", "cast: society has no role 'jury'; its roles:"),
     ("cast.critic=[ada]", "cast.critic has 1 agents and cast.generator 2"),
-    ("train.rule=generators", "train: rule='generators' is not known; use one of:"),
-    ("train.rules={generator: critics}", "train: rules.generator='critics' is not known; use one of:"),
-    ("train.rules={generator: [generator, critics]}", "train: rules.generator='critics' is not known; use one of:"),
+    ("train.rule=generators", "train.rule='generators' is not known; use one of:"),
+    ("train.rules={generator: critics}", "train.rules.generator='critics' is not known; use one of:"),
+    ("train.rules={generator: [generator, critics]}", "train.rules.generator='critics' is not known; use one of:"),
     ("train.rules={jury: critic}", "train.rules names the role 'jury': there is: critic, generator, summariser"),
-    ("train={rule: critic, rules: {generator: critic}}", "train: rule='critic' and rules both say what is learned"),
+    ("train={rule: critic, rules: {generator: critic}}", "train.rule='critic' and rules both say what is learned"),
     ("train={rules: {critic: critic}, agents: [ada]}", "train.agents names 'ada', which plays no role of train.rules"),
     ("train.rule=majority", "the rule 'majority' makes one model of what all agents said, but ada, bo would learn"),
-    ("train={rule: chain, label: gold}", "train: label='gold' has no part in rule='chain'; leave label out"),
-    ("train.loss=first", "train.loss='first': Invalid enum value 'first'"),
-    ("train.mix.corrected=1.5", "train.mix: corrected=1.5 must be from 0 to 1"),
-    ("train.min_support=0", "train: min_support=0 must be at least 1"),
+    ("train={rule: chain, label: gold}", "train.label='gold' has no part in rule='chain'; leave label out"),
+    ("train.loss=first", "train.loss='first' is not known; use one of: all, last"),
+    ("train.mix.corrected=1.5", "train.mix.corrected=1.5 must be from 0 to 1"),
+    ("train.min_support=0", "train.min_support=0 must be at least 1"),
     ("train.agents=[cy]", "train.agents names 'cy': there is: ada, bo"),
-    ("train=", "train=None must be a mapping"),
-    ("sft.rank=0", "sft: rank=0 must be at least 1"),
-    ("sft.schedule=cosin", "sft.schedule='cosin': Invalid enum value 'cosin'"),
-    ("loop.iterations=0", "loop: iterations=0 must be at least 1"),
-    ("loop.staleness=-1", "loop: staleness=-1 must be from 0 to 4 iterations"),
-    ("loop.staleness=5", "loop: staleness=5 must be from 0 to 4 iterations"),
-    ("loop.staleness=true", "loop.staleness=True: Expected `int`, got `bool`"),
-    ("loop.init_from=scratch", "loop.init_from='scratch': Invalid enum value 'scratch'"),
-    ("models.simulated.cache=yes", "models.simulated.cache=True must be a mapping"),
+    ("train=", "train is empty; it must be a mapping"),
+    ("sft.rank=0", "sft.rank=0 must be at least 1"),
+    ("sft.schedule=cosin", "sft.schedule='cosin' is not known; use one of: constant, cosine, linear"),
+    ("loop.iterations=0", "loop.iterations=0 must be a number from 1 to 10,000"),
+    ("loop.staleness=-1", "loop.staleness=-1 must be a number from 0 to 4"),
+    ("loop.staleness=5", "loop.staleness=5 must be a number from 0 to 4"),
+    ("loop.staleness=true", "loop.staleness=true must be a whole number"),
+    ("loop.init_from=scratch", "loop.init_from='scratch' is not known; use one of: base, previous"),
+    ("models.simulated.cache=yes", "models.simulated.cache=true must be a mapping"),
     ("models.simulated.cache.paths=x", "models.simulated.cache.paths='x' is not known; did you mean 'path'?"),
-    ("models.simulated.cache.max_mb=-1", "models.simulated.cache: max_mb=-1 must not be below 0"),
+    ("models.simulated.cache.max_mb=-1", "models.simulated.cache.max_mb=-1 must not be below 0"),
     ("models.simulated={backend: human, cache: {}}", "models.simulated.cache: backend 'human' has no model"),
-    ("agents.ada.structured=5", "agents.ada.structured=5: Expected `bool`, got `int`"),
+    ("agents.ada.structured=5", "agents.ada.structured=5 must be true or false"),
     ("agents.ada.structured=true", "agents.ada.structured=true, but prompt set 'society.number.en' has no schema"),
-    ("run.num_arenas=0", "run: num_arenas and max_open must be at least 1"),
-    ("run.max_journal_mb=-5", "run: max_journal_mb=-5 must not be below 0"),
+    ("run.num_arenas=0", "run.num_arenas=0 must be a number from 1 to 1,000"),
+    ("run.num_arenas=100000", "run.num_arenas=100000 must be a number from 1 to 1,000"),
+    ("run.max_open=1000001", "run.max_open=1000001 must be a number from 1 to 1,000,000"),
+    ("run.mirror_every_s=0", "run.mirror_every_s=0 must be a number above 0, to 86,400"),
+    ("run.mirror_every_s=1e300", "run.mirror_every_s=1e+300 must be a number above 0, to 86,400"),
+    ("run.drain_s=-1", "run.drain_s=-1 must be a number from 0 up"),
+    ("train.num_lanes=0", "train.num_lanes=0 must be a number from 1 to 1,000"),
+    ("train.cpus_per_lane=-1", "train.cpus_per_lane=-1 must be a number from 0 up"),
+    ("models.simulated.replicas=100000000000000000", "replicas=100000000000000000 must be a number from 1 to 1,000"),
+    ("models.simulated.max_restarts=-1", "models.simulated.max_restarts=-1 must be a number from 0 to 1,000"),
+    ("models.simulated.limits.max_concurrency=-1", "limits.max_concurrency=-1 must be a number from 0 to 1,000,000"),
+    ("models.simulated.limits.backoff_s=-1", "models.simulated.limits.backoff_s=-1 must be a number from 0 up"),
+    ("models.simulated.limits.timeout_s=0", "models.simulated.limits.timeout_s=0 must be a number above 0"),
+    ("protocol.deadline_s=0", "protocol.deadline_s=0 must be a number above 0"),
+    *(
+        (f"{key}={value}", f"{key}={value.strip('.')} must be a finite number above 0")
+        for key in ("models.simulated.limits.timeout_s", "protocol.deadline_s", "sft.learning_rate")
+        for value in (".inf", ".nan", "inf", "nan")
+    ),
+    ("seed=1e3", "seed=1000.0 must be a whole number; write 1000"),
+    ("sft.rank='1e1'", "sft.rank='1e1' must be a whole number; write 10 without quotes"),
+    ("agents.ada.temperature=nan", "agents.ada.temperature=nan must be a number from 0 to 10"),
+    ("agents.ada.persona=5", "agents.ada.persona=5 must be text; put it in quotes"),
+    ("agents.ada.model=[x]", "agents.ada.model=['x'] must be text, not a list"),
+    ("description=2020-01-01", "description=2020-01-01 must be text; put it in quotes"),
+    ("cast.generator=[ada, 5]", "cast.generator[1]=5 must be text; put it in quotes"),
+    ("cast.generator={ada: 1}", "cast.generator={'ada': 1} must be a list, not a mapping of keys to values"),
+    ("train.rules={generator: [critic, 5]}", "train.rules.generator[1]=5 must be text; put it in quotes"),
+    ("protocol.stop=oracle", "protocol.stop='oracle' must be a list of: oracle, unanimity"),
+    ("loop.iterations=", "loop.iterations is empty; it must be a whole number"),
+    ("run.sync=", "run.sync is empty; use one of: full, normal"),
+    ("run.colocate=5", "run.colocate=5 is not known; use one of: release, sleep"),
+    ("run.budget=5", "run.budget=5 must be a mapping of keys to values; its keys: usd, tokens"),
+    ("run.budget.dollars=5", "run.budget.dollars=5 is not known; there is: tokens, usd"),
+    ("models.simulated.faults={timeout: x}", "models.simulated.faults.timeout='x' must be a number"),
+    ("models.simulated.faults={timeuot: 1}", "models.simulated.faults: 'timeuot' is not known; use one of: auth"),
+    ("tasks={source: file, path: x, details: {1: x}}", "tasks.details: names must be text"),
+    ("run.mirror_every_s=.nan", "run.mirror_every_s=nan must be a number above 0, to 86,400"),
+    ("models.simulated.skill_per_adapter=.inf", "models.simulated.skill_per_adapter=inf must be a finite number"),
+    ("models.simulated.skill_per_adapter=inf", "skill_per_adapter='inf' must be a number, a finite one"),
+    ("run.max_journal_mb=-5", "run.max_journal_mb=-5 must not be below 0"),
 ]
 
 
@@ -157,6 +198,42 @@ def test_what_is_missing_is_named(key: str) -> None:
     data = {name: value for name, value in GOOD.items() if name != key}
     with pytest.raises(ConfigError, match=f"^r.yaml: {key} is missing: "):
         build_recipe(data, where="r.yaml")
+
+
+class Owner(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    pets: int = 0
+
+    def __post_init__(self) -> None:
+        if self.pets < 0:
+            raise ValueError(f"pets={self.pets} is too few")
+
+
+class House(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a user's own protocol may ask for."""
+
+    owners: dict[str, Owner] = {}
+    rooms: list[Owner] = []
+    door: tuple[int, str] = (1, "red")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"owners": {"ada": {}, "bo": 5}}, "house.owners.bo=5 must be a mapping of keys to values; its keys: pets"),
+        ({"owners": {"ada": {}, "bo": {"pets": "two"}}}, "house.owners.bo.pets='two' must be a whole number"),
+        ({"owners": {"ada": {}, "bo": {"pets": -1}}}, "house.owners.pets=-1 is too few"),  # nobody says whose
+        ({"owners": {"ada": {}, "bo": {"cats": 1}}}, "house.owners.cats is not known; there is: pets"),
+        ({"rooms": [{}, {"pets": -1}]}, "house.rooms[1].pets=-1 is too few"),
+        ({"rooms": [{}, {"cats": 1}]}, "house.rooms[1].cats=1 is not known; there is: pets"),
+        ({"door": [1]}, "house.door=[1]: Expected `array` of length 2, got 1"),
+        (None, "house is empty; it must be a mapping of keys to values"),
+        ([], "house=[] must be a mapping of keys to values, not a list"),
+    ],
+)
+def test_values_deep_inside_are_told_by_their_keys(value: object, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        typed(value, House, "r.yaml", "house")
+    assert str(error.value) == f"r.yaml: {said}"
 
 
 FILES: list[tuple[bytes, str]] = [
@@ -188,6 +265,30 @@ def test_a_missing_file_says_where_recipes_are(tmp_path: Path) -> None:
         load_recipe(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="Is a directory"):
         load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("loop.iterations=0", "override: loop.iterations=0 must be a number from 1 to"),
+        ("models.simulated={backend: scripted, skill: 2}", "override: models.simulated.skill=2 must be between"),
+        ("cast.generator=[ada, bob]", "override: cast.generator names 'bob': did you mean 'bo'?"),
+        ("tasks.trian=5", "override: tasks.trian=5 is not known; did you mean 'train'?"),
+        ("protocol.round=5", "override: protocol.round=5 is not known; did you mean 'rounds'?"),
+        ("agents.bo.persona=hi", "{path}: agents.bo.temperature=20 must be a number from 0 to 10"),
+        ("agents.bo.temp=1", "override: agents.bo.temp=1 is not known"),
+    ],
+)
+def test_what_an_override_has_set_is_told_of_it_and_all_else_of_the_file(
+    tmp_path: Path, override: str, said: str
+) -> None:
+    path = tmp_path / "r.yaml"
+    broken = override.startswith("agents.bo")
+    agents = GOOD["agents"] | ({"bo": {"model": "simulated", "temperature": 20}} if broken else {})
+    path.write_text(yaml.safe_dump(GOOD | {"agents": agents}), encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        load_recipe(path, [override])
+    assert str(error.value).startswith(said.format(path=path))
 
 
 def test_overrides_are_read_as_yaml() -> None:

@@ -581,7 +581,7 @@ def test_a_recipe_names_a_dataset(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(recipe))
     found = check_recipe(path, (), None)
     assert (found["train"], found["test"]) == (10, 5)
-    with pytest.raises(ConfigError, match=r"tasks.allow_overlap=True is not known"):
+    with pytest.raises(ConfigError, match=r"tasks.allow_overlap=true is not known"):
         check_recipe(path, ("tasks.allow_overlap=true",), None)
 
 

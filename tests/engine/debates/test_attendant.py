@@ -232,7 +232,7 @@ async def test_rates_and_a_budget_can_be_set_where_they_are_counted(runs: Any) -
     [
         ("run.budget.usd=3", "without a budget"),
         ("simulated.requests_per_minute=9", "was started without rates"),
-        ("simulated.concurrency=-1", "max_concurrency not below"),
+        ("simulated.concurrency=-1", "limits.max_concurrency=-1 must be a number from 0 to"),
         ("run.num_arenas=3", "cannot be set while a run goes on"),
     ],
 )

@@ -52,9 +52,12 @@ def test_batches_have_time() -> None:
         ("models.gpt.limits.tokens_per_minute=5", "models.gpt.limits.tokens_per_minute=5 is for asks that are sent"),
         ("models.gpt.limits.timeout_s=5", "models.gpt.limits.timeout_s=5 ends a try before its batch may end; set it"),
         ("models.gpt.batch.max_requests=50001", "batch.max_requests=50001 must be at most 50000"),
-        ("models.gpt.batch.poll=5", "Object contains unknown field `poll`"),
-        ("models.gpt.batch.max_open=0", "max_requests and max_open must be at least 1"),
-        ("models.gpt.batch=yes", "models.gpt.batch=True: Expected `object | null`, got `bool`"),
+        ("models.gpt.batch.poll=5", "models.gpt.batch.poll=5 is not known; did you mean 'poll_s'?"),
+        ("models.gpt.batch.max_open=0", "models.gpt.batch.max_open=0 must be a number from 1 to 10,000"),
+        (
+            "models.gpt.batch=yes",
+            "models.gpt.batch=true must be a mapping of keys to values; its keys: max_requests, linger_s",
+        ),
         ("models.gpt.replicas=2", "models.gpt.replicas=2: what is asked in batches has one ledger"),
         ("models.gpt.lora=true", "lora is for vLLM servers, which have no batches"),
         (

@@ -91,7 +91,7 @@ def test_how_a_run_makes_room_is_no_part_of_what_is_run(tmp_path: Path) -> None:
         ),
         (VLLM, "train.gpus_per_lane=0", r"train\.gpus_per_lane=0 leaves them on CPU; set it to 1"),
         (VLLM, "train.num_lanes=2", r"train\.num_lanes=2 and there are 1; lower it to that"),
-        (VLLM, "run.colocate=nap", r"run\.colocate='nap': .*; use one of: release, sleep"),
+        (VLLM, "run.colocate=nap", r"run\.colocate='nap' is not known; use one of: release, sleep"),
     ],
 )
 def test_where_nothing_can_sleep_it_is_said(tmp_path: Path, local: dict[str, object], override: str, says: str) -> None:

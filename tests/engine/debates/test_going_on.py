@@ -16,13 +16,14 @@ import yaml
 from actors.models.scripted import ScriptedBackend
 from engine import ctl
 from engine.config.recipe import Recipe
+from engine.config.recipe_file import load_recipe
 from engine.debates.cluster import Cluster
 from engine.fork import fork
 from engine.live.progress import Progress
 from engine.live.status import read_status
 from engine.record.folder import RunFolder
 from engine.record.journal import read_journal
-from engine.run import resume, start
+from engine.run import create, evaluate_run, make_manifest, resume, start
 from protocols.errors import ConfigError, PausedError, TerminatedError
 from protocols.message import Ask
 from tests.engine.config.test_recipe import GOOD
@@ -87,7 +88,8 @@ def test_what_was_set_aside_is_debated_again_and_replaces_it_in_the_results(reci
     task = status.aside[0].task
     num_asked = asked.total()
 
-    assert again(path) == first and asked.total() == num_asked  # nothing is left to do
+    nothing_left = {"state": "done already", "new_replies": 0, "hosts": {}, "wall_s": 0.0}
+    assert again(path) == first | nothing_left and asked.total() == num_asked
     told = ctl.retry(path, ["all"])
     second = again(path)
     now = debates(path)
@@ -121,6 +123,41 @@ def test_a_budget_that_is_spent_is_raised_on_resuming(recipe: Path, asked: Count
     path = recipe.parent / "run"
     assert again(path, "tokens=9000000")["debates"] == 12 and max(asked.values()) == 1
     assert [str(change) for change in RunFolder.open(path).manifest.changes] == ["run.budget.tokens: 2500 -> 9000000"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ("5", r"^--budget '5' must be usd=Y or tokens=N, for instance usd=10$"),
+        ("usd", r"^--budget 'usd' must be usd=Y or tokens=N"),
+        ("eur=5", r"^--budget 'eur=5' must be usd=Y or tokens=N"),
+        ("usd=[", r"^--budget 'usd=\[': the value is not valid YAML"),
+        ("usd=-5", r"^--budget: run\.budget\.usd=-5 must be a number from 0 up$"),
+        ("usd=", r"^--budget: run\.budget\.usd is empty; it must be a number$"),
+    ],
+)
+def test_a_budget_that_cannot_be_is_told_of_its_option(tmp_path: Path, budget: str, said: str) -> None:
+    path = Path(__file__).parents[3] / "recipes" / "scripted.yaml"
+    manifest = make_manifest("r", "run", load_recipe(path), path, None)
+    create(tmp_path / "run", manifest).release()
+    with pytest.raises(ConfigError, match=said):
+        again(tmp_path / "run", budget)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("protocol=baseline", "override: protocol='baseline' must be a mapping of keys to values: protocol: {name:"),
+        ("agents.ada.temperature=-1", "override: agents.ada.temperature=-1 must be a number from 0 to 10"),
+    ],
+)
+def test_what_a_run_is_evaluated_or_forked_with_is_told_of_the_override(recipe: Path, override: str, said: str) -> None:
+    path, _ = run(recipe, "train={rules: {generator: generator}}")
+    progress = Progress(live=False)
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        evaluate_run(path, [override], progress=progress)
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        fork(path, [override], run_dir=recipe.parent / "new", progress=progress)
 
 
 def test_an_edited_recipe_is_refused_and_forked(recipe: Path, asked: Counter[str]) -> None:

@@ -316,10 +316,10 @@ def test_a_recipe_says_who_is_trained_where() -> None:
     ("override", "told"),
     [
         ("models.gpt.finetune.epochs=0", "epochs=0 must be above 0"),
-        ("models.gpt.finetune.epoch=1", "Object contains unknown field `epoch`"),
+        ("models.gpt.finetune.epoch=1", "models.gpt.finetune.epoch=1 is not known; did you mean 'epochs'?"),
         ("models.gpt.finetune.suffix='a b'", "suffix='a b' must be up to 64 letters"),
         ("models.gpt.finetune.poll_s=500", "poll_s=500 and max_poll_s=120 must be numbers above 0"),
-        ("models.gpt.finetune.max_wait_s=0", "max_wait_s=0 must be above 0"),
+        ("models.gpt.finetune.max_wait_s=0", "max_wait_s=0 must be a number above 0"),
         ("models.gpt.batch={}", "a batch is for one model, and with finetune every agent gets a model of its own"),
         ("models.gpt.lora=true", "lora is for adapters that are trained here"),
         ("models.gpt.base_url=https://r.openai.azure.com/openai/v1", "finetune is not for Azure"),

@@ -32,6 +32,22 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
         RunFolder.create(tmp_path, manifest())
 
 
+@pytest.mark.parametrize("name", ["thesis.tex", "journal", "recipe.yaml"])
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=f"holds other files, such as {name}, and is no run; give a new or empty"):
+        RunFolder.create(tmp_path, manifest())
+    assert [item.name for item in tmp_path.iterdir()] == [name]
+
+
+def test_a_start_that_was_killed_at_once_is_no_obstacle_nor_is_what_file_systems_leave(tmp_path: Path) -> None:
+    for name in (".DS_Store", "run.lock", ".run.json.new"):
+        (tmp_path / name).touch()
+    (tmp_path / "lost+found").mkdir()
+    RunFolder.create(tmp_path, manifest()).release()
+    assert RunFolder.open(tmp_path).manifest.id == "r"
+
+
 def test_a_run_has_one_driver(tmp_path: Path) -> None:
     first = RunFolder.create(tmp_path, manifest())
     second = RunFolder.open(tmp_path)

@@ -43,7 +43,7 @@ def test_the_users_price_comes_before_the_list_and_changes_no_fingerprint() -> N
         ({**API, "model": "unheard-of"}, {"usd": 5}, "the price of models.simulated ('unheard-of') is not in the list"),
         ({**API, "omit": ["max_tokens"]}, {"usd": 5}, "leave max_tokens out of them"),
         ({**API, "extra_body": {"max_completion_tokens": 9}}, {"tokens": 5}, "leave max_tokens out of them"),
-        (API, {"usd": -5}, "usd=-5 and tokens=0 must be numbers from 0 up"),
+        (API, {"usd": -5}, "run.budget.usd=-5 must be a number from 0 up"),
         (API, {"euro": 5}, "euro"),
         ({**API, "price": {"input": 1}}, {}, "models.simulated.price.output is missing"),
     ],

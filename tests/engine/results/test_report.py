@@ -194,6 +194,13 @@ def test_the_page_can_be_found_ones_way_in(benign: str) -> None:
     assert tags.count("svg") == 3 + 3  # accuracy, timeline, loss; three debates
 
 
+def test_a_page_that_cannot_be_written_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_report(ReportData(run_name="nothing"), tmp_path / "folder")
+    assert [item.name for item in tmp_path.iterdir()] == ["folder"]
+
+
 def test_an_empty_report_is_still_a_page(tmp_path: Path) -> None:
     path = write_report(ReportData(run_name="nothing"), tmp_path / "deep" / "report.html")
     page = path.read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from protocols.errors import UnreachableError
 
 T = TypeVar("T")
 
-AGAIN_S = 1.0  # before a receiver that could not be reached is sent the same again
+AGAIN_S = 1.0  # before what could not be delivered, twice, is sent once more
 PACE_S = 0.005  # between two batches at least; what comes after a pause leaves at once
 PATIENCE_S = 0.04  # how long after a batch the next one gathers, if in every PACE_S something joins it
 WORTH = 64  # items that need not wait for more
@@ -56,8 +56,10 @@ class Outbox(Generic[T]):
                 await self._due()
                 self._left_s = asyncio.get_running_loop().time()
                 self._leaving, self._items = self._items[:MAX_BATCH], self._items[MAX_BATCH:]
+                pause_s = 0.0  # a wire that breaks leaves the way by a call
                 while not await self._reached():
-                    await asyncio.sleep(AGAIN_S)
+                    await asyncio.sleep(pause_s)
+                    pause_s = AGAIN_S
                 self._leaving = []
         except Exception as err:
             self._broken = True
@@ -88,14 +90,16 @@ class Outbox(Generic[T]):
     def take_back(self) -> list[T]:
         """Stop, and give back what is not known to have been taken: a receiver's successor must have all of it."""
         left, self._items, self._leaving = [*self._leaving, *self._items], [], []
-        self._broken = True
-        if self._task is not None:
-            self._task.cancel()
+        self._stop()
         return left
 
     async def close(self) -> None:
         """Drop what is queued and stop."""
         self._items.clear()
+        self._stop()
+
+    def _stop(self) -> None:
         self._broken = True
         if self._task is not None:
             self._task.cancel()
+            self._task = None  # one that has not begun would not say so itself

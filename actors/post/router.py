@@ -91,8 +91,9 @@ class Router:
 
     def lost(self, host: str) -> None:
         """The host has died, and whatever it held with it. Safe to call twice."""
-        if self._outboxes.pop(host, None) is None:
+        if (outbox := self._outboxes.pop(host, None)) is None:
             return
+        outbox.take_back()  # it is among what the host holds
         self._known = {ask_id: name for ask_id, name in self._known.items() if name != host}
         held, self._held[host] = self._held[host], {}
         self._again(held.values())

@@ -2,8 +2,9 @@
 
 A call of Ray's takes some two milliseconds of both processes' time, whatever it carries, and a batch over an open
 connection a tenth of that. So what actors tell each other many times a second goes by a wire. Who lives where, and who
-has died, is Ray's to know: a wire is looked for by a call, and a batch whose wire breaks before it is known to have
-been taken is told again by a call, which says what has happened. For that, what is told must do no harm twice.
+has died, is Ray's to know: a wire is looked for by a call, and when one breaks the next batch goes by a call, which
+says what has happened. Of a batch that was under way it is not known then whether it was taken; its teller, who knows
+what of it is still to be told, tells that again.
 
 On the wire: a greeting, then batches, each a length (eight bytes, big-endian) and so many bytes; each batch that was
 taken is answered with one byte. Nothing is encrypted: where Ray encrypts, there are no wires.
@@ -24,11 +25,12 @@ from typing import Any, cast
 import msgspec
 
 from actors.post.remote import of_actor
-from protocols.errors import HostLostError
+from protocols.errors import HostLostError, UnreachableError
 
 log = logging.getLogger("moot.wire")
 
-DIAL_S = 30.0  # to find and greet the other end; a busy one takes its time, and nobody waits for it
+DIAL_S = 30.0  # to greet the other end; a busy one takes its time, and nobody waits for it
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 10.0, 3600.0  # before an end that was not reached is called again: ever longer
 LENGTH = 8  # bytes that say how long a batch is
 GREETING = 1024  # bytes, at most, from whom nobody knows yet
 BUFFER = 1 << 20  # bytes that a batch may come in at once
@@ -69,6 +71,7 @@ class Listener:
         self._token = secrets.token_hex(32)
         self._server: asyncio.Server | None = None
         self._opening = asyncio.Lock()
+        self._closed = False
         self._callers: set[asyncio.StreamWriter] = set()
 
     async def address(self) -> Address | None:
@@ -76,14 +79,17 @@ class Listener:
         if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
             return None
         async with self._opening:
-            if self._server is None:
+            if self._server is None and not self._closed:
                 try:
                     self._server = await asyncio.start_server(self._serve, self._own_host(), 0, limit=BUFFER)
-                except OSError as err:
+                except (OSError, ValueError) as err:  # of a name that can be none, too
                     log.warning("no wire can lead here, which costs more: %r", err)
-                    return None
-        open_at = self._server.sockets  # empty once it is closed
-        return Address(self.host, open_at[0].getsockname()[1], self._token) if open_at else None
+        if self._server is None:
+            return None
+        if self._closed:  # meanwhile
+            self._server.close()
+            return None
+        return Address(self.host, self._server.sockets[0].getsockname()[1], self._token)
 
     def _own_host(self) -> str:
         if not self.host:
@@ -121,6 +127,7 @@ class Listener:
 
     def close(self) -> None:
         """Listen no more, to those who have called either."""
+        self._closed = True
         if self._server is not None:
             self._server.close()
         for writer in self._callers:
@@ -148,14 +155,19 @@ class Wire:
         self._end: _CallersEnd | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._may_dial = True
+        self._pause_s, self._not_before_s = FIRST_PAUSE_S, 0.0  # of the loop's clock
 
     def prepare(self) -> None:
         """Look for the other end already. Whatever is told meanwhile goes by calls."""
-        if self._may_dial and self._end is None and self._dialling is None:
-            self._dialling = asyncio.get_running_loop().create_task(self._dial())
+        loop = asyncio.get_running_loop()
+        if self._may_dial and self._end is None and self._dialling is None and loop.time() >= self._not_before_s:
+            self._dialling = loop.create_task(self._dial())
 
     async def tell(self, batch: bytes) -> None:
-        """Returns once it has been taken. Raises: see ``Call``."""
+        """Returns once it has been taken.
+
+        Raises: UnreachableError: the wire has broken, and it may have been. Others: see ``Call``.
+        """
         if self._end is not None:
             try:
                 await self._end.tell(batch)
@@ -163,6 +175,7 @@ class Wire:
             except ConnectionError as err:
                 log.info("the wire from %s has broken, a call says why: %r", self._caller, err)
                 self._end = None
+                raise UnreachableError("a wire has broken; it is not known whether what it carried was taken") from err
         self.prepare()
         await self._call(batch)
 
@@ -180,14 +193,18 @@ class Wire:
 
     async def _dial(self) -> None:
         try:
+            address = await self._find()  # as long as it takes to come up: Ray says when it never will
+            if address is None:
+                self._may_dial = False
+                return
             async with asyncio.timeout(DIAL_S):
-                address = await self._find()
-                self._end = await self._greet(address) if address else None
-                self._may_dial = self._end is not None
+                self._end = await self._greet(address)
+            self._pause_s = FIRST_PAUSE_S
         except HostLostError as err:  # or cannot be reached for now
             log.info("%s found nobody to wire: %r", self._caller, err)
-        except OSError as err:  # of time, too
-            self._may_dial = False
+        except Exception as err:  # a port that is closed, a time that is over, or what the other end failed with
+            self._not_before_s = asyncio.get_running_loop().time() + self._pause_s
+            self._pause_s = min(4 * self._pause_s, LONGEST_PAUSE_S)
             log.warning("%s reaches an actor by Ray's calls alone, which cost more: no wire: %r", self._caller, err)
         finally:
             self._dialling = None

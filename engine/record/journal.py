@@ -91,6 +91,7 @@ class Journal:
         self._seqs: dict[int, int] = {}  # debate -> its next event's number, where it is known
         self._next: dict[str, int] = {}  # table -> its next row's number
         self._rows: dict[int, array[int]] | None = None  # debate -> its events' numbers, once somebody asked
+        self._late: dict[str, set[str]] = {}  # debate -> asks whose replies came late, from then on
         self._using = threading.Lock()  # commits run in threads of their own; closing waits for the one under way
         self._lock_fd: int | None = take_lock(path, lock_wait_s)
         try:
@@ -161,6 +162,7 @@ class Journal:
             self._next[table] += len(rows)
         if self._rows is not None:
             _gather(self._rows, ((row[0], row[1]) for row in batch.rows["events"]))
+            _gather_late(self._late, batch.rows["notes"])
 
     @property
     def num_events(self) -> int:
@@ -178,15 +180,16 @@ class Journal:
         return debate_id in self._nums
 
     def answered(self, debate_id: str) -> set[str]:
-        """The asks of a debate whose replies are on record. Raises: JournalError: it cannot be read."""
+        """The asks of a debate whose replies are on record, late ones too. Raises: JournalError: it cannot be read."""
         try:
             with self._using:
                 if self._rows is None:  # the first to ask pays for reading all of it
                     self._rows = _gather({}, _numbered(self._db))
+                    _gather_late(self._late, whole_rows(self._db, "notes"))
                 events = [event for _, event in _events(self._db, self._rows.get(self._nums.get(debate_id, 0), ()))]
         except (sqlite3.Error, JournalError) as err:
             raise JournalError(f"journal {self.path}: cannot be read: {err}") from err
-        return {event.reply.ask_id for event in events if isinstance(event, Replied)}
+        return {event.reply.ask_id for event in events if isinstance(event, Replied)} | self._late.get(debate_id, set())
 
     def close(self) -> None:
         """Let go of the file and its lock, once a commit under way is over. Safe to call twice."""
@@ -386,6 +389,13 @@ def _gather(
         else:
             found.append(num)
     return rows
+
+
+def _gather_late(late: dict[str, set[str]], notes: Iterable[Row]) -> None:
+    for _, debate_id, kind, _, text, *_ in notes:
+        event = _DECODER.decode(bytes.fromhex(text)) if kind == "late" else None
+        if isinstance(event, Replied):
+            late.setdefault(debate_id, set()).add(event.reply.ask_id)
 
 
 def _numbered(db: sqlite3.Connection) -> Iterator[tuple[int, int]]:

@@ -153,6 +153,20 @@ async def test_what_was_not_known_to_be_taken_is_given_back() -> None:
     assert box.take_back() == [4]
 
 
+@pytest.mark.parametrize("closed", [True, False])
+async def test_one_that_ends_before_it_has_begun_is_drained(closed: bool) -> None:
+    receiver = Receiver()
+    box = receiver.box()
+    box.put([1])
+    if closed:
+        await box.close()
+    else:
+        assert box.take_back() == [1]
+    async with asyncio.timeout(5.0):
+        await box.drain()
+    assert receiver.batches == []
+
+
 async def test_a_batch_that_could_not_be_delivered_is_given_back() -> None:
     receiver = Receiver()
     receiver.failing = True

@@ -158,6 +158,30 @@ async def test_what_a_lost_host_held_goes_to_the_others_but_for_what_nobody_wait
 
 
 @pytest.mark.asyncio
+async def test_a_lost_host_is_told_nothing_more_though_a_batch_was_under_way() -> None:
+    told: dict[str, list[str]] = {"m/0": [], "m/1": []}
+    errors: list[Exception] = []
+    hold = asyncio.Event()
+
+    def tell(host: str) -> Tell:
+        async def _tell(packed: bytes) -> None:
+            told[host] += [item.id for item in _ASKS.decode(packed)]
+            if host == "m/0":
+                await hold.wait()
+
+        return _tell
+
+    router = Router({"ada": "m"}, {"m": {host: tell(host) for host in told}}, lambda ask: True, errors.append)
+    router.put([ask(0)])
+    await settled()
+    router.put([ask(0, number) for number in (1, 2)])  # where its debate is at home: behind the batch
+    router.lost("m/0")
+    hold.set()
+    await settled()
+    assert not errors and told == {"m/0": [ask(0).id], "m/1": [ask(0, number).id for number in range(3)]}
+
+
+@pytest.mark.asyncio
 async def test_without_another_replica_asks_wait_until_the_host_is_back() -> None:
     post = Post("m")
     post.router.put([ask(0)])

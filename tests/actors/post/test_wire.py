@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 
 import msgspec
@@ -87,10 +87,16 @@ async def test_batches_of_any_size_come_whole_and_in_order(batches: list[bytes])
         assert [batch for _, batch in both.by_wire] == batches
 
 
-async def test_what_the_other_end_does_not_take_is_told_again_by_a_call() -> None:
+async def broken(telling: Awaitable[None]) -> None:
+    with pytest.raises(UnreachableError, match="it is not known whether what it carried was taken"):
+        await telling
+
+
+async def test_after_what_the_other_end_does_not_take_the_next_goes_by_a_call() -> None:
     async with ends() as both:
         await opened(both.wire)
         both.refuse = ValueError("not started")
+        await broken(both.wire.tell(b"one"))
         await both.wire.tell(b"two")
         both.refuse = None
         assert (both.by_call, both.by_wire) == ([b"two"], [])
@@ -103,6 +109,7 @@ async def test_of_one_that_has_died_the_call_says_so() -> None:
     async with ends() as both:
         await opened(both.wire)
         both.refuse, both.lost = ConnectionResetError("as when a process ends"), True
+        await broken(both.wire.tell(b"one"))
         with pytest.raises(HostLostError, match="it died"):
             await both.wire.tell(b"two")
         assert not both.wire.open
@@ -140,8 +147,9 @@ async def test_a_wire_whose_teller_gave_up_while_waiting_is_not_used_again() -> 
     with pytest.raises(asyncio.CancelledError):
         await telling
     held.set()
-    await one.tell(b"three")
-    assert (taken[1], calls) == (b"two", [b"three"])
+    await broken(one.tell(b"three"))
+    await one.tell(b"four")
+    assert (taken[1], calls) == (b"two", [b"four"])
     one.close()
     server.close()
     await asyncio.sleep(0.01)
@@ -157,8 +165,11 @@ async def test_where_no_wire_can_be_had_all_goes_by_calls(caplog: pytest.LogCapt
         assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-async def test_where_a_port_cannot_be_reached_it_is_tried_once(caplog: pytest.LogCaptureFixture) -> None:
-    async with ends() as both:
+async def test_a_port_that_cannot_be_reached_is_tried_again_after_ever_longer_pauses(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "FIRST_PAUSE_S", 0.1)
+    async with ends() as both, ends() as others:
         address = await both.listener.address()
         both.listener.close()
 
@@ -166,12 +177,55 @@ async def test_where_a_port_cannot_be_reached_it_is_tried_once(caplog: pytest.Lo
             return address
 
         one = Wire("ada", both._call, find)
-        for batch in (b"one", b"two"):
-            await one.tell(batch)
+        for pause_s, tries in ((0.0, 1), (0.0, 1), (0.11, 2), (0.0, 2)):
+            await asyncio.sleep(pause_s)
+            await one.tell(b"one")
             await settled(one)
-        assert both.by_call == [b"one", b"two"]
-        assert [record.levelname for record in caplog.records] == ["WARNING"]
+            assert [record.levelname for record in caplog.records] == ["WARNING"] * tries
         assert "Ray's calls alone" in caplog.text
+        address = await others.listener.address()
+        await asyncio.sleep(0.41)
+        await opened(one)
+        await one.tell(b"two")
+        assert (both.by_call, others.by_wire) == ([b"one"] * 4, [("ada", b"two")])
+        one.close()
+
+
+async def test_whatever_looking_for_an_end_fails_with_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with ends() as both:
+
+        async def find() -> Address | None:
+            raise RuntimeError("as from a task of Ray's")
+
+        one = Wire("ada", both._call, find)
+        for _ in range(3):
+            await one.tell(b"one")
+            await settled(one)
+        assert both.by_call == [b"one"] * 3
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+async def test_an_end_that_takes_long_to_come_up_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "DIAL_S", 0.05)
+    async with ends() as both:
+
+        async def find() -> Address | None:
+            await asyncio.sleep(0.1)
+            return await both.listener.address()
+
+        one = Wire("ada", both._call, find)
+        await opened(one)
+        one.close()
+
+
+async def test_a_listener_that_is_closed_opens_no_more() -> None:
+    async with ends() as both, ends() as meanwhile:
+        both.listener.close()
+        assert await both.listener.address() is None
+        asking = asyncio.ensure_future(meanwhile.listener.address())
+        await asyncio.sleep(0)
+        meanwhile.listener.close()
+        assert await asking is None
 
 
 async def test_where_ray_encrypts_there_are_no_wires(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,18 +236,40 @@ async def test_a_reply_after_the_deadline_is_noted_and_changes_nothing(path: Pat
     await arena.recover()
     arena.open([assignment(task) for task in make_tasks(1)])
     (done,), _ = await arena.collect(5.0)
-    arena.deliver(pack([reply("s/t0#0.answer.1")]))
-    for _ in range(100):
-        _, stats = await arena.collect(0.01)
-        if stats.late:
-            break
+    late = pack([reply("s/t0#0.answer.1")])
+    arena.deliver(late)
+    arena.deliver(late)  # a host that does not know whether it was heard tells it again: at once,
+    await until(lambda: arena._late > 0)
+    arena.deliver(late)  # later,
+    await arena.settle()
+    _, stats = await arena.collect(0.0)
     await arena.close()
+    successor = make_arena(path, host, deadline_s=0.05)
+    await successor.recover()
+    successor.deliver(late)  # and to whoever comes after
+    await successor.settle()
+    await successor.close()
     assert stats.late == 1
     (note,) = read_notes(path)
     assert (note.debate_id, note.kind) == ("s/t0", "late")
     assert "0.answer.1" not in {node.id for node in debates({"d": done})["d"].utterances}
     (found,) = read_journal(path)
     assert found.graph == done.graph
+
+
+async def test_a_reply_that_is_told_twice_is_no_late_one(path: Path) -> None:
+    host = Host(lambda ask: None)
+    arena = make_arena(path, host)
+    await arena.recover()
+    arena.open([assignment(task) for task in make_tasks(1)])
+    await until(lambda: len(host.asked) >= 3)
+    twice = pack([reply(f"s/t0#0.answer.{member}") for member in range(3)])
+    arena.deliver(twice)
+    arena.deliver(twice)
+    await until(lambda: len(host.asked) >= 6)
+    _, stats = await arena.collect(0.0)
+    await arena.close()
+    assert (stats.replies, stats.late, read_notes(path)) == (3, 0, [])
 
 
 async def test_replies_and_a_deadline_in_one_batch(path: Path) -> None:

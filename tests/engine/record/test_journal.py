@@ -335,8 +335,9 @@ def of_schema_1(path: Path) -> Path:
             CREATE TABLE notes (at REAL NOT NULL, debate TEXT NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL);
             INSERT INTO meta VALUES ('schema_version', '1'), ('fingerprint', 'f');
             INSERT INTO debates VALUES (1, 'a', NULL, NULL), (2, 'b', x'67', 5.0);
-            INSERT INTO notes VALUES (4.0, 'a', 'late', '0a');
-        """)
+                    """)
+        late = msgspec.msgpack.encode(replied("a", 7).event).hex()
+        db.execute("INSERT INTO notes VALUES (4.0, 'a', 'late', ?)", (late,))
         for entry in (opened("a"), opened("b"), replied("b", 1), replied("a", 1), replied("a", 2)):
             num, body = " ab".index(entry.debate_id), msgspec.msgpack.encode(entry.event)
             db.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (num, entry.seq, entry.at, body))
@@ -369,7 +370,7 @@ def test_a_journal_of_schema_1_is_read_and_brought_up_to_date(of_schema_1: Path)
     assert found.damage == ["the graph of debate b cannot be decoded: " + UNREADABLE_GRAPH]
     assert everything() == before
     ours = journal(of_schema_1)
-    assert ours.holds("a") and ours.answered("a") == {"a#1", "a#2"}
+    assert ours.holds("a") and ours.answered("a") == {"a#1", "a#2", "a#7"}
     ours.commit([replied("a", 3), opened("c")])
     ours.close()
     assert [len(item.events) for item in read_journal(of_schema_1)] == [4, 2, 1]

@@ -22,8 +22,8 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,29 +83,37 @@ def main() -> int:
         *args.set,
     )
     methods = {method: METHODS[method] for method in METHODS if method == WHOLE or method in args.methods}
-    outcomes = []
     with ThreadPoolExecutor(args.at_once) as pool:
         seeds = {seed: [pool.submit(job) for job in jobs(args, sizes, methods, seed)] for seed in args.seeds}
-        for seed, done in seeds.items():
-            for one in done:
-                one.result()
-            folders = {method: folder_of(args.folder, method, seed) for method in methods}
-            found, against = compare_all(folders)
-            print(f"seed {seed}, {args.test} held-out tasks, {machine_description()}\n")
-            for rows in (accuracy(found), gains(against), diversity(found)):
-                print("\n".join(in_columns(rows)), end="\n\n", flush=True)
-            outcomes.append({"seed": seed, "methods": told(found), "against": told(against)})
-            if args.final:
-                finals = {method: final_of(args.folder, method, seed) for method in (*methods, BASE)}
-                found, against = compare_all(finals)
-                print(f"seed {seed}, the last adapters on {args.final} held-out tasks\n")
-                for rows in (accuracy(found), gains(against)):
-                    print("\n".join(in_columns(rows)), end="\n\n", flush=True)
-                outcomes[-1]["final"] = {"methods": told(found), "against": told(against)}
+        try:
+            outcomes = [outcome(args, methods, seed, running) for seed, running in seeds.items()]
+        except BaseException:  # Ctrl-C, too
+            pool.shutdown(cancel_futures=True)
+            raise
     if args.json:
         result = {"machine": machine_description(), "arguments": sys.argv[1:], "seeds": outcomes}
         args.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2))
     return 0
+
+
+def outcome(
+    args: argparse.Namespace, methods: Collection[str], seed: int, running: Sequence[Future[None]]
+) -> dict[str, Any]:
+    """Print what came of a seed, once it is run. Raises: SystemExit: a part of it failed."""
+    for one in as_completed(running):
+        one.result()
+    found, against = compare_all({method: folder_of(args.folder, method, seed) for method in methods})
+    print(f"seed {seed}, {args.test} held-out tasks, {machine_description()}\n")
+    for rows in (accuracy(found), gains(against), diversity(found)):
+        print("\n".join(in_columns(rows)), end="\n\n", flush=True)
+    came = {"seed": seed, "methods": told(found), "against": told(against)}
+    if args.final:
+        found, against = compare_all({method: final_of(args.folder, method, seed) for method in (*methods, BASE)})
+        print(f"seed {seed}, the last adapters on {args.final} held-out tasks\n")
+        for rows in (accuracy(found), gains(against)):
+            print("\n".join(in_columns(rows)), end="\n\n", flush=True)
+        came["final"] = {"methods": told(found), "against": told(against)}
+    return came
 
 
 def jobs(
@@ -166,8 +174,10 @@ def folder_of(folder: Path, method: str, seed: int) -> Path:
 
 
 def final_of(folder: Path, method: str, seed: int) -> Path:
-    whole = folder_of(folder, method if method != BASE else f"{BASE}-final", seed)
-    return whole if method == BASE else whole.with_name(f"{whole.name}-final")
+    if method == BASE:
+        return folder_of(folder, f"{BASE}-final", seed)
+    whole = folder_of(folder, method, seed)
+    return whole.with_name(f"{whole.name}-final")
 
 
 def accuracy(found: dict[str, Compared]) -> Rows:

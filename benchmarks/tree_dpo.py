@@ -60,7 +60,7 @@ PROMPT, REPLY, SETS = 192, 64, ((1, 8), (2, 3), (4, 1))  # tokens, tokens, (k, t
 VOCAB = 8192  # of the random models; token ids above are folded into it, which keeps what is shared
 VARIANTS = ("trl", "packed")
 BETA, RATE = 0.1, 1e-4
-START = math.log(2)  # the loss before the first step; what little is left of it later is not compared more closely
+FIRST_LOSS = math.log(2)  # the loss before the first step; what little is left of it later is not compared more closely
 RECIPE: dict[str, Any] = {
     "name": "trees",
     "seed": 1,
@@ -353,7 +353,7 @@ def figures(work: Work, name: str, runs: Sequence[dict[str, Any]]) -> dict[str, 
         "token_ratio": packing.token_ratio,
         "speed_up": [one["seconds"] / other["seconds"] for one, other in zip(of["trl"], of["packed"], strict=True)],
         "loss_difference": max(
-            abs(left - right) / max(abs(left), START)
+            abs(left - right) / max(abs(left), FIRST_LOSS)
             for one, other in zip(of["trl"], of["packed"], strict=True)
             for left, right in zip(one["losses"], other["losses"], strict=True)
         ),

@@ -87,9 +87,8 @@ def _pick(
     drawing = [number for number, sampling in enumerate(samplings) if sampling.temperature > 0]
     if drawing:
         figures = [(samplings[number].temperature, samplings[number].top_p, draws[number]()) for number in drawing]
-        temperature, top_p, uniform = torch.tensor(figures, dtype=torch.float64, device=logits.device)[
-            ..., None
-        ].unbind(1)
+        columns = torch.tensor(figures, dtype=torch.float64, device=logits.device)
+        temperature, top_p, uniform = (columns[:, at, None] for at in range(3))
         rows = torch.tensor(drawing, device=logits.device)
         drawn = logits[rows]
         probs = ((drawn - drawn.amax(-1, keepdim=True)) / temperature).softmax(-1)

@@ -16,7 +16,7 @@ class TransformersSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     model: str = EMBEDDED  # or a folder, or a name on the Hugging Face hub
     served_name: str = ""  # the name replies carry; "" is the model's own
     images: bool | None = None  # whether the model sees; None is as the config.json in its folder says
-    device: str = "auto"  # cuda where there is one, else cpu; or any of torch's names
+    device: str = "auto"  # cuda where the model is given one, else cpu; or any of torch's names
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # float32 on CPU, the model's own elsewhere
     max_model_len: int | None = None  # tokens of prompt and reply together; None is the model's own limit
     max_batch: int = 16  # asks in one forward pass

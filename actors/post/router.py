@@ -104,11 +104,11 @@ class Router:
 
         async def send(batch: list[tuple[Ask, float]]) -> None:
             now = time.perf_counter()
+            if left := [ask for ask, _ in batch if ask.id in self._at]:  # the others were answered meanwhile
+                await tell(_ENCODER.encode(left))
             for _, since in batch:
                 if since:
                     self.delays.add(now - since)
-            if left := [ask for ask, _ in batch if ask.id in self._at]:  # the others were answered meanwhile
-                await tell(_ENCODER.encode(left))
 
         def failed(err: Exception) -> None:
             if self._outboxes.get(host) is not outbox:

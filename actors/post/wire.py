@@ -179,10 +179,6 @@ class Wire:
         self.prepare()
         await self._call(batch)
 
-    @property
-    def open(self) -> bool:
-        return self._end is not None
-
     def close(self) -> None:
         self._may_dial = False
         if self._dialling is not None:

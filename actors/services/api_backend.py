@@ -85,9 +85,8 @@ def checked_url(name: str, url: str) -> str:
     except ValueError:
         port = 0
     if port == 0 or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(
-            f"{name}={url!r} must be an address such as https://host/v1, its port, if any, from 1 to 65535"
-        )
+        shown = "" if "@" in url else f"={url!r}"  # it may be a password's
+        raise ValueError(f"{name}{shown} must be an address such as https://host/v1, its port, if any, from 1 to 65535")
     return url.rstrip("/")
 
 

@@ -68,7 +68,7 @@ def _kind(prompts: str) -> str:
 
 
 def _models(recipe: Recipe) -> Iterator[str]:
-    for name in sorted({agent.model for agent in recipe.agents.values()}):
+    for name in sorted(recipe.models_in_use):
         model = recipe.models[name]
         folder = getattr(model.settings, "model", "")
         if not BACKENDS[model.backend].heavy:

@@ -7,7 +7,7 @@ from actors.limits.prices import prices_date
 from engine.config.colocation import check_colocation
 from engine.config.named_protocol import find_protocol
 from engine.config.recipe import Recipe
-from engine.config.sections import suggest
+from engine.config.refusals import suggest
 from protocols.errors import ConfigError
 from trainers.tuning.sft_settings import check_gpus
 

@@ -388,7 +388,8 @@ class Arena:
                 continue
             if ask_id:
                 held.decided.add(ask_id)
-                told.add(ask_id)
+                if isinstance(event, Replied):
+                    told.add(ask_id)
             elif isinstance(event, DeadlinePassed):
                 sealed.add(debate_id)
             entries.append(EventEntry(debate_id, held.seq, now, event))

@@ -14,7 +14,7 @@ from actors.limits.budget import Budget
 from actors.limits.tries import Limits
 from engine.config.recipe import FREE, FREE_OF_MODELS, Recipe
 from engine.config.recipe_file import apply_override, build_recipe, read_yaml
-from engine.config.sections import suggest
+from engine.config.refusals import suggest
 from engine.record.folder import Change, RunFolder
 from protocols.errors import ConfigError
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from engine.live.command_files import put
+from engine.record.folder import LOCK
 from protocols.errors import ConfigError
 
 FILE = "status.json"
@@ -93,7 +94,7 @@ def driven(run: Path, status: Status | None, now: float | None = None) -> bool:
     Its lock says so wherever locks are seen; on another machine, whose file system may not share them, a fresh sign of
     life does. Clocks may differ by less than ``STALE_S``.
     """
-    if _held(run / "run.lock"):
+    if _held(run / LOCK):
         return True
     if status is None or status.over or status.host == os.uname().nodename:
         return False

@@ -13,7 +13,7 @@ import yaml
 
 from engine.check import check_recipe, recipe_schema
 from engine.config.recipe_file import build_recipe
-from engine.config.sections import _ELSEWHERE
+from engine.config.refusals import _ELSEWHERE
 from protocols.errors import ConfigError
 from tests.engine.config.test_recipe import GOOD
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -119,9 +120,10 @@ async def test_a_host_that_was_out_of_reach_is_not_asked_again_what_it_has_answe
             raise UnreachableError("the network")
 
     router = Router({"ada": "m"}, {"m": {"m": tell}}, lambda ask: True, errors.append)
-    router.put([ask(0), ask(1)])
+    router.put([ask(0), ask(1)], since=time.perf_counter())
     await settled()
     assert told == [["d0#0.ada", "d1#0.ada"], ["d0#0.ada"]] and errors == []
+    assert sum(router.delays.counts) == 2  # each once, however often it was sent
 
 
 @pytest.mark.asyncio

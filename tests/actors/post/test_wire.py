@@ -56,7 +56,7 @@ async def ends() -> AsyncIterator[Ends]:
 async def opened(one: Wire) -> None:
     one.prepare()
     async with asyncio.timeout(10.0):
-        while not one.open:
+        while one._end is None:
             await asyncio.sleep(0.001)
 
 
@@ -112,7 +112,7 @@ async def test_of_one_that_has_died_the_call_says_so() -> None:
         await broken(both.wire.tell(b"one"))
         with pytest.raises(HostLostError, match="it died"):
             await both.wire.tell(b"two")
-        assert not both.wire.open
+        assert both.wire._end is None
 
 
 async def test_a_wire_whose_teller_gave_up_while_waiting_is_not_used_again() -> None:
@@ -250,7 +250,7 @@ async def test_one_that_cannot_be_reached_for_a_moment_is_looked_for_again() -> 
         one = Wire("ada", both._call, find)
         one.prepare()
         await settled(one)
-        assert not one.open
+        assert one._end is None
         away = [False]
         await opened(one)
         await one.tell(b"one")

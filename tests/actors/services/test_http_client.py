@@ -252,6 +252,7 @@ def test_usual_keys_go_to_their_own_service_alone() -> None:
         ({"base_url": "http://[::1/v1"}, "must be an address such as"),
         ({"base_url": "https://ada:" + "pw@host/v1"}, "must not hold a name or a password"),
         ({"base_url": f"https://ada:{KEY}@host:99999/v1"}, "must not hold a name or a password"),
+        ({"base_url": f"ada:{KEY}@host/v1"}, "base_url must be an address such as"),
         ({"extra_body": {"model": "x", "n": 2}}, "extra_body must not hold model, n"),
         ({"headers": {"a": "b\r\nc: d"}}, "each on one line"),
         ({"model": ""}, "must not be empty"),

@@ -310,6 +310,7 @@ def test_overrides_are_read_as_yaml() -> None:
         ("seed=" + "9" * 5000, "the value is not valid YAML: a number has too many digits"),
         ("protocol.rounds=" + "[" * 3000, "the value is not valid YAML: it is nested too deeply"),
         ("seed=0x" + "f" * 5000, "seed=(20000 bits) must be a number of at most 64 bits"),
+        ("loop.iterations=2024-01-01", "loop.iterations=2024-01-01 must be a whole number"),
         ("seed=99999999999999999999", "seed=99999999999999999999 must be a number of at most 64 bits"),
         ("protocol.rounds=-9223372036854775809", "protocol.rounds=-9223372036854775809 must be a number of at most"),
         ("cast.generator=[ada, 9223372036854775808]", "cast.generator=9223372036854775808 must be a number of at most"),

@@ -21,7 +21,7 @@ from engine.record.journal import CloseEntry, Entry, EventEntry, Journal, read_j
 from protocols.errors import JournalError
 from protocols.graph import Edge
 from protocols.machine import AgentFailed, Command, DeadlinePassed, Event, Opened, Record, Replied, Request
-from protocols.message import Ask, Outcome, Stopped
+from protocols.message import Ask, Failure, Outcome, Stopped
 from protocols.society import Society
 from protocols.task import Task
 from tests.engine.helpers import (
@@ -270,6 +270,19 @@ async def test_a_reply_that_is_told_twice_is_no_late_one(path: Path) -> None:
     _, stats = await arena.collect(0.0)
     await arena.close()
     assert (stats.replies, stats.late, read_notes(path)) == (3, 0, [])
+
+
+async def test_a_reply_after_a_failure_of_the_same_ask_was_paid_for(path: Path) -> None:
+    host = Host(lambda ask: None)
+    arena = make_arena(path, host)
+    await arena.recover()
+    arena.open([assignment(task) for task in make_tasks(1)])
+    await until(lambda: len(host.asked) >= 3)
+    arena.deliver(pack([Failure(ask_id="s/t0#0.answer.0", kind="timeout", reason="slow"), reply("s/t0#0.answer.0")]))
+    await arena.settle()
+    _, stats = await arena.collect(0.0)
+    await arena.close()
+    assert (stats.failures, stats.replies, stats.late) == (1, 0, 1)
 
 
 async def test_replies_and_a_deadline_in_one_batch(path: Path) -> None:

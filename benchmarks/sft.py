@@ -1,7 +1,7 @@
 """What supervised finetuning costs through moot, beside the same rows in TRL's own SFTTrainer.
 
     python benchmarks/sft.py [--model small|embedded] [--rounds 3] [--steps 12] [--batch 8] [--threads 1] [--json FILE]
-    python benchmarks/sft.py --model large --precision bfloat16 --batch 24 --budget 8192                    # on a GPU
+    python benchmarks/sft.py --model large --precision bfloat16 --steps 8 --batch 24 --budget 8192          # on a GPU
 
 The rows are what a selection takes from debates of three seats and three rounds, held here with the scripted model:
 openings, and last replies under the whole chat, so their lengths differ as they do in a run; before each reply stand up

@@ -246,8 +246,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for name, weight in adapted.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(weight, std=0.1)
-    adapted.save_pretrained(folder / "run/adapters/ada/v1")
     _, registry = make_run(folder / "run", base, "")
+    adapted.save_pretrained(folder / "run/adapters/ada/v1")
     add(registry, "ada@r-v1", folder / "run/adapters/ada/v1", str(base), weights_hash(base))
     return folder / "run", base
 

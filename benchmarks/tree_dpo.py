@@ -91,6 +91,12 @@ class Work(msgspec.Struct):
     sets: dict[str, list[Row]]
 
 
+def on_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
 def grown(replies: int, trees: int, scale: int) -> list[Row]:
     """Trees with as many right as wrong replies, random tokens."""
     draw = random.Random(replies)
@@ -188,7 +194,7 @@ def load(work: Work, folder: Path) -> tuple[Any, Any, Path]:
         model: Any = AutoModelForCausalLM.from_pretrained(embedded_model_path(), dtype=dtype)
     else:
         config = LlamaConfig(vocab_size=VOCAB, **SHAPES[work.model])
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        with torch.device("cuda" if on_gpu() else "cpu"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         tokenizer.pad_token_id = 0  # the id must be one of the model's
     config_of: Any = LoraConfig
@@ -232,7 +238,6 @@ def trl(
     work: Work, packing: Packing, given: Any, folder: Path, pairs: Sequence[TokenPair]
 ) -> Iterator[tuple[Any, Take]]:
     """TRL's trainer, ``work.batch`` pairs at a time until those of a pack are through."""
-    import torch
     from datasets import Dataset
     from peft import PeftModel
     from trl.trainer.dpo_config import DPOConfig
@@ -251,7 +256,7 @@ def trl(
     peft_model: Any = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
     config: Any = DPOConfig(
         output_dir=str(folder), beta=BETA, learning_rate=RATE, weight_decay=0.0,
-        use_cpu=not torch.cuda.is_available(), bf16=work.precision == "bfloat16",
+        use_cpu=not on_gpu(), bf16=work.precision == "bfloat16",
         gradient_checkpointing=False, max_length=None, precompute_ref_log_probs=True, report_to="none",
         per_device_train_batch_size=work.batch,
     )  # fmt: skip
@@ -301,7 +306,7 @@ def run(variant: str, work: Work, folder: Path) -> Iterator[dict[str, Any]]:
 def forget_peak() -> None:
     import torch
 
-    if torch.cuda.is_available():
+    if on_gpu():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     Path("/proc/self/clear_refs").write_text("5")
@@ -310,7 +315,7 @@ def forget_peak() -> None:
 def peak_mb() -> float:
     import torch
 
-    if torch.cuda.is_available():
+    if on_gpu():
         torch.cuda.synchronize()
         return float(torch.cuda.max_memory_allocated()) / 2**20
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -319,12 +324,6 @@ def peak_mb() -> float:
 
 def as_pair(row: Row) -> TokenPair:
     return TokenPair(row.tree, array("i", row.prompt), array("i", row.chosen), array("i", row.rejected))
-
-
-def on_gpu() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())
 
 
 def run_apart(variant: str, file: Path) -> list[dict[str, Any]]:

@@ -115,38 +115,40 @@ def apply_override(data: dict[str, Any], override: str, *, named: str = "") -> N
     here[last] = value
 
 
-def check_numbers(value: Any, where: str, key: str) -> None:
+def check_numbers(data: Any, where: str) -> None:
     """Raises: ConfigError: a whole number that no message and no journal can hold."""
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            check_numbers(item, where, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            check_numbers(item, where, key)
-    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        shown = value if value.bit_length() <= 256 else f"({value.bit_length()} bits)"
-        raise ConfigError(f"{where}: {key}={shown} must be a number of at most 64 bits")
+    for key, value in _leaves(data):
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            shown = value if value.bit_length() <= 256 else f"({value.bit_length()} bits)"
+            raise ConfigError(f"{where}: {key}={shown} must be a number of at most 64 bits")
 
 
-def check_finite(value: Any, where: str, key: str) -> None:
+def check_finite(data: Any, where: str) -> None:
     """What no journal can hold either. Once all sections are read: they know the range of what is theirs.
 
     Raises: ConfigError: a number is infinite, or none.
     """
+    for key, value in _leaves(data):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}: {key}={value} must be a finite number")
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """All that is no mapping and no list, with the dotted key that it, or the list that it is in, stands at."""
     if isinstance(value, Mapping):
         for name, item in value.items():
-            check_finite(item, where, f"{key}.{name}" if key else str(name))
+            yield from _leaves(item, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list | tuple):
         for item in value:
-            check_finite(item, where, key)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{where}: {key}={value} must be a finite number")
+            yield from _leaves(item, key)
+    else:
+        yield key, value
 
 
 def build_recipe(data: Mapping[str, Any], *, where: str, folder: Path = Path()) -> Recipe:
     """Check plain data as a whole. Raises: ConfigError: see ``load_recipe``."""
     known_keys(data, _TOP, where, "")
-    check_numbers(data, where, "")
+    check_numbers(data, where)
     for key in ("name", "tasks", "models", "agents", "protocol", "cast"):
         if key not in data:
             raise ConfigError(f"{where}: {key} is missing: {_TOP[key]}")
@@ -185,7 +187,7 @@ def build_recipe(data: Mapping[str, Any], *, where: str, folder: Path = Path()) 
         },
         source=dict(data),
     )
-    check_finite(data, where, "")
+    check_finite(data, where)
     check_recipe_parts(recipe, where)
     return recipe
 

@@ -369,7 +369,7 @@ class Arena:
         inbound, self._inbound = self._inbound, []
         entries, self._writes = self._writes, []
         accepted: list[tuple[str, Event, float]] = []
-        sealed, told = set[str](), set[str]()  # told: asks whose replies this commit puts on record
+        sealed, told = set[str](), set[str]()  # told: asks whose replies are on record, with this commit
         now = time.time()
         for debate_id, event, arrived in inbound:
             if isinstance(event, Opened):
@@ -381,10 +381,11 @@ class Arena:
                 self._inbound.append((debate_id, event, arrived))
                 continue
             if held is None or not _expected(held, event, ask_id):
-                if isinstance(event, Replied) and ask_id not in told | self._journal.answered(debate_id):
+                if isinstance(event, Replied) and ask_id not in told:
                     told.add(ask_id)
-                    entries.append(NoteEntry(debate_id, now, "late", _ENCODER.encode(event).hex()))
-                    self._late += 1
+                    if ask_id not in self._journal.answered(debate_id):
+                        entries.append(NoteEntry(debate_id, now, "late", _ENCODER.encode(event).hex()))
+                        self._late += 1
                 continue
             if ask_id:
                 held.decided.add(ask_id)

@@ -274,7 +274,7 @@ def sections_of(folder: RunFolder, overrides: Sequence[str], how: type[H]) -> tu
                 + (f"; {named}.* goes with {OPTIONS[named]}" if named in OPTIONS else "")
             )
         apply_override(data, override)
-    check_numbers(data, "moot train", "")
+    check_numbers(data, "moot train")
     train = read_section(data["train"], TrainSettings, "moot train", "train")
     settings = read_section(data[section], how, "moot train", section)
     check_gpus(settings.method if isinstance(settings, SFTSettings) else "lora", train.gpus_per_lane)

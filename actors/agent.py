@@ -93,7 +93,7 @@ class AgentHost:
         named = gates if isinstance(gates, Mapping) else {type(gate).__name__: gate for gate in gates}
         self._gates = dict(named)
         self._meter, self._cache, self._traces = meter or Meter(), cache, traces
-        self._tries = Tries(limits, self._meter, self._send)
+        self._tries = Tries(limits, self._meter, self._send, lambda: bool(self._stopped))
         self._info: BackendInfo | None = None
         self._slots, self._deadlines = Slots(1), Deadlines(limits.timeout_s)
         self._held = self._asleep = False
@@ -105,15 +105,13 @@ class AgentHost:
         self._adapters: dict[str, AdapterRef] = {}  # agent -> the version that answers now
         self._speaking: Counter[str] = Counter()  # adapter version -> asks that it is answering
         self._outgoing: dict[str, AdapterRef] = {}  # replaced, but still answering
-        self._tasks: dict[asyncio.Task[None], Ask] = {}
-        self._under_way: dict[str, str] = {}  # ask -> the arena that has not taken its outcome yet
+        self._under_way: dict[str, _UnderWay] = {}  # by ask id
         self._inherited: dict[str, frozenset[str]] = {}  # arena -> what was under way when it took the place of another
-        self._sent: defaultdict[str, int] = defaultdict(int)  # ask -> its tries in the model
-        self._running = self._replies = 0
+        self._running = 0
         self._failures: Counter[str] = Counter()
-        self._usage, self._cost_usd = Usage(), 0.0
         self._agents: defaultdict[str, AgentTally] = defaultdict(AgentTally)
         self._stopped, self._drained = "", asyncio.Event()
+        self._settling: asyncio.Task[None] | None = None
         self._down, self._over = "", asyncio.Event()
 
     async def start(self) -> BackendInfo:
@@ -191,7 +189,7 @@ class AgentHost:
             self._arenas[arena].put(before.take_back())
         if self._drained.is_set():
             self._arenas[arena].put([Stopped(self._name, self._stopped)])
-        held = [ask_id for ask_id, told in self._under_way.items() if told == arena]
+        held = [ask_id for ask_id, known in self._under_way.items() if known.arena == arena]
         self._inherited[arena] = frozenset(held)
         return held
 
@@ -216,15 +214,15 @@ class AgentHost:
         for ask in asks:
             if ask.id in self._under_way or ask.id in inherited:
                 continue
-            self._under_way[ask.id] = arena
-            task = start(self._serve(arena, ask))
-            self._tasks[task] = ask
-            task.add_done_callback(self._served)
+            known = self._under_way[ask.id] = _UnderWay(arena, ask)
+            known.task = start(self._serve(known))
 
-    def _served(self, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(task, None)
-        if self._stopped and not self._tasks:
-            self._settle()
+    def _unanswered(self) -> list[tuple[_UnderWay, asyncio.Task[None]]]:
+        return [
+            (known, known.task)
+            for known in self._under_way.values()
+            if known.task is not None and not known.task.done()
+        ]
 
     def stop(self, reason: str) -> None:
         """Send nothing more. Asks in the model are let finish; all others stay without an outcome. Those that the
@@ -237,23 +235,24 @@ class AgentHost:
         self._stopped = reason
         log.warning("%s: %s", self._name, reason)
         keeps = self._backend if isinstance(self._backend, KeepsAsks) else None
-        for task, ask in self._tasks.items():
-            if ask.id not in self._sent or (keeps is not None and not keeps.bought(ask)):
+        for known, task in self._unanswered():
+            if not known.in_model or (keeps is not None and not keeps.bought(known.ask)):
                 task.cancel()
+        loop = asyncio.get_running_loop()
         if keeps is not None:
-            asyncio.get_running_loop().call_later(KEPT_S, self._let_go)
-        if not self._tasks:
-            self._settle()
+            loop.call_later(KEPT_S, self._let_go)
+        self._settling = loop.create_task(self._settle())
 
     def _let_go(self) -> None:
-        for task in list(self._tasks):
+        for _, task in self._unanswered():
             task.cancel()
 
-    def _settle(self) -> None:
-        if not self._drained.is_set():
-            self._drained.set()
-            for outbox in self._arenas.values():
-                outbox.put([Stopped(self._name, self._stopped)])
+    async def _settle(self) -> None:
+        if tasks := [task for _, task in self._unanswered()]:
+            await asyncio.wait(tasks)
+        self._drained.set()
+        for outbox in self._arenas.values():
+            outbox.put([Stopped(self._name, self._stopped)])
 
     async def halt(self, reason: str, within_s: float = DRAIN_S) -> None:
         """Stop; returns once every ask that was in the model is over and the arenas have taken the outcomes.
@@ -319,15 +318,15 @@ class AgentHost:
     def stats(self) -> HostStats:
         return HostStats(
             host=self._name,
-            queued=sum(ask.id not in self._sent for ask in self._tasks.values()),
+            queued=sum(not known.in_model for known, _ in self._unanswered()),
             running=self._running,
-            replies=self._replies,
+            replies=sum(tally.replies for tally in self._agents.values()),
             failures=dict(self._failures),
             retries=self._tries.retries,
-            usage=self._usage,
+            usage=sum((tally.usage for tally in self._agents.values()), Usage()),
             backend=self._backend.metrics() if self._info else {},
             hedged=self._tries.hedged,
-            cost_usd=self._cost_usd,
+            cost_usd=sum(tally.cost_usd for tally in self._agents.values()),
             stopped=self._stopped,
             held=self._held,
             concurrency=self._slots.number,
@@ -338,7 +337,7 @@ class AgentHost:
         )
 
     def _by_agent(self) -> dict[str, AgentStats]:
-        held = Counter((ask.agent, ask.id in self._sent) for ask in self._tasks.values())
+        held = Counter((known.ask.agent, known.in_model > 0) for known, _ in self._unanswered())
         return {
             agent: self._agents[agent].stats(queued=held[agent, False], running=held[agent, True])
             for agent in {*self._agents, *(agent for agent, _ in held)}
@@ -347,9 +346,11 @@ class AgentHost:
     async def close(self) -> None:
         """Drop every ask under way and stop the model."""
         self._over.set()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*list(self._tasks), return_exceptions=True)  # the model is stopped once nobody is in it
+        tasks = [task for _, task in self._unanswered()]
+        self._let_go()
+        await asyncio.gather(*tasks, return_exceptions=True)  # the model is stopped once nobody is in it
+        if self._settling is not None:
+            await self._settling
         self._deadlines.close()
         for outbox in self._arenas.values():
             await outbox.close()
@@ -359,7 +360,8 @@ class AgentHost:
         if self._traces is not None:
             await asyncio.to_thread(self._traces.close)
 
-    async def _serve(self, arena: str, ask: Ask) -> None:
+    async def _serve(self, known: _UnderWay) -> None:
+        ask, arena = known.ask, known.arena
         outcome: Outcome | None = None
         ABOUT.set(ask)
         began_ns = time.time_ns()
@@ -374,13 +376,14 @@ class AgentHost:
             self.stop(why_stopped(self._name, err))
             return
         finally:
+            known.task = None
             if outcome is None or arena not in self._arenas:
                 self._under_way.pop(ask.id, None)
         self._count(ask, outcome)
         if self._traces is not None:
             self._traces.ask(ask, outcome, began_ns, time.time_ns())
         if arena in self._arenas:
-            self._arenas[arena].put([outcome])
+            self._arenas[arena].put((outcome,))
 
     def _let_be(self, outcomes: Sequence[Outcome | Stopped]) -> None:
         """Their arena has taken them, or never will: whoever asks again wants another answer."""
@@ -389,58 +392,54 @@ class AgentHost:
                 self._under_way.pop(outcome.ask_id, None)
 
     def _answer(self, ask: Ask) -> Awaitable[Outcome]:
-        def tries() -> Awaitable[Outcome]:
-            return self._tries.answer(ask, lambda: bool(self._stopped))
-
-        return self._cache.answer(ask, self._adapters.get(ask.agent), tries) if self._cache else tries()
+        if self._cache is None:
+            return self._tries.answer(ask)
+        return self._cache.answer(ask, self._adapters.get(ask.agent), lambda: self._tries.answer(ask))
 
     def _count(self, ask: Ask, outcome: Outcome) -> None:
-        cost_usd = spent_on(outcome).usd
-        self._cost_usd += cost_usd
-        self._agents[ask.agent].count(outcome, cost_usd)
-        if isinstance(outcome, Reply):
-            self._replies += 1
-            self._usage += Usage() if outcome.cached else outcome.usage
-        else:
+        self._agents[ask.agent].count(outcome, spent_on(outcome).usd)
+        if not isinstance(outcome, Reply):
             self._failures[outcome.kind] += 1
             log.info("%s failed (%s; tries: %d): %s", ask.id, outcome.kind, outcome.tries, outcome.reason)
 
     async def _send(self, ask: Ask, start: Start) -> Reply:
-        """One try: through the limit and the gates, to the model, and out again."""
-        while True:  # held while it stood at a gate, it leaves what it was given there and comes again
-            await self._free.wait()
-            if (reply := await self._pass(ask, start)) is not None:
-                return reply
+        """One try: through the limit and the gates, to the model, and out again.
 
-    async def _pass(self, ask: Ask, start: Start) -> Reply | None:
-        """None: it may not be sent now."""
-        tickets: list[tuple[Gate, Ticket]] = []
-        outcome: Reply | ReplyError | None = None
-        async with self._slots:
+        Few coroutines lie between an ask and its model, as each costs some microseconds when ten thousand wait.
+        """
+        while True:  # held while it stood at a gate, it leaves what it was given there and comes again
+            if not self._free.is_set():
+                await self._free.wait()
+            if not self._slots.take():
+                await self._slots.turn()
+            tickets: list[tuple[Gate, Ticket]] = []
+            outcome: Reply | ReplyError | None = None
             try:
                 for gate in self._gates.values():
                     tickets.append((gate, await gate.enter(ask)))  # noqa: PERF401  # those entered must be left
-                if not self._free.is_set():
-                    return None
-                start.set()
-                outcome = await self._within_time(ask)
-                return outcome
+                if self._free.is_set():
+                    start.set()
+                    outcome = await self._within_time(ask)
+                    return outcome
             except ReplyError as err:
-                outcome = err if start.sent.is_set() else None
+                outcome = err if start.sent else None
                 raise
             except asyncio.CancelledError:
-                outcome = ReplyError("dropped", "timeout") if start.sent.is_set() else None
+                outcome = ReplyError("dropped", "timeout") if start.sent else None
                 raise
             finally:
                 for gate, ticket in reversed(tickets):
                     gate.leave(ticket, outcome)
+                self._slots.leave()
 
     async def _within_time(self, ask: Ask) -> Reply:
         """Whatever goes wrong in a backend is a ``ReplyError`` from here on."""
-        self._sent[ask.id] += 1
+        known, adapter = self._under_way[ask.id], self._adapters.get(ask.agent)
+        loaded = None if adapter is None or adapter.whole else adapter
+        self._enter(known, loaded)
         try:
             with self._deadlines.one():
-                return await self._generate(ask)
+                return self._as_told(await self._backend.generate(ask, loaded), adapter)
         except TimeoutError as err:
             raise ReplyError(f"no reply within {self._limits.timeout_s:g} s", "timeout") from err
         except asyncio.CancelledError as err:
@@ -453,32 +452,47 @@ class AgentHost:
             log.exception("%s: ask %s failed", self._name, ask.id)
             raise ReplyError(f"unexpected {type(err).__name__}: {err}", "malformed") from err
         finally:
-            self._sent[ask.id] -= 1
-            if not self._sent[ask.id]:
-                del self._sent[ask.id]
+            if (outgoing := self._leave(known, loaded)) is not None:
+                await self._take_out(outgoing)
 
-    async def _generate(self, ask: Ask) -> Reply:
-        adapter = self._adapters.get(ask.agent)
-        version = adapter.name if adapter else ""
+    def _enter(self, known: _UnderWay, loaded: AdapterRef | None) -> None:
+        """A try begins in the model."""
+        known.in_model += 1
         self._running += 1
         self._idle.clear()
-        self._speaking[version] += 1
-        try:
-            whole = adapter is not None and adapter.whole
-            reply = sendable(await self._backend.generate(ask, None if whole else adapter))
-            return self._priced(msgspec.structs.replace(reply, adapter=version) if whole else reply, adapter)
-        finally:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
-            self._speaking[version] -= 1
-            if not self._speaking[version]:
-                del self._speaking[version]
-                if (outgoing := self._outgoing.pop(version, None)) is not None:
-                    await self._take_out(outgoing)
+        if loaded is not None:
+            self._speaking[loaded.name] += 1
 
-    def _priced(self, reply: Reply, adapter: AdapterRef | None) -> Reply:
-        """With what it cost, where the backend has not said so and the price is known."""
-        tuned = adapter is not None and bool(adapter.model)
-        cost = reply.cost_usd or self._meter.cost_usd(reply.usage, tuned=tuned)
-        return msgspec.structs.replace(reply, cost_usd=cost) if cost else reply
+    def _leave(self, known: _UnderWay, loaded: AdapterRef | None) -> AdapterRef | None:
+        """It is over. Returns: the version that it was the last to speak with, if that was replaced."""
+        known.in_model -= 1
+        self._running -= 1
+        if not self._running:
+            self._idle.set()
+        if loaded is None:
+            return None
+        self._speaking[loaded.name] -= 1
+        if self._speaking[loaded.name]:
+            return None
+        del self._speaking[loaded.name]
+        return self._outgoing.pop(loaded.name, None)
+
+    def _as_told(self, reply: Reply, adapter: AdapterRef | None) -> Reply:
+        """With the version that spoke and what it cost, where the backend has not said so."""
+        reply, tuned = sendable(reply), adapter is not None and bool(adapter.model)
+        if adapter is not None and adapter.whole:
+            reply = msgspec.structs.replace(reply, adapter=adapter.name)
+        if not reply.cost_usd and (cost := self._meter.cost_usd(reply.usage, tuned=tuned)):
+            return msgspec.structs.replace(reply, cost_usd=cost)
+        return reply
+
+
+class _UnderWay:
+    """An ask, until its arena has taken the outcome. ``task``: until there is one. ``in_model``: its tries there."""
+
+    __slots__ = ("arena", "ask", "in_model", "task")
+
+    def __init__(self, arena: str, ask: Ask) -> None:
+        self.arena, self.ask = arena, ask
+        self.in_model = 0
+        self.task: asyncio.Task[None] | None = None

@@ -7,7 +7,7 @@ from collections import deque
 
 
 class Slots:
-    """An ``asyncio.Semaphore`` whose number may change: ``async with slots`` holds one place.
+    """An ``asyncio.Semaphore`` whose number may change: ``take`` a place or await a ``turn``, then ``leave`` it.
 
     Nobody is turned out when there are fewer: who holds a place keeps it, and the next waits until enough are free.
     """
@@ -20,10 +20,15 @@ class Slots:
         self.number = number
         self._let_in()
 
-    async def __aenter__(self) -> None:
-        if self._taken < self.number and not self._waiting:
-            self._taken += 1
-            return
+    def take(self) -> bool:
+        """A place at once, if one is free and nobody waits for it."""
+        if self._taken >= self.number or self._waiting:
+            return False
+        self._taken += 1
+        return True
+
+    async def turn(self) -> None:
+        """Returns with a place."""
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         self._let_in()  # those before it may all have given up
@@ -31,10 +36,10 @@ class Slots:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():  # it had just been let in
-                await self.__aexit__()
+                self.leave()
             raise
 
-    async def __aexit__(self, *_: object) -> None:
+    def leave(self) -> None:
         self._taken -= 1
         self._let_in()
 

@@ -43,17 +43,20 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Start:
     """When a try was sent; not before it has passed every limit and gate."""
 
-    def __init__(self) -> None:
-        self.sent = asyncio.Event()
-        self._at = 0.0
+    __slots__ = ("_at", "_told", "sent")
+
+    def __init__(self, told: asyncio.Event | None = None) -> None:
+        """Args: told: is set as well."""
+        self.sent, self._at, self._told = False, 0.0, told
 
     def set(self) -> None:
-        self._at = time.monotonic()
-        self.sent.set()
+        self.sent, self._at = True, time.monotonic()
+        if self._told is not None:
+            self._told.set()
 
     @property
     def latency_s(self) -> float:
-        return time.monotonic() - self._at if self.sent.is_set() else 0.0
+        return time.monotonic() - self._at if self.sent else 0.0
 
 
 Send = Callable[[Ask, Start], Awaitable[Reply]]
@@ -67,11 +70,11 @@ class WithheldError(Exception):
 class Tries:
     """See the module. ``limits`` may be replaced; ``retries`` and ``hedged`` count over all asks."""
 
-    def __init__(self, limits: Limits, meter: Meter, send: Send) -> None:
-        self.limits, self._meter, self._send = limits, meter, send
+    def __init__(self, limits: Limits, meter: Meter, send: Send, stopped: Callable[[], bool]) -> None:
+        self.limits, self._meter, self._send, self._stopped = limits, meter, send, stopped
         self.retries = self.hedged = 0
 
-    async def answer(self, ask: Ask, stopped: Callable[[], bool]) -> Outcome:
+    async def answer(self, ask: Ask) -> Outcome:
         """Try, and try again where that can help, until ``stopped``.
 
         Raises: ReplyError: no ask would fare better; the run must stop, or (``EngineDownError``) the model be started
@@ -81,8 +84,8 @@ class Tries:
         attempts: list[Attempt] = []
         while True:
             try:
-                reply = await (self._hedge(ask, attempts) if self.limits.hedge_after_s else self._try(ask, attempts))
-                return _told(reply, attempts)
+                tried = self._hedge if self.limits.hedge_after_s else self._try
+                return _told(await tried(ask, attempts), attempts)
             except ReplyError as err:
                 error = err
             if isinstance(error, EngineDownError) or stops_run(error):
@@ -93,7 +96,7 @@ class Tries:
             )
             if wait is None:
                 return _failure(ask, error, attempts, time.monotonic() - began)
-            if stopped():
+            if self._stopped():
                 raise WithheldError
             self.retries += 1
             await asyncio.sleep(wait)
@@ -111,7 +114,7 @@ class Tries:
             raise
 
     def _note(self, ask: Ask, err: ReplyError, start: Start, attempts: list[Attempt]) -> None:
-        if start.sent.is_set():
+        if start.sent:
             charged = self._meter.charged(ask, err)
             attempts.append(Attempt(err.kind, clean(str(err)), start.latency_s, charged.usd, charged.tokens))
 
@@ -120,11 +123,11 @@ class Tries:
 
         Raises: ReplyError: no reply from either; what says that the run must stop comes first.
         """
-        start = Start()
-        first = asyncio.ensure_future(self._try(ask, attempts, start))
+        sent = asyncio.Event()
+        first = asyncio.ensure_future(self._try(ask, attempts, Start(sent)))
         tasks: set[asyncio.Future[Reply]] = {first}
         try:
-            if await _slow(first, start, self.limits.hedge_after_s):
+            if await _slow(first, sent, self.limits.hedge_after_s):
                 self.hedged += 1
                 tasks.add(asyncio.ensure_future(self._try(ask, attempts)))
             pending = set(tasks)
@@ -141,14 +144,14 @@ class Tries:
         raise max(errors, key=lambda err: isinstance(err, EngineDownError) or stops_run(err))
 
 
-async def _slow(first: asyncio.Future[Reply], start: Start, hedge_after_s: float) -> bool:
+async def _slow(first: asyncio.Future[Reply], sent: asyncio.Event, hedge_after_s: float) -> bool:
     """Wait for the first try; whether it is still under way so long after it was sent."""
-    sent = asyncio.ensure_future(start.sent.wait())
+    leaving = asyncio.ensure_future(sent.wait())
     try:
-        both: set[asyncio.Future[Any]] = {first, sent}
+        both: set[asyncio.Future[Any]] = {first, leaving}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        sent.cancel()
+        leaving.cancel()
     await asyncio.wait({first}, timeout=hedge_after_s)
     return not first.done()
 
@@ -199,6 +202,8 @@ def clean(text: str) -> str:
 
 def sendable(reply: Reply) -> Reply:
     """JSON from a model can hold half a surrogate pair, which no encoder takes: one would stop a whole batch."""
+    if reply.text.isascii():
+        return reply  # nearly all, and without a copy
     try:
         reply.text.encode()
     except UnicodeEncodeError:

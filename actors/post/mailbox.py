@@ -17,8 +17,8 @@ T = TypeVar("T")
 
 AGAIN_S = 1.0  # before what could not be delivered, twice, is sent once more
 PACE_S = 0.005  # between two batches at least; what comes after a pause leaves at once
-PATIENCE_S = 0.04  # how long after a batch the next one gathers, if in every PACE_S something joins it
-WORTH = 64  # items that need not wait for more
+PATIENCE_S = 0.06  # how long after a batch the next one gathers, if in every PACE_S something joins it
+WORTH = 128  # items that need not wait for more
 MAX_BATCH = 1024  # messages; keeps one call's payload in the low megabytes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from actors.post.histogram import Histogram
-from protocols.message import Outcome, Reply
+from protocols.message import Outcome, Reply, Usage
 
 
 class AgentStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,39 +29,49 @@ class AgentTally:
     __slots__ = (
         "_cached",
         "_completion",
-        "_cost_usd",
-        "_failures",
+        "_image",
         "_latency",
         "_prompt",
-        "_replies",
+        "_reasoning",
+        "cost_usd",
+        "failures",
+        "replies",
     )
 
     def __init__(self) -> None:
-        self._replies = self._failures = self._prompt = self._completion = self._cached = 0
-        self._cost_usd, self._latency = 0.0, Histogram()
+        self.replies = self.failures = 0
+        self.cost_usd, self._latency = 0.0, Histogram()
+        self._prompt = self._completion = self._cached = self._image = self._reasoning = 0
 
     def count(self, outcome: Outcome, cost_usd: float) -> None:
-        self._cost_usd += cost_usd
+        self.cost_usd += cost_usd
         if not isinstance(outcome, Reply):
-            self._failures += 1
+            self.failures += 1
             return
-        self._replies += 1
+        self.replies += 1
         if not outcome.cached:
             usage = outcome.usage
             self._prompt += usage.prompt_tokens
             self._completion += usage.completion_tokens
             self._cached += usage.cached_tokens
+            self._image += usage.image_tokens
+            self._reasoning += usage.reasoning_tokens
             self._latency.add(outcome.latency_s)
+
+    @property
+    def usage(self) -> Usage:
+        """Of all replies; those from a cache took nothing."""
+        return Usage(self._prompt, self._completion, self._cached, self._image, self._reasoning)
 
     def stats(self, *, queued: int, running: int) -> AgentStats:
         return AgentStats(
             queued=queued,
             running=running,
-            replies=self._replies,
-            failures=self._failures,
+            replies=self.replies,
+            failures=self.failures,
             prompt_tokens=self._prompt,
             completion_tokens=self._completion,
             cached_tokens=self._cached,
-            cost_usd=self._cost_usd,
+            cost_usd=self.cost_usd,
             latency=tuple(self._latency.counts),
         )

@@ -43,7 +43,7 @@ from protocols.task import Task
 log = logging.getLogger("moot.arena")
 
 AT_ONCE = 256  # events applied before what they enable may leave
-LINGER_S = 0.03  # that closed debates' graphs wait for others' events, to be written in one commit with them
+LINGER_S = 0.1  # that closed debates' graphs wait for others' events, to be written in one commit with them
 
 _OUTCOMES = msgspec.msgpack.Decoder(list[Outcome | Stopped])
 _ENCODER = msgspec.msgpack.Encoder()

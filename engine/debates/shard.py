@@ -27,7 +27,7 @@ log = logging.getLogger("moot.shard")
 
 COLLECT_S = 1.0  # how long an arena may hold a call that has nothing to tell
 MAX_GIVEN = 512  # tasks handed out in one call: the other arenas get theirs meanwhile
-REST_S, MAX_REST_S = 0.02, 0.2  # between two calls to an arena: until about one in a hundred of its places is free
+REST_S, MAX_REST_S = 0.02, 0.5  # between two calls to an arena: until about one in a hundred of its places is free
 FREE = 0.01
 MAX_DEATHS = 5  # of an arena in a row, no debate closing in between: then something kills it each time
 

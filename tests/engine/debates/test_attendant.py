@@ -166,8 +166,7 @@ async def test_sigterm_brings_in_what_is_in_the_models(runs: Any) -> None:
     run = runs("models.simulated.latency_s=0.1", "models.simulated.latency_sigma=0")
     going = await run.under_way()
     await run.until(lambda: run.host.stats().running == 2)
-    inside = [ask.id for ask in run.host._tasks.values()]
-    sent = [ask for ask in inside if run.host._sent[ask]]
+    sent = [ask_id for ask_id, known in run.host._under_way.items() if known.in_model]
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(TerminatedError, match="told to end by SIGTERM"):
         await going

@@ -14,7 +14,7 @@ import pytest
 from engine.debates.arena import Arena, Finished
 from engine.debates.cluster import Cluster
 from engine.debates.control import Control
-from engine.debates.shard import MAX_DEATHS, REST_S, Shard, _rest_s
+from engine.debates.shard import MAX_DEATHS, MAX_REST_S, REST_S, Shard, _rest_s
 from engine.live.arena_stats import ArenaStats
 from protocols.errors import AgentError, HostLostError
 from tests.engine.helpers import Host, assignment, make_arena, make_tasks
@@ -185,10 +185,10 @@ async def test_shards_take_their_share_and_no_more(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("num_open", "num_closed", "passed_s", "rest_s"),
     [
-        (10_000, 5, 0.02, 0.2),  # a hundred places would be free after 0.4 s
+        (10_000, 5, 0.02, 0.4),  # then a hundred places are free
         (4_000, 20, 0.05, 0.1),
         (32, 2, 0.02, REST_S),  # every place counts
-        (10_000, 0, 1.0, 0.2),
+        (10_000, 0, 1.0, MAX_REST_S),
         (0, 0, 1.0, REST_S),
         (0, 7, 0.0, REST_S),
     ],

@@ -323,7 +323,7 @@ class AgentHost:
             replies=sum(tally.replies for tally in self._agents.values()),
             failures=dict(self._failures),
             retries=self._tries.retries,
-            usage=sum((tally.usage for tally in self._agents.values()), Usage()),
+            usage=sum((tally.usage.total for tally in self._agents.values()), Usage()),
             backend=self._backend.metrics() if self._info else {},
             hedged=self._tries.hedged,
             cost_usd=sum(tally.cost_usd for tally in self._agents.values()),

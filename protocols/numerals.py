@@ -28,6 +28,8 @@ def numbers(text: str) -> list[str]:
     A minus counts as a sign unless it stands behind an operand: "7-5" and "7 -5" hold 7 and 5, "x-5" and "GPT-5" hold
     5, "= -5" holds -5.
     """
+    if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS:
+        return [text.lstrip("0") or "0"]  # what boxes mostly hold
     found = []
     text = _without_latex(text)
     for match in _NUMBER.finditer(text):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from itertools import groupby
+from operator import itemgetter
 
 import msgspec
 
@@ -51,11 +53,11 @@ class Router:
         self._replicas = {model: list(told) for model, told in hosts.items()}
         self.delays = Histogram()  # from what made an ask be asked until it leaves
         self._outboxes: dict[str, Outbox[tuple[Ask, float]]] = {}  # of the hosts that are up; since when each waits
-        self._at: dict[str, str] = {}  # ask -> host
+        self._asked: dict[str, tuple[Ask, str]] = {}  # by id, with the host that it was sent to or waits for
         self._homes: dict[str, dict[str, str]] = defaultdict(dict)  # debate -> model -> host
         self._known: dict[str, str] = {}  # ask -> the host that has it from the arena before this one
         tells = {host: tell for told in hosts.values() for host, tell in told.items()}
-        self._held: dict[str, dict[str, Ask]] = {host: {} for host in tells}  # sent to it, or waiting until it is up
+        self._loads = dict.fromkeys(tells, 0)  # asks that were sent to a host, or wait until it is up
         for host, tell in tells.items():
             self.back(host, tell)
 
@@ -67,11 +69,15 @@ class Router:
 
         Args: since: ``time.perf_counter`` when the reply came that makes them be asked; 0 for what no reply did.
         """
+        leaving = defaultdict[str, list[tuple[Ask, float]]](list)
         for ask in asks:
             host = self._host_for(ask)
-            self._held[host][ask.id], self._at[ask.id] = ask, host
+            self._asked[ask.id] = ask, host
+            self._loads[host] += 1
+            leaving[host].append((ask, since))
+        for host, timed in leaving.items():
             if (outbox := self._outboxes.get(host)) is not None:
-                outbox.put(((ask, since),))
+                outbox.put(timed)
 
     def at_home(self, host: str, ask_ids: Iterable[str]) -> None:
         """A host has these asks already: they are put to it however busy it is, as another would answer them twice."""
@@ -82,8 +88,8 @@ class Router:
     def over(self, ask_id: str) -> None:
         """An outcome has come."""
         self._known.pop(ask_id, None)
-        if (host := self._at.pop(ask_id, None)) is not None:
-            self._held[host].pop(ask_id, None)
+        if (found := self._asked.pop(ask_id, None)) is not None:
+            self._loads[found[1]] -= 1
 
     def forget(self, debate_id: str) -> None:
         """The debate has ended."""
@@ -95,8 +101,7 @@ class Router:
             return
         outbox.take_back()  # it is among what the host holds
         self._known = {ask_id: name for ask_id, name in self._known.items() if name != host}
-        held, self._held[host] = self._held[host], {}
-        self._again(held.values())
+        self._again(host)
 
     def back(self, host: str, tell: Tell) -> None:
         """The host is up: at first, or in a new process that knows of nothing."""
@@ -104,11 +109,11 @@ class Router:
 
         async def send(batch: list[tuple[Ask, float]]) -> None:
             now = time.perf_counter()
-            if left := [ask for ask, _ in batch if ask.id in self._at]:  # the others were answered meanwhile
+            if left := [ask for ask, _ in batch if ask.id in self._asked]:  # the others were answered meanwhile
                 await tell(_ENCODER.encode(left))
-            for _, since in batch:
+            for since, enabled in groupby(batch, itemgetter(1)):  # many at once, as replies come in batches
                 if since:
-                    self.delays.add(now - since)
+                    self.delays.add(now - since, sum(1 for _ in enabled))
 
         def failed(err: Exception) -> None:
             if self._outboxes.get(host) is not outbox:
@@ -121,20 +126,22 @@ class Router:
         outbox = self._outboxes[host] = Outbox(send, failed)
         replicas = next(hosts for hosts in self._replicas.values() if host in hosts)
         for down in (name for name in replicas if name == host or name not in self._outboxes):
-            waiting, self._held[down] = self._held[down], {}
-            self._again(waiting.values())
+            self._again(down)
 
     def loads(self) -> dict[str, int]:
         """Asks that each host holds."""
-        return {host: len(held) for host, held in self._held.items()}
+        return dict(self._loads)
 
     async def close(self) -> None:
         for outbox in self._outboxes.values():
             await outbox.close()
 
-    def _again(self, asks: Iterable[Ask]) -> None:
+    def _again(self, host: str) -> None:
+        """Send what a host holds, or what waits for it, once more, as far as it is wanted still."""
+        asks = [ask for ask, at in self._asked.values() if at == host]
         for ask in asks:
-            self._at.pop(ask.id, None)
+            del self._asked[ask.id]
+        self._loads[host] = 0
         self.put(filter(self._wanted, asks))
 
     def _host_for(self, ask: Ask) -> str:
@@ -148,9 +155,9 @@ class Router:
             return knows
         homes, model = self._homes[ask.debate_id], self._models[ask.agent]
         home = homes.get(model)
-        if home not in up or len(self._held[home]) > self._crowded(up):
-            home = homes[model] = min(up, key=lambda host: len(self._held[host]))
+        if home not in up or self._loads[home] > self._crowded(up):
+            home = homes[model] = min(up, key=self._loads.__getitem__)
         return home
 
     def _crowded(self, up: list[str]) -> float:
-        return CROWDED * sum(len(self._held[host]) for host in up) / len(up) + SLACK
+        return CROWDED * sum(self._loads[host] for host in up) / len(up) + SLACK

@@ -23,25 +23,35 @@ class AgentStats(msgspec.Struct, frozen=True, kw_only=True):
     latency: tuple[int, ...] = ()
 
 
-class AgentTally:
-    """The counters of one agent. ``count`` is on the way of every reply: it builds nothing."""
+class UsageTally:
+    """A sum of usages that is added to in place: a new ``Usage`` for every reply would cost more than the reply's."""
 
-    __slots__ = (
-        "_cached",
-        "_completion",
-        "_image",
-        "_latency",
-        "_prompt",
-        "_reasoning",
-        "cost_usd",
-        "failures",
-        "replies",
-    )
+    __slots__ = ("cached", "completion", "image", "prompt", "reasoning")
+
+    def __init__(self) -> None:
+        self.prompt = self.completion = self.cached = self.image = self.reasoning = 0
+
+    def add(self, usage: Usage) -> None:
+        self.prompt += usage.prompt_tokens
+        self.completion += usage.completion_tokens
+        if usage.cached_tokens or usage.image_tokens or usage.reasoning_tokens:
+            self.cached += usage.cached_tokens
+            self.image += usage.image_tokens
+            self.reasoning += usage.reasoning_tokens
+
+    @property
+    def total(self) -> Usage:
+        return Usage(self.prompt, self.completion, self.cached, self.image, self.reasoning)
+
+
+class AgentTally:
+    """The counters of one agent. ``usage``: of its replies; those from a cache took nothing."""
+
+    __slots__ = ("_latency", "cost_usd", "failures", "replies", "usage")
 
     def __init__(self) -> None:
         self.replies = self.failures = 0
-        self.cost_usd, self._latency = 0.0, Histogram()
-        self._prompt = self._completion = self._cached = self._image = self._reasoning = 0
+        self.cost_usd, self.usage, self._latency = 0.0, UsageTally(), Histogram()
 
     def count(self, outcome: Outcome, cost_usd: float) -> None:
         self.cost_usd += cost_usd
@@ -50,18 +60,8 @@ class AgentTally:
             return
         self.replies += 1
         if not outcome.cached:
-            usage = outcome.usage
-            self._prompt += usage.prompt_tokens
-            self._completion += usage.completion_tokens
-            self._cached += usage.cached_tokens
-            self._image += usage.image_tokens
-            self._reasoning += usage.reasoning_tokens
+            self.usage.add(outcome.usage)
             self._latency.add(outcome.latency_s)
-
-    @property
-    def usage(self) -> Usage:
-        """Of all replies; those from a cache took nothing."""
-        return Usage(self._prompt, self._completion, self._cached, self._image, self._reasoning)
 
     def stats(self, *, queued: int, running: int) -> AgentStats:
         return AgentStats(
@@ -69,9 +69,9 @@ class AgentTally:
             running=running,
             replies=self.replies,
             failures=self.failures,
-            prompt_tokens=self._prompt,
-            completion_tokens=self._completion,
-            cached_tokens=self._cached,
+            prompt_tokens=self.usage.prompt,
+            completion_tokens=self.usage.completion,
+            cached_tokens=self.usage.cached,
             cost_usd=self.cost_usd,
             latency=tuple(self._latency.counts),
         )

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import msgspec
 
+from actors.limits.deadlines import Countdowns
 from actors.post.router import Router, Tell
+from actors.post.tally import UsageTally
 from actors.post.waiting import happens
 from actors.traces import Traces
 from engine.live.arena_stats import ArenaStats
@@ -37,7 +39,7 @@ from protocols.machine import (
     Replied,
     Request,
 )
-from protocols.message import Ask, Outcome, Reply, Stopped, Usage
+from protocols.message import Ask, Outcome, Reply, Stopped
 from protocols.task import Task
 
 log = logging.getLogger("moot.arena")
@@ -77,8 +79,7 @@ class _Open(msgspec.Struct):
     machine: Machine
     seq: int = 0  # next event's number
     decided: set[str] = msgspec.field(default_factory=set)  # asks answered in this batch, not yet applied
-    timer: asyncio.TimerHandle | None = None
-    timed_phase: int = -1
+    timed_phase: int = -1  # which its deadline is of
     began: float = 0.0  # seconds since 1970
 
 
@@ -126,7 +127,8 @@ class Arena:
         self._opened: Journal | None = None
         self._mirror_url, self._mirror_every_s = mirror, mirror_every_s
         self._mirror: Mirror | None = None
-        self._build, self._protocol, self._cast, self._deadline_s = build, protocol, dict(cast), deadline_s
+        self._build, self._protocol, self._cast = build, protocol, dict(cast)
+        self._deadlines = Countdowns[str](deadline_s, self._expire)
         self._router = Router(models, hosts, self._waits_for, self._untold)
         self._canonise, self._traces = canonise, traces
         self._settling: set[asyncio.Task[None]] = set()  # replies whose answers are being spelled
@@ -142,7 +144,7 @@ class Arena:
         self._pressing = asyncio.Event()  # see _presses
         self._pump: asyncio.Task[None] | None = None
         self._closed = self._replies = self._failures = self._late = 0
-        self._usage = Usage()
+        self._usage = UsageTally()
         self._commits, self._entries, self._commit_s = 0, 0, 0.0
         self._error = self._paused = ""
         self._busy = False  # a batch is being committed and applied
@@ -178,7 +180,7 @@ class Arena:
         self._held = held
         for debate_id, debate in self._open.items():
             debate.timed_phase = -1
-            self._set_timer(debate_id, debate)
+            self._time_phase(debate_id, debate)
 
     async def recover(self, among: Collection[str] | None = None) -> tuple[list[Finished], list[str]]:
         """Start, from what the journal holds: open debates go on from where they stood.
@@ -214,7 +216,7 @@ class Arena:
             self._obey(opened.debate_id, self._step(held, event), ask=False)
             if opened.debate_id not in self._open:
                 return  # over; what is left was committed together with the event that ended it
-        self._set_timer(opened.debate_id, held)
+        self._time_phase(opened.debate_id, held)
 
     def open(self, assignments: Iterable[Assignment]) -> None:
         """Take debates on; each is asked about as soon as its opening is on record."""
@@ -269,6 +271,14 @@ class Arena:
         self._inbound.append((debate_id, Replied(reply, canonical), time.perf_counter()))
         self._wake.set()
 
+    async def exchange(
+        self, given: Collection[Assignment], wait_s: float, rest_s: float
+    ) -> tuple[list[Finished], ArenaStats]:
+        """Take debates on, then collect: one call for both, as each costs the two processes a millisecond."""
+        if given:
+            self.open(given)
+        return await self.collect(wait_s, rest_s)
+
     async def collect(self, wait_s: float, rest_s: float = 0.0) -> tuple[list[Finished], ArenaStats]:
         """What has closed since the last call.
 
@@ -288,7 +298,7 @@ class Arena:
             replies=self._replies,
             failures=self._failures,
             late=self._late,
-            usage=self._usage,
+            usage=self._usage.total,
             delays=tuple(self._router.delays.counts),
             commits=self._commits,
             commit_s=self._commit_s,
@@ -317,9 +327,7 @@ class Arena:
             settling.cancel()
         if self._settling:
             await asyncio.wait(self._settling)
-        for held in self._open.values():
-            if held.timer is not None:
-                held.timer.cancel()
+        self._deadlines.close()
         await self._router.close()
         if self._mirror is not None and not await asyncio.to_thread(self._mirror.close):
             left = self._journal.num_events - self._mirror.num_events
@@ -453,21 +461,19 @@ class Arena:
         if ask:
             self._router.put(asks, since)
             if debate_id in self._open:
-                self._set_timer(debate_id, held)
+                self._time_phase(debate_id, held)
 
-    def _set_timer(self, debate_id: str, held: _Open) -> None:
+    def _time_phase(self, debate_id: str, held: _Open) -> None:
         index = held.machine.phase_index
-        if index == held.timed_phase:
-            return
-        if held.timer is not None:
-            held.timer.cancel()
         if self._held:
-            return
-        held.timed_phase = index
-        held.timer = asyncio.get_running_loop().call_later(self._deadline_s, self._expire, debate_id, index)
+            self._deadlines.stop(debate_id)
+        elif index != held.timed_phase:
+            held.timed_phase = index
+            self._deadlines.begin(debate_id)
 
-    def _expire(self, debate_id: str, index: int) -> None:
-        self._inbound.append((debate_id, DeadlinePassed(index), time.perf_counter()))
+    def _expire(self, debate_id: str) -> None:
+        passed = DeadlinePassed(self._open[debate_id].timed_phase)
+        self._inbound.append((debate_id, passed, time.perf_counter()))
         self._wake.set()
 
     def _set_aside(self, held: _Open, reason: str) -> None:
@@ -479,8 +485,7 @@ class Arena:
         """Out of the arena; reported once its graph is on record."""
         del self._open[held.debate.id]
         self._router.forget(held.debate.id)
-        if held.timer is not None:
-            held.timer.cancel()
+        self._deadlines.stop(held.debate.id)
         now = time.time()
         done = _finished(held.debate, now)
         self._writes.append(CloseEntry(held.debate.id, now, done.graph))
@@ -502,7 +507,7 @@ class Arena:
     def _count(self, event: Event) -> None:
         if isinstance(event, Replied):
             self._replies += 1
-            self._usage += event.reply.usage
+            self._usage.add(event.reply.usage)
         elif isinstance(event, AgentFailed):
             self._failures += 1
 

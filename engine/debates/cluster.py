@@ -207,8 +207,10 @@ class ArenaActor:
     async def settle(self) -> None:
         await self._arena.settle()
 
-    async def collect(self, wait_s: float, rest_s: float) -> tuple[list[Finished], ArenaStats]:
-        return await self._arena.collect(wait_s, rest_s)
+    async def exchange(
+        self, given: Sequence[Assignment], wait_s: float, rest_s: float
+    ) -> tuple[list[Finished], ArenaStats]:
+        return await self._arena.exchange(given, wait_s, rest_s)
 
     async def close(self) -> None:
         self._listener.close()

@@ -84,8 +84,9 @@ class Shard:
         Raises: JournalError, AgentError: the arena cannot go on. PausedError: a host, or somebody, has stopped the run.
         """
         control, wait_s, rest_s, looked = self._cluster.control, 0.0, 0.0, time.monotonic()
+        given: list[Assignment] = []
         while True:
-            finished, stats = await self._call("collect", wait_s, rest_s)
+            finished, stats = await self._call("exchange", given, wait_s, rest_s)
             passed_s, looked = time.monotonic() - looked, time.monotonic()
             await self._told(finished, stats)
             if stats.error:
@@ -96,7 +97,6 @@ class Shard:
             given = self._next(self._cluster.recipe.run.max_open - stats.open) if control.hands_out else []
             if given:
                 self._handed |= {item.debate_id: item for item in given}
-                await self._call("open", given)
             elif stats.open == 0 and (control.draining or not self._waiting):
                 return
             more = len(given) == MAX_GIVEN

@@ -53,7 +53,7 @@ async def test_one_cancelled_from_elsewhere_just_when_it_is_late_stays_cancelled
     deadlines = Deadlines(0.01)
     task = asyncio.get_running_loop().create_task(waits(deadlines, 60.0))
     await asyncio.sleep(0)
-    (limit,) = deadlines._running
+    (limit,) = deadlines._running._due
     limit.pass_by()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -65,5 +65,5 @@ async def test_an_error_in_time_is_told_as_it_is() -> None:
     deadlines = Deadlines(60.0)
     with pytest.raises(KeyError), deadlines.one():
         raise KeyError
-    assert not deadlines._running
+    assert not deadlines._running._due
     deadlines.close()

@@ -297,8 +297,8 @@ async def test_replies_and_a_deadline_in_one_batch(path: Path) -> None:
     arena.deliver(pack(twos[:2]))
     await until(lambda: arena._replies >= 2)
     arena.deliver(pack(ones))
-    arena._expire(first.debate_id, 1)
-    arena._expire(second.debate_id, 1)
+    arena._expire(first.debate_id)
+    arena._expire(second.debate_id)
     arena.deliver(pack(twos[2:]))
     await until(lambda: len(host.asked) >= 11)  # all three of the first go on, two of the second
     _, stats = await arena.collect(0.0)

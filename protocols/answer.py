@@ -196,7 +196,14 @@ def same(one: Answer, other: Answer, *, tolerance: float = 0.0) -> bool:
         return False
     if one.value == other.value or (one.canonical and one.canonical == other.canonical):
         return True
+    if not tolerance:
+        return _equivalent(one.value, other.value)
     return equivalent(one.value, other.value, tolerance=_exactly(tolerance))
+
+
+@lru_cache(maxsize=4096)  # votes and grades compare the same few answers again and again
+def _equivalent(one: str, other: str) -> bool:
+    return equivalent(one, other)
 
 
 @lru_cache(maxsize=64)
@@ -210,6 +217,8 @@ def grade(answer: Answer, task: Task) -> bool | None:
         return None
     if answer.value is None:
         return False
+    if task.answer_format == "number" and answer.value in task.gold:
+        return True  # most that are right are spelled as the answer they are compared with
     known = task.canonical_gold or ("",) * len(task.gold)
     return any(
         same(answer, read_gold(gold, task, spelling), tolerance=task.tolerance)

@@ -12,12 +12,17 @@ _ANSWER_IS = re.compile(r"\banswer\s*(?:is\b|=|:)\s*:?", re.IGNORECASE)
 _FINAL_ANSWER = re.compile(r"\bfinal\s+answer[\s*_]*(?:is\b\s*:?|[:=])", re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox)")
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}]|[{}]")
+_BOX_OF_TEXT = re.compile(r"\\(?:boxed|fbox)\s*\{([^{}\\]*)\}")
 _BRACKETS = re.compile(r"(?<!\\)\[([^\[\]]+)\](?!\()")  # neither LaTeX's display mathematics nor a link
 _DOLLARS = re.compile(r"(?<!\\)\${1,2}([^$]+)(?<!\\)\${1,2}")
 
 
 def boxed(text: str) -> str | None:
     r"""What the last closed LaTeX box (``\boxed`` or ``\fbox``) holds, braces balanced; None without one."""
+    if (at := max(text.rfind("\\boxed"), text.rfind("\\fbox"))) < 0:
+        return None
+    if (plain := _BOX_OF_TEXT.match(text, at)) is not None:
+        return plain[1].strip()  # most boxes: nothing that closes can have begun behind the last one
     opened: list[int] = []  # for each brace still open: where the content of its box starts, -1 for other braces
     last: tuple[int, int] | None = None
     first = _BOX.search(text)  # braces before it can close nothing in it; most of a reply stands before it

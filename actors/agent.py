@@ -184,7 +184,7 @@ class AgentHost:
                 self.stop(told)
 
         before = self._arenas.get(arena)
-        self._arenas[arena] = Outbox(post, lost)
+        self._arenas[arena] = Outbox(post, lost, lambda: len(self._under_way) // len(self._arenas))
         if before is not None:
             self._arenas[arena].put(before.take_back())
         if self._drained.is_set():

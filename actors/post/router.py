@@ -123,7 +123,7 @@ class Router:
             else:
                 self._on_error(err)
 
-        outbox = self._outboxes[host] = Outbox(send, failed)
+        outbox = self._outboxes[host] = Outbox(send, failed, lambda: self._loads[host])
         replicas = next(hosts for hosts in self._replicas.values() if host in hosts)
         for down in (name for name in replicas if name == host or name not in self._outboxes):
             self._again(down)

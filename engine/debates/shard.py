@@ -100,7 +100,8 @@ class Shard:
             elif stats.open == 0 and (control.draining or not self._waiting):
                 return
             more = len(given) == MAX_GIVEN
-            wait_s, rest_s = (0.0, 0.0) if more else (COLLECT_S, _rest_s(stats.open, len(finished), passed_s))
+            wait_s = 0.0 if more else COLLECT_S
+            rest_s = 0.0 if more else _rest_s(rest_s, stats.open, len(finished), passed_s)
 
     async def settle(self) -> None:
         """Returns once all that came is on record. A dead arena has nothing more to put there."""
@@ -183,13 +184,15 @@ class Shard:
                 why = what_happened(err)
 
 
-def _rest_s(num_open: int, num_closed: int, passed_s: float) -> float:
+def _rest_s(rested_s: float, num_open: int, num_closed: int, passed_s: float) -> float:
     """How long to leave an arena alone where debates close all the time: a call for each would cost more than it does.
 
-    Args: num_closed: in the time that has passed since the call before.
+    Args:
+        rested_s: before the last call; at most twice that, as how fast they close is not known at first.
+        num_closed: in the time that has passed since the call before.
     """
     wanted_s = passed_s * FREE * num_open / max(1, num_closed)
-    return min(MAX_REST_S, max(REST_S, wanted_s))
+    return max(REST_S, min(MAX_REST_S, 2 * rested_s, wanted_s))
 
 
 def _sum(before: ArenaStats, latest: ArenaStats) -> ArenaStats:

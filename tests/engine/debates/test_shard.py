@@ -183,17 +183,19 @@ async def test_shards_take_their_share_and_no_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_open", "num_closed", "passed_s", "rest_s"),
+    ("rested_s", "num_open", "num_closed", "passed_s", "rest_s"),
     [
-        (10_000, 5, 0.02, 0.4),  # then a hundred places are free
-        (4_000, 20, 0.05, 0.1),
-        (32, 2, 0.02, REST_S),  # every place counts
-        (10_000, 0, 1.0, MAX_REST_S),
-        (0, 0, 1.0, REST_S),
-        (0, 7, 0.0, REST_S),
+        (0.3, 10_000, 5, 0.02, 0.4),  # then a hundred places are free
+        (0.1, 10_000, 5, 0.02, 0.2),  # how fast they close may change
+        (0.2, 4_000, 20, 0.05, 0.1),
+        (0.2, 32, 2, 0.02, REST_S),  # every place counts
+        (0.4, 10_000, 0, 1.0, MAX_REST_S),
+        (0.0, 10_000, 0, 1.0, REST_S),
+        (0.2, 0, 0, 1.0, REST_S),
+        (0.2, 0, 7, 0.0, REST_S),
     ],
 )
 async def test_an_arena_is_left_alone_until_a_hundredth_of_its_places_is_free(
-    num_open: int, num_closed: int, passed_s: float, rest_s: float
+    rested_s: float, num_open: int, num_closed: int, passed_s: float, rest_s: float
 ) -> None:
-    assert _rest_s(num_open, num_closed, passed_s) == pytest.approx(rest_s)
+    assert _rest_s(rested_s, num_open, num_closed, passed_s) == pytest.approx(rest_s)

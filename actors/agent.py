@@ -26,7 +26,7 @@ from actors.limits.tries import spent as spent_on
 from actors.logs import ABOUT
 from actors.models.backend import AdapterRef, Backend, BackendInfo, KeepsAsks, Sleeps
 from actors.models.response_cache import ResponseCache
-from actors.post.mailbox import Outbox
+from actors.post.mailbox import Outbox, worth_of
 from actors.post.tally import AgentStats, AgentTally
 from actors.post.waiting import happens
 from actors.traces import Traces
@@ -105,6 +105,7 @@ class AgentHost:
         self._adapters: dict[str, AdapterRef] = {}  # agent -> the version that answers now
         self._speaking: Counter[str] = Counter()  # adapter version -> asks that it is answering
         self._outgoing: dict[str, AdapterRef] = {}  # replaced, but still answering
+        self._parting: set[asyncio.Task[None]] = set()  # taking out such a version, which nobody waits for
         self._under_way: dict[str, _UnderWay] = {}  # by ask id
         self._inherited: dict[str, frozenset[str]] = {}  # arena -> what was under way when it took the place of another
         self._running = 0
@@ -184,7 +185,7 @@ class AgentHost:
                 self.stop(told)
 
         before = self._arenas.get(arena)
-        self._arenas[arena] = Outbox(post, lost, lambda: len(self._under_way) // len(self._arenas))
+        self._arenas[arena] = Outbox(post, lost, self._worth)
         if before is not None:
             self._arenas[arena].put(before.take_back())
         if self._drained.is_set():
@@ -192,6 +193,9 @@ class AgentHost:
         held = [ask_id for ask_id, known in self._under_way.items() if known.arena == arena]
         self._inherited[arena] = frozenset(held)
         return held
+
+    def _worth(self) -> int:
+        return worth_of(len(self._under_way) // max(1, len(self._arenas)))
 
     async def disconnect(self, arena: str) -> None:
         """Forget an arena that has ended."""
@@ -218,6 +222,7 @@ class AgentHost:
             known.task = start(self._serve(known))
 
     def _unanswered(self) -> list[tuple[_UnderWay, asyncio.Task[None]]]:
+        """Those that have no outcome yet, nor were dropped before they began."""
         return [
             (known, known.task)
             for known in self._under_way.values()
@@ -305,15 +310,15 @@ class AgentHost:
 
     async def _take_out(self, adapter: AdapterRef) -> None:
         """Unload a version that was replaced, once the last ask that it is answering is over."""
-        if adapter.whole:
+        if adapter.whole or self._adapters.get(adapter.agent) == adapter:  # it is back
             return
         if self._speaking[adapter.name]:
             self._outgoing[adapter.name] = adapter
             return
         try:
             await self._backend.unload_adapter(adapter)
-        except AgentError as err:  # costs memory; the version in use is served all the same
-            log.warning("%s: adapter %s cannot be unloaded: %s", self._name, adapter.name, err)
+        except Exception as err:  # costs memory; the version in use is served all the same
+            log.warning("%s: adapter %s cannot be unloaded: %r", self._name, adapter.name, err)
 
     def stats(self) -> HostStats:
         return HostStats(
@@ -351,6 +356,9 @@ class AgentHost:
         await asyncio.gather(*tasks, return_exceptions=True)  # the model is stopped once nobody is in it
         if self._settling is not None:
             await self._settling
+        for parting in self._parting:
+            parting.cancel()
+        await asyncio.gather(*self._parting, return_exceptions=True)
         self._deadlines.close()
         for outbox in self._arenas.values():
             await outbox.close()
@@ -428,9 +436,9 @@ class AgentHost:
                 outcome = ReplyError("dropped", "timeout") if start.sent else None
                 raise
             finally:
+                self._slots.leave()
                 for gate, ticket in reversed(tickets):
                     gate.leave(ticket, outcome)
-                self._slots.leave()
 
     async def _within_time(self, ask: Ask) -> Reply:
         """Whatever goes wrong in a backend is a ``ReplyError`` from here on."""
@@ -452,8 +460,7 @@ class AgentHost:
             log.exception("%s: ask %s failed", self._name, ask.id)
             raise ReplyError(f"unexpected {type(err).__name__}: {err}", "malformed") from err
         finally:
-            if (outgoing := self._leave(known, loaded)) is not None:
-                await self._take_out(outgoing)
+            self._leave(known, loaded)
 
     def _enter(self, known: _UnderWay, loaded: AdapterRef | None) -> None:
         """A try begins in the model."""
@@ -463,19 +470,22 @@ class AgentHost:
         if loaded is not None:
             self._speaking[loaded.name] += 1
 
-    def _leave(self, known: _UnderWay, loaded: AdapterRef | None) -> AdapterRef | None:
-        """It is over. Returns: the version that it was the last to speak with, if that was replaced."""
+    def _leave(self, known: _UnderWay, loaded: AdapterRef | None) -> None:
+        """It is over. A version that it was the last to speak with, and that was replaced, is taken out meanwhile."""
         known.in_model -= 1
         self._running -= 1
         if not self._running:
             self._idle.set()
         if loaded is None:
-            return None
+            return
         self._speaking[loaded.name] -= 1
         if self._speaking[loaded.name]:
-            return None
+            return
         del self._speaking[loaded.name]
-        return self._outgoing.pop(loaded.name, None)
+        if (outgoing := self._outgoing.pop(loaded.name, None)) is not None:
+            parting = asyncio.get_running_loop().create_task(self._take_out(outgoing))
+            self._parting.add(parting)
+            parting.add_done_callback(self._parting.discard)
 
     def _as_told(self, reply: Reply, adapter: AdapterRef | None) -> Reply:
         """With the version that spoke and what it cost, where the backend has not said so."""

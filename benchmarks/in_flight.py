@@ -10,7 +10,8 @@ figures are of a window of ``--seconds``:
 - delay: from a reply's arrival in the arena until the asks that it enables are handed to Ray, its commit included;
 - CPU of a durable turn: user and system time of the arena's and the host's process over the window, by replies, less
   what the simulated model takes to think of a reply and to keep it back for as long as a model would. That is measured
-  by itself while all else is at work, as on a full machine everything takes longer, and told; the driver and Ray's own
+  in a process that holds as many asks in the same model at the same rate and does nothing else, beside the run, as with
+  everything else at work, and ten thousands of timers, it takes twice as long as alone. The driver and Ray's own
   processes are told beside it.
 
 Memory is measured in a process of its own: an arena that holds as many debates half-way (round 0 recorded, three asks
@@ -24,13 +25,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +45,8 @@ sys.path.insert(0, str(ROOT))
 
 MAX_DELAY_S, MAX_TURN_US, MAX_DEBATE_BYTES = 0.1, 150.0, 20_000
 AGENTS = ("ada", "bo", "cy")
-WEIGHED = 150  # debates whose replies the model is timed on
-THINKS_S = 0.05  # median latency meanwhile: so dense are the replies then that no wake-up of the process counts
+WEIGHED = 150  # debates whose asks the model alone is given, again and again
+SETTLES = 2.2  # times the mean latency, until replies come evenly though all were asked at once
 ROUNDS, TURNS = 2, 6
 TICK_HZ = os.sysconf("SC_CLK_TCK")
 
@@ -100,6 +102,8 @@ class Sample:
         self.at, self.stats = time.monotonic(), stats
         self.cpu: dict[str, float] = {"driver": cpu_s(os.getpid()), "arena": 0.0, "host": 0.0, "ray": 0.0}
         for pid, args in children(os.getpid()).items():
+            if "--model" in args:
+                continue
             kind = "arena" if "ray::ArenaActor" in args else "host" if "ray::AgentActor" in args else "ray"
             try:
                 self.cpu[kind] += cpu_s(pid)
@@ -126,24 +130,46 @@ async def asks_of(recipe: Any, assignments: Sequence[Assignment]) -> list[Ask]:
     return asks
 
 
-def model_us(asks: Sequence[Ask]) -> float:
-    """CPU that the simulated model takes for a reply, on the event loop that Ray's actors have."""
-    import uvloop
+async def model_alone(options: argparse.Namespace) -> dict[str, float]:
+    """CPU that the simulated model takes for a reply, with nothing else in this process.
+
+    Of the three asks of a debate's round two are in the model at any moment: the round is as long as its slowest.
+    """
+    import msgspec
 
     from actors.models.scripted import ScriptedBackend, ScriptedSettings
+    from actors.post.collector import calm_collector
+    from engine.config.recipe_file import build_recipe
+    from engine.data.tasks import load_split
+    from engine.debates.desk import Desk
+    from engine.record.attempts import Attempts
 
-    model = ScriptedBackend(ScriptedSettings(latency_s=THINKS_S, latency_sigma=0.5))
+    recipe = build_recipe(recipe_data(WEIGHED, WEIGHED, 0.0), where="benchmark")
+    waiting = Desk("debate", load_split(recipe.tasks).train, recipe.seed, Attempts(Path("nowhere")), ()).waiting
+    asks = itertools.cycle(await asks_of(recipe, list(waiting)))
+    model = ScriptedBackend(ScriptedSettings(latency_s=options.latency, latency_sigma=0.5))
+    told = 0
 
-    async def taken(coroutines: Sequence[Awaitable[object]]) -> float:
-        began = time.thread_time()
-        await asyncio.gather(*coroutines)
-        return (time.thread_time() - began) / len(asks) * 1e6
+    async def ask_on() -> None:
+        nonlocal told
+        while True:
+            await model.generate(msgspec.structs.replace(next(asks), id=f"a{told}.{id(asyncio.current_task())}"), None)
+            told += 1
 
-    async def weigh() -> float:
-        tasks = await taken([asyncio.sleep(0) for _ in asks])  # a task for each ask is the host's, not the model's
-        return await taken([model.generate(ask, None) for ask in asks]) - tasks
+    calm_collector()  # as hosts do
+    asking = [asyncio.ensure_future(ask_on()) for _ in range(2 * options.debates)]
+    await asyncio.sleep(SETTLES * mean_s(options.latency))
+    before_s, before = time.process_time(), told
+    await asyncio.sleep(options.seconds - SETTLES * mean_s(options.latency) - 5.0)
+    found = {"model_us": (time.process_time() - before_s) / (told - before) * 1e6}
+    for task in asking:
+        task.cancel()
+    return found
 
-    return uvloop.run(weigh())
+
+def mean_s(latency_s: float) -> float:
+    """Of a lognormal with this median and sigma 0.5."""
+    return latency_s * 1.133
 
 
 async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
@@ -159,14 +185,13 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
     from engine.record.attempts import Attempts
     from engine.record.folder import Manifest, RunFolder
 
-    mean_s = options.latency * 1.133  # of a lognormal with sigma 0.5
-    length_s = ROUNDS * mean_s * 1.5  # of a debate: the slowest of three, twice
+    length_s = ROUNDS * mean_s(options.latency) * 1.5  # of a debate: the slowest of three, twice
     window = options.warm_up or 2.5 * length_s, options.seconds
     total = int(options.debates * (1 + sum(window) / length_s) * 1.3)
     recipe = build_recipe(recipe_data(options.debates, total, options.latency), where="benchmark")
     samples: list[Sample] = []
     reference: list[float] = []
-    model: list[float] = []
+    alone: list[subprocess.Popen[bytes]] = []
     began = time.monotonic()
 
     class OverError(Exception):
@@ -176,7 +201,7 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
         if len(samples) == 0 and time.monotonic() - began > window[0]:
             samples.append(Sample(stats))
             reference.append(reference_ms())  # while everything else is at work
-            model.append(await asyncio.to_thread(model_us, asks))
+            alone.append(subprocess.Popen([*by_itself(options), "--model"], stdout=subprocess.PIPE))
         elif len(samples) == 1 and time.monotonic() - samples[0].at > window[1]:
             samples.append(Sample(stats))
             raise OverError
@@ -188,7 +213,6 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         folder = RunFolder.create(Path(temporary) / "run", manifest)
         waiting = Desk("debate", load_split(recipe.tasks).train, recipe.seed, Attempts(folder.path), ()).waiting
-        asks = await asks_of(recipe, list(waiting)[:WEIGHED])
         cluster = await Cluster.start(recipe)
         (journal,) = folder.journals("debate")
         journal.parent.mkdir(parents=True)
@@ -201,8 +225,11 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
                 raise SystemExit("the debates were over before the window was; ask for fewer seconds")
             except OverError:
                 pass
+            model = json.loads(alone[0].communicate()[0])
             size = sum(file.stat().st_size for file in journal.parent.iterdir())
         finally:
+            for process in alone:
+                process.kill()
             await shard.stop()
             await cluster.stop()
             folder.release()
@@ -212,7 +239,7 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
     us = {name: (last.cpu[name] - first.cpu[name]) / replies * 1e6 for name in last.cpu}
     return {
         "reference_ms": reference[0],
-        "model_us": model[0],
+        **model,
         "open": last.stats.open,
         "window_s": seconds,
         "replies": replies,
@@ -225,6 +252,12 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
         **{f"{name}_us": value for name, value in us.items()},
         "journal_bytes_per_reply": size / last.stats.replies,
     }
+
+
+def by_itself(options: argparse.Namespace) -> list[str]:
+    """The command that measures a part of it in a process of its own, but for which."""
+    told = ("debates", "seconds", "latency")
+    return [sys.executable, __file__, *(word for name in told for word in (f"--{name}", str(getattr(options, name))))]
 
 
 async def memory(debates: int) -> dict[str, Any]:
@@ -296,14 +329,22 @@ def main() -> int:
     parser.add_argument("--latency", type=float, default=10.0, help="median, seconds")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--memory", action="store_true", help="the memory alone, as JSON")
+    parser.add_argument("--model", action="store_true", help="the simulated model alone, as JSON")
     options = parser.parse_args()
     if options.memory:
         print(json.dumps(asyncio.run(memory(options.debates))))
         return 0
+    if options.seconds < (least := SETTLES * mean_s(options.latency) + 10):
+        parser.error(f"--seconds {options.seconds:g} is too short to time the model in: give {least:.0f} or more")
+    if options.model:
+        import uvloop  # as in Ray's actors
+
+        print(json.dumps(uvloop.run(model_alone(options))))
+        return 0
     from engine.record.folder import machine_description, versions
 
-    command = [sys.executable, __file__, "--memory", "--debates", str(options.debates)]
-    found: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    weighed = subprocess.run([*by_itself(options), "--memory"], stdout=subprocess.PIPE, check=True)
+    found: dict[str, Any] = json.loads(weighed.stdout)
     found |= asyncio.run(in_flight(options))
     found["turn_us"] = found["arena_us"] + found["host_us"] - found["model_us"]
     shown = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -11,11 +12,14 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Countdowns(Generic[Key]):
-    """Waits of ``length_s`` seconds each, on one event loop. ``over`` is told of each that has come to its end."""
+    """Waits of ``length_s`` seconds each, on one event loop.
+
+    Args: over: is told of each that has come to its end, and may begin and stop others.
+    """
 
     def __init__(self, length_s: float, over: Callable[[Key], None]) -> None:
         self._length_s, self._over = length_s, over
-        self._due: dict[Key, float] = {}  # of the loop's clock; the oldest first, and so the first to end
+        self._due = OrderedDict[Key, float]()  # of the loop's clock; the oldest first, and so the first to end
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, key: Key) -> None:
@@ -31,14 +35,14 @@ class Countdowns(Generic[Key]):
         self._due.pop(key, None)
 
     def _sweep(self) -> None:
-        loop, self._timer = asyncio.get_running_loop(), None
+        loop = asyncio.get_running_loop()
         now = loop.time()
-        for key, at_s in list(self._due.items()):
-            if at_s > now:
-                self._timer = loop.call_at(at_s, self._sweep)
-                return
-            del self._due[key]
-            self._over(key)
+        try:
+            while self._due and (first := next(iter(self._due.items())))[1] <= now:
+                del self._due[first[0]]
+                self._over(first[0])
+        finally:
+            self._timer = loop.call_at(next(iter(self._due.values())), self._sweep) if self._due else None
 
     def close(self) -> None:
         self._due.clear()

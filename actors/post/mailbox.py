@@ -1,9 +1,8 @@
 """Post between actors: what is put in one tick, or while a batch is under way, leaves as one batch.
 
 It is the batch that costs, not the item: a batch of a hundred takes hardly longer than one, and a process that wakes up
-for each has its caches cold every time. So post that keeps coming is let gather, until it is a small share of all that
-is in flight: by Little's law that takes the same small share of the time that an item is in flight, a hundredth of what
-replies take. Where no more comes, it leaves.
+for each has its caches cold every time. So post that keeps coming is let gather, until a batch is worth it; where no
+more comes, it leaves.
 """
 
 from __future__ import annotations
@@ -19,9 +18,18 @@ T = TypeVar("T")
 AGAIN_S = 1.0  # before what could not be delivered, twice, is sent once more
 PACE_S = 0.005  # between two batches at least; what comes after a pause leaves at once
 PATIENCE_S = 0.08  # how long after a batch the next one gathers at most, if in every PACE_S something joins it
-SHARE = 200  # one item of so many in flight need not wait for more
-WORTH = 8  # nor so many, however few are in flight
+WORTH = 64  # items that need not wait for more
+SHARE, LEAST_WORTH = 200, 8  # see worth_of
 MAX_BATCH = 1024  # messages; keeps one call's payload in the low megabytes
+
+
+def worth_of(in_flight: int) -> int:
+    """What a batch is worth sending at where a batch costs little, as by a wire: a small share of what is in flight.
+
+    By Little's law it takes the same share of the time that an item is in flight until so many have gathered: a
+    hundredth of what replies take, there and back.
+    """
+    return max(LEAST_WORTH, in_flight // SHARE)
 
 
 class Outbox(Generic[T]):
@@ -32,16 +40,16 @@ class Outbox(Generic[T]):
             so it must do no harm twice.
         on_error: told once of a delivery that failed; the outbox then keeps what is left and sends no more. The owner
             decides what a dead receiver means.
-        in_flight: how many items are out, or being worked on, for this receiver.
+        worth: how many items need not wait for more, at this moment.
     """
 
     def __init__(
         self,
         send: Callable[[list[T]], Awaitable[None]],
         on_error: Callable[[Exception], None],
-        in_flight: Callable[[], int] = lambda: 0,
+        worth: Callable[[], int] = lambda: WORTH,
     ) -> None:
-        self._send, self._on_error, self._in_flight = send, on_error, in_flight
+        self._send, self._on_error, self._worth = send, on_error, worth
         self._items: list[T] = []
         self._leaving: list[T] = []  # the batch under way
         self._task: asyncio.Task[None] | None = None
@@ -78,7 +86,7 @@ class Outbox(Generic[T]):
     async def _due(self) -> None:
         clock = asyncio.get_running_loop().time
         await asyncio.sleep(max(0.0, self._left_s + PACE_S - clock()))  # what is ready in this tick joins, at least
-        before, worth = 0, max(WORTH, self._in_flight() // SHARE)
+        before, worth = 0, self._worth()
         while before < len(self._items) < worth and clock() < self._left_s + PATIENCE_S:
             before = len(self._items)
             await asyncio.sleep(PACE_S)

@@ -16,7 +16,7 @@ from operator import itemgetter
 import msgspec
 
 from actors.post.histogram import Histogram
-from actors.post.mailbox import Outbox
+from actors.post.mailbox import Outbox, worth_of
 from protocols.errors import HostLostError
 from protocols.message import Ask
 
@@ -71,6 +71,8 @@ class Router:
         """
         leaving = defaultdict[str, list[tuple[Ask, float]]](list)
         for ask in asks:
+            if ask.id in self._asked:
+                self.over(ask.id)
             host = self._host_for(ask)
             self._asked[ask.id] = ask, host
             self._loads[host] += 1
@@ -123,7 +125,7 @@ class Router:
             else:
                 self._on_error(err)
 
-        outbox = self._outboxes[host] = Outbox(send, failed, lambda: self._loads[host])
+        outbox = self._outboxes[host] = Outbox(send, failed, lambda: worth_of(self._loads[host]))
         replicas = next(hosts for hosts in self._replicas.values() if host in hosts)
         for down in (name for name in replicas if name == host or name not in self._outboxes):
             self._again(down)

@@ -79,7 +79,7 @@ class _Open(msgspec.Struct):
     machine: Machine
     seq: int = 0  # next event's number
     decided: set[str] = msgspec.field(default_factory=set)  # asks answered in this batch, not yet applied
-    timed_phase: int = -1  # which its deadline is of
+    timed_phase: int = -1  # the one that its deadline is of; -1: none
     began: float = 0.0  # seconds since 1970
 
 

@@ -406,6 +406,33 @@ async def test_an_adapter_is_unloaded_once_nobody_speaks_through_it() -> None:
     await host.close()
 
 
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_reply_waits_for_no_unloading_whatever_comes_of_that(hangs: bool) -> None:
+    class Stubborn(Fake):
+        async def unload_adapter(self, adapter: AdapterRef) -> None:
+            if hangs:
+                await asyncio.Event().wait()
+            raise RuntimeError("remove_lora failed")
+
+    gate = asyncio.Event()
+
+    async def wait(ask: Ask, adapter: AdapterRef | None) -> str:
+        await gate.wait()
+        return "fine"
+
+    host, arena = await started(Stubborn(wait))
+    await host.publish(version(1))
+    tell(host, make_ask(0))
+    await asyncio.sleep(0.001)
+    await host.publish(version(2))
+    gate.set()
+    (outcome,) = await arena.wait(1)
+    assert isinstance(outcome, Reply) and outcome.adapter == "ada@r-v1"
+    assert (host.stats().queued, host.stats().running, host.stats().replies) == (0, 0, 1)
+    async with asyncio.timeout(10):
+        await host.close()
+
+
 async def test_outcomes_go_to_the_arena_that_asked() -> None:
     host, arena = await started(Fake(ok))
     other = Arena()

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from actors.limits.deadlines import Deadlines
+from actors.limits.deadlines import Countdowns, Deadlines
 
 pytestmark = pytest.mark.asyncio
 
@@ -67,3 +67,26 @@ async def test_an_error_in_time_is_told_as_it_is() -> None:
         raise KeyError
     assert not deadlines._running._due
     deadlines.close()
+
+
+async def test_whoever_is_told_of_an_end_may_begin_and_stop_others() -> None:
+    told: list[int] = []
+
+    def over(key: int) -> None:
+        told.append(key)
+        if key == 1:
+            countdowns.stop(2)
+            countdowns.begin(3)  # anew
+        if key == 4:
+            raise ValueError("a bug of the one who is told")
+
+    countdowns = Countdowns[int](0.02, over)
+    for key in (1, 2, 3, 4, 5):
+        countdowns.begin(key)
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    for _ in range(200):
+        if len(told) == 4:
+            break
+        await asyncio.sleep(0.005)
+    assert told == [1, 4, 5, 3]
+    countdowns.close()

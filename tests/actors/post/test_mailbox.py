@@ -8,7 +8,7 @@ from itertools import repeat
 
 import pytest
 
-from actors.post.mailbox import MAX_BATCH, WORTH, Outbox
+from actors.post.mailbox import LEAST_WORTH, MAX_BATCH, WORTH, Outbox, worth_of
 from protocols.errors import UnreachableError
 
 pytestmark = pytest.mark.asyncio
@@ -251,6 +251,10 @@ async def test_what_is_worth_it_waits_for_no_more(monkeypatch: pytest.MonkeyPatc
     await box.drain()
     assert receiver.batches[2] == list(range(WORTH))
     assert next(arrivals.left) == [WORTH + 1]
+
+
+async def test_what_a_batch_is_worth_may_change_with_what_is_in_flight() -> None:
+    assert [worth_of(in_flight) for in_flight in (0, 300, 3_000, 30_000)] == [LEAST_WORTH, LEAST_WORTH, 15, 150]
 
 
 async def test_nothing_waits_longer_than_patience(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,11 +98,11 @@ def children(pid: int) -> dict[int, str]:
 class Sample:
     """CPU of every process, and the arena's totals, at one moment."""
 
-    def __init__(self, stats: Any) -> None:
+    def __init__(self, stats: Any, but_for: Collection[int] = ()) -> None:
         self.at, self.stats = time.monotonic(), stats
         self.cpu: dict[str, float] = {"driver": cpu_s(os.getpid()), "arena": 0.0, "host": 0.0, "ray": 0.0}
         for pid, args in children(os.getpid()).items():
-            if "--model" in args:
+            if pid in but_for:
                 continue
             kind = "arena" if "ray::ArenaActor" in args else "host" if "ray::AgentActor" in args else "ray"
             try:
@@ -203,7 +203,7 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
             reference.append(reference_ms())  # while everything else is at work
             alone.append(subprocess.Popen([*by_itself(options), "--model"], stdout=subprocess.PIPE))
         elif len(samples) == 1 and time.monotonic() - samples[0].at > window[1]:
-            samples.append(Sample(stats))
+            samples.append(Sample(stats, [process.pid for process in alone]))
             raise OverError
 
     with tempfile.TemporaryDirectory(prefix="moot-bench-") as temporary:

@@ -32,6 +32,16 @@ from trainers.tuning.magdi_settings import MAGDiSettings
 from trainers.tuning.sft_settings import SFTSettings, check_bitsandbytes
 from trainers.tuning.tree_dpo_settings import TreeDPOSettings
 
+SECTIONS: dict[str, type] = {
+    "train": TrainSettings,
+    "sft": SFTSettings,
+    "tree_dpo": TreeDPOSettings,
+    "magdi": MAGDiSettings,
+    "loop": LoopSettings,
+    "run": RunSettings,
+}
+"""Of a recipe, those that have one shape."""
+
 
 def check_recipe(path: Path, overrides: Sequence[str], limit: int | None) -> dict[str, Any]:
     """Read a recipe, its tasks and its models' whereabouts; start nothing.
@@ -149,71 +159,67 @@ def recipe_schema() -> dict[str, Any]:
         *(spec.settings for spec in BACKENDS.values()),
         *(machine.SETTINGS for machine in PROTOCOLS.values()),
         *SOURCES.values(),
-        Limits,
-        Place,
-        Sampling,
-        TrainSettings,
-        SFTSettings,
-        TreeDPOSettings,
-        MAGDiSettings,
-        LoopSettings,
-        RunSettings,
-        Price,
-        CacheSettings,
+        *(Limits, Place, Sampling, Price, CacheSettings),
+        *SECTIONS.values(),
     ]
     _, parts = msgspec.json.schema_components(structs, ref_template="#/$defs/{name}")
-
-    def tagged(table: dict[str, Any], key: str, extra: dict[str, Any]) -> dict[str, Any]:
-        """One alternative a name: the name under ``key``, beside the settings of that name."""
-        found = []
-        for name, kind in table.items():
-            struct = parts[kind.__name__]
-            properties = {key: {"const": name}} | struct.get("properties", {}) | extra
-            required = [key, *struct.get("required", [])]
-            found.append(
-                {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-            )
-        return {"oneOf": found}
-
-    model_extra = {
-        "limits": {"$ref": "#/$defs/Limits"},
-        **parts["Place"]["properties"],
-        "price": {"$ref": "#/$defs/Price"},
-        "cache": {"$ref": "#/$defs/CacheSettings"},
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "moot recipe",
+        "type": "object",
+        "properties": _sections(parts),
+        "required": ["name", "tasks", "models", "agents", "protocol", "cast"],
+        "additionalProperties": False,
+        "$defs": parts,
     }
+
+
+def _sections(parts: dict[str, Any]) -> dict[str, Any]:
+    """The schema of each section. Args: parts: those of the structs, by name."""
+    tasks = _tagged("source", {name: parts[kind.__name__] for name, kind in SOURCES.items()})
+    models = _tagged(
+        "backend",
+        {name: parts[spec.settings.__name__] for name, spec in BACKENDS.items()},
+        limits=_ref(Limits),
+        **parts["Place"]["properties"],
+        price=_ref(Price),
+        cache=_ref(CacheSettings),
+    )
+    protocols = _tagged("name", {name: parts[machine.SETTINGS.__name__] for name, machine in PROTOCOLS.items()})
     agent = {
         "type": "object",
         "properties": {"model": {"type": "string"}, "persona": {"type": "string"}, **parts["Sampling"]["properties"]},
         "required": ["model"],
         "additionalProperties": False,
     }
-    names = {"type": "array", "items": {"type": "string"}}
-    sections = {
+    return {
         "name": {"type": "string"},
         "seed": {"type": "integer"},
         "description": {"type": "string"},
-        "tasks": tagged(SOURCES, "source", {}),
-        "models": {
-            "type": "object",
-            "additionalProperties": tagged({k: v.settings for k, v in BACKENDS.items()}, "backend", model_extra),
-        },
-        "agents": {"type": "object", "additionalProperties": agent},
-        "protocol": _protocols(tagged({k: v.SETTINGS for k, v in PROTOCOLS.items()}, "name", {})),
-        "cast": {"type": "object", "additionalProperties": names},
-        "train": {"$ref": "#/$defs/TrainSettings"},
-        "sft": {"$ref": "#/$defs/SFTSettings"},
-        "tree_dpo": {"$ref": "#/$defs/TreeDPOSettings"},
-        "magdi": {"$ref": "#/$defs/MAGDiSettings"},
-        "loop": {"$ref": "#/$defs/LoopSettings"},
-        "run": {"$ref": "#/$defs/RunSettings"},
-        "prices": {"type": "object", "additionalProperties": {"$ref": "#/$defs/Price"}},
+        "tasks": tasks,
+        "models": _each(models),
+        "agents": _each(agent),
+        "protocol": _protocols(protocols),
+        "cast": _each({"type": "array", "items": {"type": "string"}}),
+        **{name: _ref(struct) for name, struct in SECTIONS.items()},
+        "prices": _each(_ref(Price)),
     }
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "moot recipe",
-        "type": "object",
-        "properties": sections,
-        "required": ["name", "tasks", "models", "agents", "protocol", "cast"],
-        "additionalProperties": False,
-        "$defs": parts,
-    }
+
+
+def _tagged(key: str, structs: dict[str, Any], **extra: Any) -> dict[str, Any]:
+    """One alternative a name: the name under ``key``, beside the settings of that name and what all of them have."""
+    found = []
+    for name, struct in structs.items():
+        properties = {key: {"const": name}} | struct.get("properties", {}) | extra
+        required = [key, *struct.get("required", [])]
+        found.append({"type": "object", "properties": properties, "required": required, "additionalProperties": False})
+    return {"oneOf": found}
+
+
+def _ref(struct: type) -> dict[str, str]:
+    return {"$ref": f"#/$defs/{struct.__name__}"}
+
+
+def _each(schema: dict[str, Any]) -> dict[str, Any]:
+    """A table of names of the user's own."""
+    return {"type": "object", "additionalProperties": schema}

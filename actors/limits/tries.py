@@ -83,11 +83,13 @@ class Tries:
         began = time.monotonic()
         attempts: list[Attempt] = []
         while True:
+            start = Start()
             try:
-                tried = self._hedge if self.limits.hedge_after_s else self._try
-                return _told(await tried(ask, attempts), attempts)
+                tried = self._hedge(ask, attempts) if self.limits.hedge_after_s else self._send(ask, start)
+                return _told(await tried, attempts)
             except ReplyError as err:
                 error = err
+                self._note(ask, err, start, attempts)  # hedged tries have noted themselves
             if isinstance(error, EngineDownError) or stops_run(error):
                 raise error
             limits = self.limits
@@ -101,9 +103,8 @@ class Tries:
             self.retries += 1
             await asyncio.sleep(wait)
 
-    async def _try(self, ask: Ask, attempts: list[Attempt], start: Start | None = None) -> Reply:
-        """One try; if it was sent and fails, or is cut short, it is among the attempts."""
-        start = start or Start()
+    async def _try(self, ask: Ask, attempts: list[Attempt], start: Start) -> Reply:
+        """One of two; if it was sent and fails, or is cut short, it is among the attempts."""
         try:
             return await self._send(ask, start)
         except ReplyError as err:
@@ -129,7 +130,7 @@ class Tries:
         try:
             if await _slow(first, sent, self.limits.hedge_after_s):
                 self.hedged += 1
-                tasks.add(asyncio.ensure_future(self._try(ask, attempts)))
+                tasks.add(asyncio.ensure_future(self._try(ask, attempts, Start())))
             pending = set(tasks)
             while pending:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)

@@ -127,6 +127,16 @@ async def test_a_host_that_was_out_of_reach_is_not_asked_again_what_it_has_answe
 
 
 @pytest.mark.asyncio
+async def test_an_ask_that_is_put_twice_is_held_once() -> None:
+    post = Post("m/0", "m/1")
+    post.router.put([ask(0), ask(0)])
+    post.router.put([ask(0)])
+    assert sum(post.router.loads().values()) == 1
+    post.router.over(ask(0).id)
+    assert post.router.loads() == {"m/0": 0, "m/1": 0}
+
+
+@pytest.mark.asyncio
 async def test_a_debate_leaves_a_replica_that_is_much_busier_than_the_others() -> None:
     post = Post("m/0", "m/1")
     post.router.put(ask(debate) for debate in range(40))

@@ -75,7 +75,7 @@ def take_over(old: RunFolder, new: RunFolder, recipe: Recipe, tasks: Split) -> s
         return f"nothing of {old.path} is taken over: {why}"
     closed = num_open = 0
     kept: list[str] = []
-    for stage, wanted in _stages(old, tasks).items():
+    for stage, wanted in _stages(old, recipe, tasks).items():
         found = _same(old, stage, {task.id: task for task in wanted}, recipe.seed)
         closed += sum(item.graph is not None for item in found)
         num_open += sum(item.graph is None for item in found)
@@ -97,13 +97,15 @@ def _touched(old: RunFolder, recipe: Recipe) -> str:
     return ""
 
 
-def _stages(old: RunFolder, tasks: Split) -> dict[str, list[Task]]:
-    """The stages in which the agents speak as the recipe has them, and their tasks."""
+def _stages(old: RunFolder, recipe: Recipe, tasks: Split) -> dict[str, list[Task]]:
+    """The stages in which the agents speak as the recipe has them, in both runs, and their tasks."""
     if old.manifest.kind == "run":
         return {"debate": [*tasks.train, *tasks.test]}
     if old.manifest.kind == "eval":  # with adapters, which may be newer by now
         return {} if old.manifest.adapters_from else {"eval-0": [*tasks.test]}
-    return {"eval-0": [*tasks.test], "debate-1": [*tasks.train]}
+    before = old.manifest.recipe.get("loop", {}).get("staleness", 0)
+    untrained = min(1 + min(before, recipe.loop.staleness), recipe.loop.iterations)
+    return {"eval-0": [*tasks.test]} | {f"debate-{number}": [*tasks.train] for number in range(1, untrained + 1)}
 
 
 def _same(old: RunFolder, stage: str, tasks: dict[str, Task], seed: int) -> list[Recorded]:

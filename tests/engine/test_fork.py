@@ -99,6 +99,17 @@ def test_what_changes_every_debate_leaves_none(old: RunFolder, override: str, sa
     assert told == f"nothing of {old.path} is taken over: {said}" and taken(new) == {}
 
 
+@pytest.mark.parametrize(("before", "after", "taken_over"), [(1, 1, 1), (1, 0, 0), (0, 1, 0), (1, 2, 1)])
+def test_ahead_of_trainings_the_second_debates_are_by_untrained_agents_too(
+    old: RunFolder, before: int, after: int, taken_over: int
+) -> None:
+    old.manifest.recipe["loop"] = {"staleness": before}
+    task, *_ = load_split(built(TRAIN).tasks).train
+    put_on_record(old, "debate-2", closed_of(task, "debate-2", seed=built(TRAIN).seed))
+    new, _ = fork_of(old, f"loop.staleness={after}", "loop.iterations=3")
+    assert (len(taken(new)), len(taken(new, "debate-2"))) == (3, taken_over)
+
+
 def test_other_prompts_leave_no_debate(old: RunFolder) -> None:
     old.manifest.files["prompt_text"] = "another"
     assert "the text of the prompts has changed" in fork_of(old)[1]

@@ -16,7 +16,7 @@ from typing import ClassVar
 import msgspec
 import pytest
 
-from engine.debates.arena import Assignment
+from engine.debates.arena import Arena, Assignment
 from engine.record.journal import CloseEntry, Entry, EventEntry, Journal, read_journal, read_notes
 from protocols.errors import JournalError
 from protocols.graph import Edge
@@ -257,12 +257,18 @@ async def test_a_reply_after_the_deadline_is_noted_and_changes_nothing(path: Pat
     assert found.graph == done.graph
 
 
-async def test_a_reply_that_is_told_twice_is_no_late_one(path: Path) -> None:
+async def waiting_for_replies(path: Path, count: int) -> tuple[Arena, Host]:
+    """An arena with so many debates, and the host that was asked and answers nothing."""
     host = Host(lambda ask: None)
     arena = make_arena(path, host)
     await arena.recover()
-    arena.open([assignment(task) for task in make_tasks(1)])
-    await until(lambda: len(host.asked) >= 3)
+    arena.open([assignment(task) for task in make_tasks(count)])
+    await until(lambda: len(host.asked) >= 3 * count)
+    return arena, host
+
+
+async def test_a_reply_that_is_told_twice_is_no_late_one(path: Path) -> None:
+    arena, host = await waiting_for_replies(path, 1)
     twice = pack([reply(f"s/t0#0.answer.{member}") for member in range(3)])
     arena.deliver(twice)
     arena.deliver(twice)
@@ -273,11 +279,7 @@ async def test_a_reply_that_is_told_twice_is_no_late_one(path: Path) -> None:
 
 
 async def test_a_reply_after_a_failure_of_the_same_ask_was_paid_for(path: Path) -> None:
-    host = Host(lambda ask: None)
-    arena = make_arena(path, host)
-    await arena.recover()
-    arena.open([assignment(task) for task in make_tasks(1)])
-    await until(lambda: len(host.asked) >= 3)
+    arena, _ = await waiting_for_replies(path, 1)
     arena.deliver(pack([Failure(ask_id="s/t0#0.answer.0", kind="timeout", reason="slow"), reply("s/t0#0.answer.0")]))
     await arena.settle()
     _, stats = await arena.collect(0.0)
@@ -287,12 +289,8 @@ async def test_a_reply_after_a_failure_of_the_same_ask_was_paid_for(path: Path) 
 
 async def test_replies_and_a_deadline_in_one_batch(path: Path) -> None:
     """The last reply ends the phase, so the deadline behind it is stale; the other way round the reply is late."""
-    host = Host(lambda ask: None)
-    arena = make_arena(path, host)
-    await arena.recover()
+    arena, host = await waiting_for_replies(path, 2)
     first, second = (assignment(task) for task in make_tasks(2))
-    arena.open([first, second])
-    await until(lambda: len(host.asked) >= 6)
     ones, twos = ([reply(f"{it.debate_id}#0.answer.{member}") for member in range(3)] for it in (first, second))
     arena.deliver(pack(twos[:2]))
     await until(lambda: arena._replies >= 2)

@@ -44,7 +44,7 @@ from protocols.task import Task
 
 log = logging.getLogger("moot.arena")
 
-AT_ONCE = 256  # events applied before what they enable may leave
+AT_ONCE = 24  # events applied before what they enable may leave, so that hosts have something to do early
 LINGER_S = 0.1  # that closed debates' graphs wait for others' events, to be written in one commit with them
 
 _OUTCOMES = msgspec.msgpack.Decoder(list[Outcome | Stopped])

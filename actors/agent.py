@@ -321,24 +321,25 @@ class AgentHost:
             log.warning("%s: adapter %s cannot be unloaded: %r", self._name, adapter.name, err)
 
     def stats(self) -> HostStats:
+        agents = self._by_agent()
         return HostStats(
             host=self._name,
-            queued=sum(not known.in_model for known, _ in self._unanswered()),
+            queued=sum(agent.queued for agent in agents.values()),
             running=self._running,
-            replies=sum(tally.replies for tally in self._agents.values()),
+            replies=sum(agent.replies for agent in agents.values()),
             failures=dict(self._failures),
             retries=self._tries.retries,
             usage=sum((tally.usage.total for tally in self._agents.values()), Usage()),
             backend=self._backend.metrics() if self._info else {},
             hedged=self._tries.hedged,
-            cost_usd=sum(tally.cost_usd for tally in self._agents.values()),
+            cost_usd=sum(agent.cost_usd for agent in agents.values()),
             stopped=self._stopped,
             held=self._held,
             concurrency=self._slots.number,
             gates={name: gate.figures() for name, gate in self._gates.items()},
             adapters={agent: adapter.name for agent, adapter in self._adapters.items()},
             cache=self._cache.figures() if self._cache else {},
-            agents=self._by_agent(),
+            agents=agents,
         )
 
     def _by_agent(self) -> dict[str, AgentStats]:

@@ -10,9 +10,8 @@ figures are of a window of ``--seconds``:
 - delay: from a reply's arrival in the arena until the asks that it enables are handed to Ray, its commit included;
 - CPU of a durable turn: user and system time of the arena's and the host's process over the window, by replies, less
   what the simulated model takes to think of a reply and to keep it back for as long as a model would. That is measured
-  in a process that holds as many asks in the same model at the same rate and does nothing else, beside the run, as with
-  everything else at work, and ten thousands of timers, it takes twice as long as alone. The driver and Ray's own
-  processes are told beside it.
+  in a process that holds as many asks in the same model at the same rate and does nothing else, beside the run: among
+  so many each takes half as long again as in a tight loop. The driver and Ray's own processes are told beside it.
 
 Memory is measured in a process of its own: an arena that holds as many debates half-way (round 0 recorded, three asks
 open each), its resident memory over that of the empty arena, less the text of questions, prompts and replies, UTF-8.
@@ -32,7 +31,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,8 +111,17 @@ class Sample:
                 continue
 
 
-async def asks_of(recipe: Any, assignments: Sequence[Assignment]) -> list[Ask]:
-    """All that these debates ask."""
+def waiting_of(recipe: Any) -> deque[Assignment]:
+    """The debates of a recipe that has no run."""
+    from engine.data.tasks import load_split
+    from engine.debates.desk import Desk
+    from engine.record.attempts import Attempts
+
+    return Desk("debate", load_split(recipe.tasks).train, recipe.seed, Attempts(Path("nowhere")), ()).waiting
+
+
+async def asks_of(recipe: Any) -> list[Ask]:
+    """All that its debates ask."""
     from actors.models.scripted import ScriptedBackend, ScriptedSettings
     from engine.config.named_protocol import find_protocol
     from engine.debates.cluster import ArenaPlan
@@ -120,7 +129,7 @@ async def asks_of(recipe: Any, assignments: Sequence[Assignment]) -> list[Ask]:
 
     plan, model = ArenaPlan.of(recipe), ScriptedBackend(ScriptedSettings())
     asks: list[Ask] = []
-    for given in assignments:
+    for given in waiting_of(recipe):
         machine = find_protocol(plan.protocol)(plan.settings, plan.cast, recipe.prompts)
         commands = machine.receive(Opened(debate_id=given.debate_id, task=given.task, seed=given.seed))
         while asked := [command.ask for command in commands if isinstance(command, Request)]:
@@ -140,13 +149,9 @@ async def model_alone(options: argparse.Namespace) -> dict[str, float]:
     from actors.models.scripted import ScriptedBackend, ScriptedSettings
     from actors.post.collector import calm_collector
     from engine.config.recipe_file import build_recipe
-    from engine.data.tasks import load_split
-    from engine.debates.desk import Desk
-    from engine.record.attempts import Attempts
 
     recipe = build_recipe(recipe_data(WEIGHED, WEIGHED, 0.0), where="benchmark")
-    waiting = Desk("debate", load_split(recipe.tasks).train, recipe.seed, Attempts(Path("nowhere")), ()).waiting
-    asks = itertools.cycle(await asks_of(recipe, list(waiting)))
+    asks = itertools.cycle(await asks_of(recipe))
     model = ScriptedBackend(ScriptedSettings(latency_s=options.latency, latency_sigma=0.5))
     told = 0
 
@@ -266,17 +271,14 @@ async def memory(debates: int) -> dict[str, Any]:
 
     from engine.config.named_protocol import find_protocol
     from engine.config.recipe_file import build_recipe
-    from engine.data.tasks import load_split
     from engine.debates.arena import Arena
     from engine.debates.cluster import ArenaPlan
-    from engine.debates.desk import Desk
-    from engine.record.attempts import Attempts
     from protocols.message import Ask, Reply, Usage
 
     recipe = build_recipe(recipe_data(debates, debates, 0.0), where="benchmark")
     plan = ArenaPlan.of(recipe)
     machine = find_protocol(plan.protocol)
-    waiting = Desk("debate", load_split(recipe.tasks).train, recipe.seed, Attempts(Path("nowhere")), ()).waiting
+    waiting = waiting_of(recipe)
     decoder, encoder = msgspec.msgpack.Decoder(list[Ask]), msgspec.msgpack.Encoder()
     text, told = 0, 0
 

@@ -19,14 +19,14 @@ _DOLLARS = re.compile(r"(?<!\\)\${1,2}([^$]+)(?<!\\)\${1,2}")
 
 def boxed(text: str) -> str | None:
     r"""What the last closed LaTeX box (``\boxed`` or ``\fbox``) holds, braces balanced; None without one."""
-    if (at := max(text.rfind("\\boxed"), text.rfind("\\fbox"))) < 0:
+    if (first := _BOX.search(text)) is None:
         return None
-    if (plain := _BOX_OF_TEXT.match(text, at)) is not None:
+    plain = _BOX_OF_TEXT.match(text, max(text.rfind("\\boxed"), text.rfind("\\fbox")))
+    if plain is not None:
         return plain[1].strip()  # most boxes: nothing that closes can have begun behind the last one
     opened: list[int] = []  # for each brace still open: where the content of its box starts, -1 for other braces
     last: tuple[int, int] | None = None
-    first = _BOX.search(text)  # braces before it can close nothing in it; most of a reply stands before it
-    for token in _BRACE.finditer(text, first.start()) if first else ():
+    for token in _BRACE.finditer(text, first.start()):  # braces before the first can close nothing in it
         brace = token.group()
         if brace in ("\\{", "\\}"):
             continue  # printed, not grouping

@@ -10,8 +10,9 @@ figures are of a window of ``--seconds``:
 - delay: from a reply's arrival in the arena until the asks that it enables are handed to Ray, its commit included;
 - CPU of a durable turn: user and system time of the arena's and the host's process over the window, by replies, less
   what the simulated model takes to think of a reply and to keep it back for as long as a model would. That is measured
-  in a process that holds as many asks in the same model at the same rate and does nothing else, beside the run: among
-  so many each takes half as long again as in a tight loop. The driver and Ray's own processes are told beside it.
+  beside the run, in a process that does nothing else and holds as many asks of as many debates in the same model, at
+  the same rate: among so many each takes almost twice as long as in a tight loop. The driver and Ray's own processes
+  are told beside it.
 
 Memory is measured in a process of its own: an arena that holds as many debates half-way (round 0 recorded, three asks
 open each), its resident memory over that of the empty arena, less the text of questions, prompts and replies, UTF-8.
@@ -32,7 +33,6 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +45,8 @@ sys.path.insert(0, str(ROOT))
 
 MAX_DELAY_S, MAX_TURN_US, MAX_DEBATE_BYTES = 0.1, 150.0, 20_000
 AGENTS = ("ada", "bo", "cy")
-WEIGHED = 150  # debates whose asks the model alone is given, again and again
 SETTLES = 2.2  # times the mean latency, until replies come evenly though all were asked at once
+DEBATE_S = 0.001  # to think up what the model alone is asked, a debate; at most
 ROUNDS, TURNS = 2, 6
 TICK_HZ = os.sysconf("SC_CLK_TCK")
 
@@ -98,11 +98,11 @@ def children(pid: int) -> dict[int, str]:
 class Sample:
     """CPU of every process, and the arena's totals, at one moment."""
 
-    def __init__(self, stats: Any, but_for: Collection[int] = ()) -> None:
+    def __init__(self, stats: Any, but_for: int) -> None:
         self.at, self.stats = time.monotonic(), stats
         self.cpu: dict[str, float] = {"driver": cpu_s(os.getpid()), "arena": 0.0, "host": 0.0, "ray": 0.0}
         for pid, args in children(os.getpid()).items():
-            if pid in but_for:
+            if pid == but_for:
                 continue
             kind = "arena" if "ray::ArenaActor" in args else "host" if "ray::AgentActor" in args else "ray"
             try:
@@ -142,7 +142,8 @@ async def asks_of(recipe: Any) -> list[Ask]:
 async def model_alone(options: argparse.Namespace) -> dict[str, float]:
     """CPU that the simulated model takes for a reply, with nothing else in this process.
 
-    Of the three asks of a debate's round two are in the model at any moment: the round is as long as its slowest.
+    Of the three asks of a debate's round two are in the model at any moment: the round is as long as its slowest. No
+    debate's are asked twice before all others', so that nothing of them is still in a cache.
     """
     import msgspec
 
@@ -150,7 +151,7 @@ async def model_alone(options: argparse.Namespace) -> dict[str, float]:
     from actors.post.collector import calm_collector
     from engine.config.recipe_file import build_recipe
 
-    recipe = build_recipe(recipe_data(WEIGHED, WEIGHED, 0.0), where="benchmark")
+    recipe = build_recipe(recipe_data(options.debates, options.debates, 0.0), where="benchmark")
     asks = itertools.cycle(await asks_of(recipe))
     model = ScriptedBackend(ScriptedSettings(latency_s=options.latency, latency_sigma=0.5))
     told = 0
@@ -165,7 +166,7 @@ async def model_alone(options: argparse.Namespace) -> dict[str, float]:
     asking = [asyncio.ensure_future(ask_on()) for _ in range(2 * options.debates)]
     await asyncio.sleep(SETTLES * mean_s(options.latency))
     before_s, before = time.process_time(), told
-    await asyncio.sleep(options.seconds - SETTLES * mean_s(options.latency) - 5.0)
+    await asyncio.sleep(options.seconds)
     found = {"model_us": (time.process_time() - before_s) / (told - before) * 1e6}
     for task in asking:
         task.cancel()
@@ -203,12 +204,14 @@ async def in_flight(options: argparse.Namespace) -> dict[str, Any]:
         """The window is over; what is still open is of no interest."""
 
     async def take(name: str, finished: list[Finished], stats: ArenaStats) -> None:
-        if len(samples) == 0 and time.monotonic() - began > window[0]:
-            samples.append(Sample(stats))
-            reference.append(reference_ms())  # while everything else is at work
+        passed = time.monotonic() - began
+        if not alone and passed > window[0] - (SETTLES * mean_s(options.latency) + DEBATE_S * options.debates):
             alone.append(subprocess.Popen([*by_itself(options), "--model"], stdout=subprocess.PIPE))
-        elif len(samples) == 1 and time.monotonic() - samples[0].at > window[1]:
-            samples.append(Sample(stats, [process.pid for process in alone]))
+        if not samples and passed > window[0]:
+            samples.append(Sample(stats, alone[0].pid))
+            reference.append(reference_ms())  # while everything else is at work
+        elif samples and time.monotonic() - samples[0].at > window[1]:
+            samples.append(Sample(stats, alone[0].pid))
             raise OverError
 
     with tempfile.TemporaryDirectory(prefix="moot-bench-") as temporary:
@@ -336,8 +339,6 @@ def main() -> int:
     if options.memory:
         print(json.dumps(asyncio.run(memory(options.debates))))
         return 0
-    if options.seconds < (least := SETTLES * mean_s(options.latency) + 10):
-        parser.error(f"--seconds {options.seconds:g} is too short to time the model in: give {least:.0f} or more")
     if options.model:
         import uvloop  # as in Ray's actors
 

@@ -126,7 +126,7 @@ class Turn(msgspec.Struct, kw_only=True, eq=False):
         return self.reply.text if self.reply else ""
 
 
-class _Try(msgspec.Struct):
+class _Try(msgspec.Struct, gc=False):
     """One ask of a turn: what its node will hold, and the reply."""
 
     node_id: str
@@ -140,7 +140,7 @@ class _Try(msgspec.Struct):
     correct: bool | None = None
 
 
-class _Thread(msgspec.Struct):
+class _Thread(msgspec.Struct, gc=False):
     """A chat so far: its messages, the node that spoke last, and how many messages open it."""
 
     messages: tuple[Message, ...]

@@ -13,7 +13,7 @@ from protocols.bounds import MAX_ROUNDS, UP, check_bounds
 from protocols.conversation import Conversation, Flow, Player, ProtocolSettings, Role, Script, Turn
 from protocols.errors import ConfigError
 from protocols.graph import EdgeKind, Verdict
-from protocols.machine import Phase
+from protocols.machine import Phase, derive_seed
 
 
 class SocietyPhase(Phase):
@@ -200,7 +200,7 @@ class Society(Conversation):
             return []
         neighbours = self._neighbours(member)
         others = [str(other) for other in self._members if other in neighbours]
-        self.rng("peers", self.round, member).shuffle(others)
+        others.sort(key=lambda other: derive_seed(self.seed, "peers", self.round, member, other))
         return [self.latest[seat] for seat in others if seat in self.latest][: self.settings.max_peers]
 
     def _neighbours(self, member: int) -> set[int]:

@@ -78,7 +78,7 @@ class _Open(msgspec.Struct):
     debate: Debate
     machine: Machine
     seq: int = 0  # next event's number
-    decided: set[str] = msgspec.field(default_factory=set)  # asks answered in this batch, not yet applied
+    decided: frozenset[str] = frozenset()  # asks answered in this batch, not yet applied
     timed_phase: int = -1  # the one that its deadline is of; -1: none
     began: float = 0.0  # seconds since 1970
 
@@ -396,7 +396,7 @@ class Arena:
                         self._late += 1
                 continue
             if ask_id:
-                held.decided.add(ask_id)
+                held.decided |= {ask_id}
                 if isinstance(event, Replied):
                     told.add(ask_id)
             elif isinstance(event, DeadlinePassed):
@@ -417,7 +417,7 @@ class Arena:
         held = self._open.get(debate_id)
         if held is None:
             return  # set aside by an event before this one
-        held.decided.clear()
+        held.decided = frozenset()
         self._count(event)
         self._obey(debate_id, self._step(held, event), since=arrived)
 

@@ -39,7 +39,7 @@ _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Event)
 
 
-class EventEntry(msgspec.Struct, frozen=True):
+class EventEntry(msgspec.Struct, frozen=True, gc=False):
     """One event of one debate; ``seq`` counts from 0. ``at`` is wall-clock time, for timelines alone."""
 
     debate_id: str
@@ -48,7 +48,7 @@ class EventEntry(msgspec.Struct, frozen=True):
     event: Event
 
 
-class CloseEntry(msgspec.Struct, frozen=True):
+class CloseEntry(msgspec.Struct, frozen=True, gc=False):
     """A closed debate's graph, encoded."""
 
     debate_id: str
@@ -56,7 +56,7 @@ class CloseEntry(msgspec.Struct, frozen=True):
     graph: bytes
 
 
-class NoteEntry(msgspec.Struct, frozen=True):
+class NoteEntry(msgspec.Struct, frozen=True, gc=False):
     """What no machine takes: ``late`` replies, which were paid for, and why a debate was ``set_aside``.
 
     ``spent``: what the events that a compaction dropped had cost.

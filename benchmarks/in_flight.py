@@ -11,8 +11,8 @@ figures are of a window of ``--seconds``:
 - CPU of a durable turn: user and system time of the arena's and the host's process over the window, by replies, less
   what the simulated model takes to think of a reply and to keep it back for as long as a model would. That is measured
   beside the run, in a process that does nothing else and holds as many asks of as many debates in the same model, at
-  the same rate: among so many each takes almost twice as long as in a tight loop. The driver and Ray's own processes
-  are told beside it.
+  the same rate: among so many each takes 1.7 times as long as in a tight loop. The driver and Ray's own processes are
+  told beside it.
 
 Memory is measured in a process of its own: an arena that holds as many debates half-way (round 0 recorded, three asks
 open each), its resident memory over that of the empty arena, less the text of questions, prompts and replies, UTF-8.

@@ -29,9 +29,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    from engine.loop import Loop
+    from engine.results.report_data import ReportData
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -73,8 +77,8 @@ def recipe_data(debates: int, latency_s: float, epochs: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def iterate(variant: str, data: dict[str, Any], path: Path) -> Span:
-    """One iteration in this process."""
+async def run_loop(data: dict[str, Any], path: Path, kind: type[Loop] | None = None) -> tuple[float, ReportData]:
+    """A loop in this process; when it began, in seconds since 1970, and what came of it."""
     from engine.config.recipe_file import build_recipe
     from engine.data.tasks import load_split
     from engine.debates.cluster import Cluster
@@ -82,15 +86,6 @@ async def iterate(variant: str, data: dict[str, Any], path: Path) -> Span:
     from engine.loop import Loop
     from engine.record.folder import Manifest, RunFolder
     from engine.results.collect import collect
-    from trainers.record.feed import Feed, hash_rows
-    from trainers.record.registry import Registry
-
-    class TwoPhases(Loop):
-        """All debates are on record when the trainings begin."""
-
-        async def _train(self, iteration: Any) -> None:
-            await iteration.closed.wait()
-            await super()._train(iteration)
 
     recipe = build_recipe(data, where="benchmark")
     manifest = Manifest(
@@ -102,13 +97,29 @@ async def iterate(variant: str, data: dict[str, Any], path: Path) -> Span:
     progress = Progress(live=False)
     progress.hush()
     try:
-        loop = (Loop if variant == "streamed" else TwoPhases)(recipe, cluster, run, load_split(recipe.tasks), progress)
+        loop = (kind or Loop)(recipe, cluster, run, load_split(recipe.tasks), progress)
         began = time.time()
         await loop.run()
-        found = collect(run)
+        return began, collect(run)
     finally:
         await cluster.stop()
         run.release()
+
+
+async def iterate(variant: str, data: dict[str, Any], path: Path) -> Span:
+    """One iteration in this process."""
+    from engine.loop import Loop
+    from trainers.record.feed import Feed, hash_rows
+    from trainers.record.registry import Registry
+
+    class TwoPhases(Loop):
+        """All debates are on record when the trainings begin."""
+
+        async def _train(self, iteration: Any) -> None:
+            await iteration.closed.wait()
+            await super()._train(iteration)
+
+    began, found = await run_loop(data, path, Loop if variant == "streamed" else TwoPhases)
     records = Registry(path / "adapters").list()
     feed = Feed(path / "train" / "iteration-1" / "feed", lock_wait_s=60.0)  # its actor may still be going
     (iteration,) = found.iterations

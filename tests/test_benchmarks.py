@@ -1,5 +1,5 @@
 """What the benchmarks claim of themselves: peers debate in moot's own words, a barrier holds rounds apart, padding is
-no work done."""
+no work done, an iteration lasts from adapter to adapter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 
 import pytest
 
-from benchmarks import peers_work, sft
+from benchmarks import peers_work, sft, staleness
 from benchmarks.barrier import Barrier
 from protocols.conversation import Player
 from protocols.machine import Command, Opened, Replied, Request
@@ -66,3 +66,16 @@ def test_tokens_a_second_are_those_of_rows_behind_the_first_step() -> None:
     assert (told["tokens_per_s"], told["of_trl"], told["steps"]) == ([7.0], [2.0], 3)
     assert told["loss_difference"] == pytest.approx(0.1)
     assert told["filled"] == pytest.approx(18 / (2 * 3 + 2 * 6 + 2 * 2))
+
+
+def test_an_iteration_ahead_is_timed_from_adapter_to_adapter() -> None:
+    spans = [
+        staleness.Span(staleness=0, closed=[50.0, 130.0, 210.0], trained=[80.0, 160.0, 240.0], stale_share=0.0),
+        staleness.Span(staleness=1, closed=[50.0, 100.0, 150.0], trained=[90.0, 150.0, 210.0], stale_share=1.0),
+    ]
+    found = staleness.figures(spans)
+    assert (found["later_0_s"], found["later_1_s"]) == ([80.0], [60.0])
+    assert found["times_faster"] == [pytest.approx(4 / 3)]
+    assert (found["G"], found["R"]) == ([50.0, 50.0], [30.0, 30.0, 30.0])
+    assert found["T"] == [60.0]  # of the third alone all rows were there when its trainings could begin
+    assert (found["loop_0_s"], found["loop_1_s"]) == ([240.0], [210.0])

@@ -146,6 +146,14 @@ class Account:
         self._queue: OrderedDict[str, Want] = OrderedDict()  # a plain dict is slow at giving its first
         self._running: dict[str, _Running] = {}
 
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
     def tell(self, told: Told, now_s: float) -> None:
         if isinstance(told, Want):
             self._queue[told.id] = told
@@ -222,8 +230,8 @@ class Account:
 
     def figures(self, now_s: float) -> dict[str, float]:
         return {
-            "waiting": float(len(self._queue)),
-            "running": float(len(self._running)),
+            "waiting": float(self.waiting),
+            "running": float(self.running),
             "concurrency": self.concurrency.limit,
             "requests_per_minute": self.requests.limit,
             "tokens_per_minute": self.tokens.limit,

@@ -61,6 +61,14 @@ class Purse:
         self._usd += spent.usd
         self._tokens += spent.tokens
 
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        return len(self._reserved)
+
     def tell(self, told: Told, now_s: float) -> None:
         if isinstance(told, Want):
             (self._bought if told.bought else self._queue)[told.id] = told
@@ -121,8 +129,8 @@ class Purse:
 
     def figures(self, now_s: float) -> dict[str, float]:
         return {
-            "waiting": float(len(self._queue)),
-            "running": float(len(self._reserved)),
+            "waiting": float(self.waiting),
+            "running": float(self.running),
             "spent_usd": self._usd,
             "spent_tokens": float(self._tokens),
             "reserved_usd": self._reserved_usd,

@@ -35,6 +35,14 @@ class EngineRoom:
         self.limit = most if self.limit == self._most else min(self.limit, most)
         self._most = most
 
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        return len(self._inside)
+
     def tell(self, told: Told, now_s: float) -> None:
         if isinstance(told, Want):
             self._queue[told.id] = None
@@ -66,8 +74,8 @@ class EngineRoom:
 
     def figures(self, now_s: float) -> dict[str, float]:
         return {
-            "waiting": float(len(self._queue)),
-            "running": float(len(self._inside)),
+            "waiting": float(self.waiting),
+            "running": float(self.running),
             "limit": float(self.limit),
             "trims": float(self.trims),
         }

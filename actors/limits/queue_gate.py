@@ -66,6 +66,16 @@ class Decision(msgspec.Struct, frozen=True):
 class Core(Protocol):
     """Who may go when. Pure: time is an argument, in seconds of any one clock."""
 
+    @property
+    def waiting(self) -> int:
+        """Tries that it has not decided on."""
+        ...
+
+    @property
+    def running(self) -> int:
+        """Tries that it has let in and that are not over."""
+        ...
+
     def tell(self, told: Told, now_s: float) -> None:
         """A try asks, ends, or limits became known. Ids that are not known are passed over."""
         ...
@@ -103,7 +113,7 @@ class Desk:
 
     def tell(self, told: Iterable[Told]) -> None:
         now = self._clock()
-        if not self._soon and not self.core.figures(now)["waiting"]:
+        if not self._soon and not self.core.waiting:
             self._moved_s = now  # nobody waited until now
         for item in told:
             self.core.tell(item, now)
@@ -117,20 +127,19 @@ class Desk:
         decisions = self.core.decide(now)
         for decision in decisions:
             self._decided(decision)
-        figures = self.core.figures(now)
-        if decisions or figures["running"] or not figures["waiting"]:
+        stuck = self.core.waiting and not self.core.running  # nobody under way could let anybody in
+        if decisions or not stuck:
             self._moved_s = now
         elif now - self._moved_s >= self._alarm_s:
-            self._alarm(figures, now)
+            self._alarm(now)
         later = self.core.next_s(now)
-        if figures["waiting"] and not figures["running"]:
+        if stuck:
             later = min(now + self._alarm_s if later is None else later, self._moved_s + self._alarm_s)
         if later is not None:
             self._timer = asyncio.get_running_loop().call_later(max(0.001, later - now), self._turn)
 
-    def _alarm(self, figures: dict[str, float], now: float) -> None:
-        """Nothing under way could let anybody in."""
-        shown = ", ".join(f"{name} {value:g}" for name, value in figures.items())
+    def _alarm(self, now: float) -> None:
+        shown = ", ".join(f"{name} {value:g}" for name, value in self.core.figures(now).items())
         log.error("%s: asks wait though none is under way, for %g s: %s", self.name, now - self._moved_s, shown)
         self.alarms += 1
         self._moved_s = now

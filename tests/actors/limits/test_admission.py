@@ -284,7 +284,7 @@ class Jammed:
     """A core that lets nobody in."""
 
     def __init__(self) -> None:
-        self.waiting = 0
+        self.waiting = self.running = 0
 
     def tell(self, told: object, now_s: float) -> None:
         self.waiting += 1

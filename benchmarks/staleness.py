@@ -1,0 +1,153 @@
+"""What debates ahead of trainings save: a loop with ``loop.staleness: 1`` beside the same loop with 0.
+
+    python benchmarks/staleness.py [--iterations 4] [--debates 40] [--epochs 1] [--rounds 3] [--json FILE]
+
+The loop of ``streaming.py``, several iterations of it: the scripted model debates, with a latency and little CPU of its
+own, while adapters of the embedded model are trained in two lanes on two cores, as if each side had devices of its own.
+Both variants stream; the variants take turns, each in a fresh process.
+
+Told are the seconds of the whole loop and of an iteration, from the last adapter of one to the last adapter of the
+next: G, its debates, R, what its trainings take from there on, and T, the trainings where no row was waited for. With
+0 an iteration takes G + R; with 1 it takes max(G, T), the first excepted, whose debates nothing can be beside.
+
+Exit status 1: with 1 the iterations after the first are not --limit times faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.streaming import recipe_data, run_loop, spread  # noqa: E402
+
+STALENESS = (0, 1)
+
+
+class Span(msgspec.Struct, frozen=True):
+    """One loop; by iteration, seconds since it began."""
+
+    staleness: int
+    closed: list[float]  # its last debate
+    trained: list[float]  # its last adapter
+    stale_share: float  # of the last iteration's turns of learners
+
+    @property
+    def later_s(self) -> list[float]:
+        """What each iteration but the first takes."""
+        return [after - before for before, after in zip(self.trained, self.trained[1:], strict=False)]
+
+
+async def hold(staleness: int, recipe: dict[str, object], folder: Path) -> Span:
+    """The loop in this process."""
+    from trainers.record.registry import Registry
+
+    began, found = await run_loop(recipe, folder)
+    trained = defaultdict[int, float](float)
+    for record in Registry(folder / "adapters").list():
+        number = int(record.metrics["iteration"])
+        trained[number] = max(trained[number], record.created_at - began)
+    return Span(
+        staleness=staleness,
+        closed=[max(iteration.closed_unix_s) - began for iteration in found.iterations],
+        trained=[trained[iteration.iteration] for iteration in found.iterations],
+        stale_share=found.iterations[-1].stale_share or 0.0,
+    )
+
+
+def hold_apart(staleness: int, options: argparse.Namespace) -> Span:
+    data = recipe_data(options.debates, options.latency_s, options.epochs)
+    data["loop"] |= {"iterations": options.iterations, "staleness": staleness}
+    with tempfile.TemporaryDirectory(prefix="moot-bench-") as temporary:
+        folder = Path(temporary)
+        (folder / "recipe.json").write_text(json.dumps(data))
+        command = [sys.executable, __file__, "--variant", str(staleness), temporary]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=7200, check=False)
+        if done.returncode:
+            raise SystemExit(f"staleness {staleness} failed:\n{done.stderr[-3000:]}")
+        return msgspec.json.decode((folder / "span.json").read_bytes(), type=Span)
+
+
+def figures(spans: Sequence[Span]) -> dict[str, list[float]]:
+    """What the rounds say, one figure a round but for the pieces of an iteration, of which each is one."""
+    by_turns, ahead = ([span for span in spans if span.staleness == number] for number in STALENESS)
+    return {
+        "loop_0_s": [span.trained[-1] for span in by_turns],
+        "loop_1_s": [span.trained[-1] for span in ahead],
+        "later_0_s": [statistics.median(span.later_s) for span in by_turns],
+        "later_1_s": [statistics.median(span.later_s) for span in ahead],
+        "times_faster": [
+            statistics.median(one.later_s) / statistics.median(two.later_s)
+            for one, two in zip(by_turns, ahead, strict=True)
+        ],
+        "G": [closed - end for span in by_turns for closed, end in zip(span.closed[1:], span.trained, strict=False)],
+        "R": [end - closed for span in by_turns for closed, end in zip(span.closed, span.trained, strict=True)],
+        # the rows of an iteration are all there when its trainings begin, if its debates end before those of the last
+        "T": [
+            end - before
+            for span in ahead
+            for closed, before, end in zip(span.closed[1:], span.trained, span.trained[1:], strict=False)
+            if closed <= before
+        ],
+        "stale_share": [span.stale_share for span in ahead],
+    }
+
+
+def table(found: dict[str, list[float]]) -> str:
+    shown = {
+        "G": ("G", 0), "R": ("R", 0), "T": ("T", 0),
+        "an iteration, staleness 0, s": ("later_0_s", 0), "staleness 1, s": ("later_1_s", 0),
+        "times faster": ("times_faster", 2), "whole loop, staleness 0, s": ("loop_0_s", 0),
+        "whole loop, staleness 1, s": ("loop_1_s", 0), "said by older versions": ("stale_share", 2),
+    }  # fmt: skip
+    cells = [spread(found[name], places) if found[name] else "" for name, places in shown.values()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (list(shown), ["---"] * len(shown), cells))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--iterations", type=int, default=4)
+    parser.add_argument("--debates", type=int, default=40, help="of each iteration")
+    parser.add_argument("--latency-s", type=float, default=4.0, help="median of a reply's latency")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=1.2)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--variant", nargs=2, metavar=("STALENESS", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.variant:
+        staleness, folder = int(options.variant[0]), Path(options.variant[1])
+        span = asyncio.run(hold(staleness, json.loads((folder / "recipe.json").read_text()), folder / "run"))
+        (folder / "span.json").write_bytes(msgspec.json.encode(span))
+        return 0
+    if options.iterations < 2:
+        parser.error(f"--iterations {options.iterations} has none after the first: give 2 or more")
+    spans = []
+    for number in range(options.rounds):
+        for staleness in STALENESS if number % 2 == 0 else STALENESS[::-1]:
+            spans.append(hold_apart(staleness, options))
+            print(f"staleness {staleness}: {spans[-1].trained[-1]:.0f} s", file=sys.stderr, flush=True)
+    found = figures(spans)
+    print(table(found))
+    if options.json:
+        from engine.record.folder import machine_description, versions
+
+        told = {"machine": machine_description(), "versions": versions(), "figures": found, "spans": spans}
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=2))
+    return int(statistics.median(found["times_faster"]) < options.limit)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -144,14 +144,15 @@ def evaluate(
 @main.command()
 @run_argument
 @click.option("--budget", multiple=True, metavar="usd=Y|tokens=N", help="The run's new budget, what is spent included.")
+@click.option("--iterations", type=int, metavar="N", help="That a loop is to have in all: one that is done goes on.")
 @json_option
-def resume(run: Path, budget: tuple[str, ...], as_json: bool) -> None:
+def resume(run: Path, budget: tuple[str, ...], iterations: int | None, as_json: bool) -> None:
     """Go on with a run that was interrupted; nothing that is on record is asked again."""
 
     def work(progress: Progress) -> dict[str, Any]:
         from engine.run import resume as resume_run
 
-        return _with_report(resume_run(run, budget=budget, progress=progress), progress)
+        return _with_report(resume_run(run, budget=budget, iterations=iterations, progress=progress), progress)
 
     _command(work, as_json)
 

@@ -22,7 +22,7 @@ from engine.config.servable import check_servable
 from engine.data.media import collect_media
 from engine.data.tasks import Split, load_split
 from engine.debates.attendant import Attendant
-from engine.debates.changes import check_same, check_unchanged, differences, keep_changes, taken_up
+from engine.debates.changes import check_same, check_unchanged, differences, goes_further, keep_changes, taken_up
 from engine.debates.cluster import Cluster, in_copy_of_a_job
 from engine.debates.stage import run_stage
 from engine.debates.terminal import check_people, with_people
@@ -98,9 +98,10 @@ def _again(
     except ConfigError:
         folder.release()
         raise
-    if manifest.finished_at is not None:
+    if manifest.finished_at is not None and not goes_further(folder, recipe):
         folder.release()
         return _nothing_left(folder, progress)
+    manifest.finished_at = None
     manifest.recipe_path = str(recipe_path)  # a job's copy of it lies elsewhere each time
     keep_changes(folder, recipe, differences(manifest.recipe, recipe.source))
     return carry_out(folder, recipe, tasks, progress)
@@ -186,11 +187,12 @@ def _recipe_of(manifest: Manifest, source: Mapping[str, Any] | None = None) -> R
     return build_recipe(source or manifest.recipe, where=str(path), folder=path.parent)
 
 
-def resume(path: Path, *, budget: Sequence[str] = (), progress: Progress) -> Outcome:
-    """Go on with a run where it stood; a run that is done is left as it is.
+def resume(path: Path, *, budget: Sequence[str] = (), iterations: int | None = None, progress: Progress) -> Outcome:
+    """Go on with a run where it stood; a run that is done is left as it is, but for a loop that is to go further.
 
     Args:
         budget: ``usd=Y`` or ``tokens=N``: the run's new budget, what was spent before included.
+        iterations: that a loop is to have in all, those it has had included.
     Raises: ConfigError: not a run, or its recipe is another now. MootError: see the stages.
     """
     folder = RunFolder.open(path)
@@ -199,20 +201,24 @@ def resume(path: Path, *, budget: Sequence[str] = (), progress: Progress) -> Out
         return _outcome(folder)
     folder.lock()
     try:
-        return _go_on(folder, budget, progress)
+        return _go_on(folder, budget, iterations, progress)
     finally:
         folder.release()
 
 
-def _go_on(folder: RunFolder, budget: Sequence[str], progress: Progress) -> Outcome:
+def _go_on(folder: RunFolder, budget: Sequence[str], iterations: int | None, progress: Progress) -> Outcome:
     manifest = folder.manifest
-    source = taken_up(folder, budget)
-    with telling_of([f"run.budget.{given}" for given in budget], manifest.recipe_path, place="--budget"):
+    source = taken_up(folder, budget, iterations)
+    with (
+        telling_of([f"run.budget.{given}" for given in budget], manifest.recipe_path, place="--budget"),
+        telling_of(["loop.iterations"] * (iterations is not None), manifest.recipe_path, place="--iterations"),
+    ):
         recipe = _recipe_of(manifest, source)
     check_same(folder, recipe)
     tasks = limited(load_split(recipe.tasks), manifest.limit)
-    if manifest.finished_at is not None:
+    if manifest.finished_at is not None and not goes_further(folder, recipe):
         return _nothing_left(folder, progress)
+    manifest.finished_at = None
     check_people(recipe, manifest.recipe_path)
     if found := differences(manifest.recipe, source):
         keep_changes(folder, recipe, found)
@@ -413,7 +419,10 @@ def _totals(folder: RunFolder) -> Outcome:
 
 def _nothing_left(folder: RunFolder, progress: Progress) -> Outcome:
     """Of a run that was done before: what came of it, and that nothing was added now."""
-    progress.note(f"{folder.path} is done already; nothing to resume")
+    further = (
+        f"; `moot resume {folder.path} --iterations N` has it go further" if folder.manifest.kind == "loop" else ""
+    )
+    progress.note(f"{folder.path} is done already; nothing to resume{further}")
     return _outcome(folder) | {"state": "done already", "new_replies": 0, "hosts": {}, "wall_s": 0.0}
 
 

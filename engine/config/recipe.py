@@ -126,7 +126,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         """Identity of what is run: changes with anything that could change a result, prompts and task files too.
 
         A cache is left out: it decides who is asked, while the reply is one of the same model to the same words. So
-        are limits, which may change while a run goes on: they say how fast is asked and how often, not what.
+        are limits, which may change while a run goes on: they say how fast is asked and how often, not what. And so
+        are iterations: however many there are to be, the first ones come to the same.
         """
         return digest(identity(self.source) | self.files)
 
@@ -182,12 +183,21 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
 FREE = ("run", "description", "prices")
 FREE_OF_MODELS = ("price", "cache", "replicas", "max_restarts", "limits")
+FREE_OF_LOOP = ("iterations",)  # it may only grow
 
 
 def identity(source: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a recipe that could change a result."""
-    told = {key: value for key, value in source.items() if key not in FREE}
+    told = {key: value for key, value in source.items() if key not in (*FREE, "loop")}
+    if loop := _without(source.get("loop"), *FREE_OF_LOOP):
+        told["loop"] = loop
     return told | {"models": {name: _without(value, *FREE_OF_MODELS) for name, value in source["models"].items()}}
+
+
+def iterations_of(source: Mapping[str, Any]) -> int:
+    """Of a recipe that was checked, by its plain data."""
+    number: int = (source.get("loop") or {}).get("iterations", LoopSettings().iterations)
+    return number
 
 
 def digest(value: Any) -> str:

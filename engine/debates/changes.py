@@ -12,7 +12,7 @@ import msgspec
 
 from actors.limits.budget import Budget
 from actors.limits.tries import Limits
-from engine.config.recipe import FREE, FREE_OF_MODELS, Recipe
+from engine.config.recipe import FREE, FREE_OF_LOOP, FREE_OF_MODELS, Recipe, iterations_of
 from engine.config.recipe_file import apply_override, build_recipe, read_yaml
 from engine.config.refusals import suggest
 from engine.record.folder import Change, RunFolder
@@ -38,9 +38,11 @@ class Difference(msgspec.Struct, frozen=True):
 
     @property
     def free(self) -> bool:
-        """Whether it changes no result, so that a run may go on with it."""
+        """Whether it changes no result that there is, so that a run may go on with it."""
         top, *rest = self.key.split(".")
-        return top in FREE or (top == "models" and len(rest) > 1 and rest[1] in FREE_OF_MODELS)
+        if top == "models":
+            return len(rest) > 1 and rest[1] in FREE_OF_MODELS
+        return top in FREE or (top == "loop" and bool(rest) and rest[0] in FREE_OF_LOOP)
 
 
 def _shown(value: Any) -> str:
@@ -92,10 +94,10 @@ def own_recipe(folder: RunFolder) -> dict[str, Any]:
     return _plain(read_yaml(file) if file.exists() else folder.manifest.recipe)
 
 
-def taken_up(folder: RunFolder, budget: Sequence[str]) -> dict[str, Any]:
-    """The recipe to go on with: the run's own with what was edited in it, and a new budget.
+def taken_up(folder: RunFolder, budget: Sequence[str], iterations: int | None = None) -> dict[str, Any]:
+    """The recipe to go on with: the run's own with what was edited in it, a new budget, more iterations.
 
-    Raises: ConfigError: an edit would change results.
+    Raises: ConfigError: an edit would change results, or there is no loop to go on with.
     """
     source = own_recipe(folder)
     if refused := [item for item in differences(folder.manifest.recipe, source) if not item.free]:
@@ -107,7 +109,16 @@ def taken_up(folder: RunFolder, budget: Sequence[str]) -> dict[str, Any]:
         if given.partition("=")[0] not in Budget.__struct_fields__ or "=" not in given:
             raise ConfigError(f"--budget {given!r} must be usd=Y or tokens=N, for instance usd=10")
         apply_override(source, f"run.budget.{given}", named=f"--budget {given!r}")
+    if iterations is not None:
+        if folder.manifest.kind != "loop":
+            raise ConfigError(f"--iterations {iterations}: {folder.path} is no loop; `moot loop` starts one")
+        apply_override(source, f"loop.iterations={iterations}")
     return source
+
+
+def goes_further(folder: RunFolder, recipe: Recipe) -> bool:
+    """Whether a loop is to have more iterations than it was."""
+    return folder.manifest.kind == "loop" and recipe.loop.iterations > iterations_of(folder.manifest.recipe)
 
 
 def check_unchanged(folder: RunFolder, recipe: Recipe) -> None:
@@ -121,8 +132,13 @@ def check_unchanged(folder: RunFolder, recipe: Recipe) -> None:
 
 
 def check_same(folder: RunFolder, recipe: Recipe) -> None:
-    """Raises: ConfigError: what the recipe only names has changed: prompts, or files of tasks."""
+    """Raises: ConfigError: prompts or files of tasks that the recipe names have changed, or a loop is to be shorter."""
     manifest = folder.manifest
+    if manifest.kind == "loop" and recipe.loop.iterations < (before := iterations_of(manifest.recipe)):
+        raise ConfigError(
+            f"{folder.path}: loop.iterations={recipe.loop.iterations} are fewer than the {before} of the run; give as "
+            f"many or more, and end it earlier by `moot ctl drain {folder.path}`"
+        )
     if recipe.fingerprint == manifest.fingerprint:
         return
     words = {"prompt_text": "the text of its prompts", "task_files": "its files of tasks"}

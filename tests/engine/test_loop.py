@@ -22,6 +22,7 @@ from engine.live.progress import Progress
 from engine.record.folder import RunFolder
 from engine.record.journal import Journal, read_journal
 from engine.run import resume, start
+from protocols.errors import ConfigError
 from protocols.graph import decode_debate
 from protocols.message import Ask
 from tests.actors.remote import Remote
@@ -219,6 +220,35 @@ def test_a_loop_that_is_interrupted_at_every_arrow_comes_to_the_same(
     assert adapters(broken) == adapters(whole) and len(adapters(whole)) == 2 * 2 * (1 + preferences)
     assert spoke(broken) == spoke(whole)
     assert again.get("staleness") == outcome.get("staleness")
+
+
+@pytest.mark.parametrize(("staleness", "preferences"), [(0, False), (1, True)])
+def test_a_loop_that_is_done_goes_further_and_comes_to_the_same(
+    tmp_path: Path, trainer: Trainer, staleness: int, preferences: bool
+) -> None:
+    plan = recipe(tmp_path, staleness=staleness, preferences=preferences)
+    whole, outcome = looped(plan, "whole")
+    further, silent = tmp_path / "further" / "r", Progress(live=False)
+    start("loop", plan, ("loop.iterations=1",), run_dir=further, limit=None, progress=silent)
+    asked = {stage: spoke(further)[stage] for stage in spoke(further)}
+    second = resume(further, iterations=2, progress=silent)
+    assert len(adapters(further)) == 2 * 2 * (1 + preferences) and second["after"] != outcome["after"]
+    again = start("loop", plan, (), run_dir=further, limit=None, or_resume=True, progress=silent)  # three, it says
+    assert adapters(further) == adapters(whole)
+    assert spoke(further) == spoke(whole) and asked.items() <= spoke(whole).items()
+    assert (again["before"], again["after"]) == (outcome["before"], outcome["after"])
+    assert again.get("staleness") == outcome.get("staleness")
+    changes = RunFolder.open(further).manifest.changes
+    assert [(item.key, item.old, item.new) for item in changes] == [
+        ("loop.iterations", 1, 2),
+        ("loop.iterations", 2, 3),
+    ]
+    assert resume(further, iterations=ITERATIONS, progress=silent)["state"] == "done already"
+    with pytest.raises(ConfigError, match=r"loop\.iterations=2 are fewer than the 3 of the run"):
+        resume(further, iterations=2, progress=silent)
+    with pytest.raises(ConfigError, match=r"^--iterations: loop\.iterations=0 must be a number from 1 to"):
+        resume(further, iterations=0, progress=silent)
+    RunFolder.open(further).lock()  # nobody holds it
 
 
 def _interrupt_everywhere(monkeypatch: pytest.MonkeyPatch) -> tuple[set[str], set[str]]:

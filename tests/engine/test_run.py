@@ -14,7 +14,7 @@ from engine.config.recipe_file import load_recipe
 from engine.debates.cluster import in_copy_of_a_job
 from engine.live.progress import Progress
 from engine.record.folder import Manifest, RunFolder
-from engine.run import start
+from engine.run import resume, start
 from protocols.errors import ConfigError
 from tests.engine.config.test_recipe import GOOD
 
@@ -124,6 +124,12 @@ def test_what_a_driver_changed_meanwhile_is_seen(recipe: Path, run: Path, monkey
     monkeypatch.setattr(RunFolder, "lock", late)
     with pytest.raises(ConfigError, match="there --limit is 2, here not set"):
         again(recipe, run)
+
+
+def test_only_a_loop_has_iterations(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--iterations 2: .*run is no loop; `moot loop` starts one$"):
+        resume(run, iterations=2, progress=Progress(live=False))
+    RunFolder.open(run).lock()
 
 
 @pytest.mark.parametrize(

@@ -350,7 +350,14 @@ def test_overrides_that_make_no_sense_are_one_sentence(override: str, said: str)
 
 @pytest.mark.parametrize(
     "override",
-    ["run.num_arenas=4", "run.sync=normal", "run.runs_dir=there", "description=hi", "models.simulated.cache={}"],
+    [
+        "run.num_arenas=4",
+        "run.sync=normal",
+        "run.runs_dir=there",
+        "description=hi",
+        "models.simulated.cache={}",
+        "loop.iterations=3",
+    ],
 )
 def test_how_the_work_is_spread_is_no_part_of_the_identity(override: str) -> None:
     assert built(override).fingerprint == built().fingerprint
@@ -359,7 +366,7 @@ def test_how_the_work_is_spread_is_no_part_of_the_identity(override: str) -> Non
 @pytest.mark.parametrize(
     "override",
     ["seed=2", "name=other", "protocol.rounds=3", "agents.ada.temperature=0.5", "models.simulated.skill=0.7",
-     "tasks.train=5", "cast.generator=[bo, ada]", "sft.rank=8", "agents.ada.persona=Hm."],
+     "tasks.train=5", "cast.generator=[bo, ada]", "sft.rank=8", "agents.ada.persona=Hm.", "loop.init_from=previous"],
 )  # fmt: skip
 def test_what_may_change_a_result_changes_the_identity(override: str) -> None:
     assert built(override).fingerprint != built().fingerprint

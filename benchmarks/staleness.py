@@ -1,10 +1,10 @@
 """What debates ahead of trainings save: a loop with ``loop.staleness: 1`` beside the same loop with 0.
 
-    python benchmarks/staleness.py [--iterations 4] [--debates 40] [--epochs 1] [--rounds 3] [--json FILE]
+    python benchmarks/staleness.py [--iterations 3] [--debates 40] [--epochs 2] [--rounds 3] [--json FILE]
 
 The loop of ``streaming.py``, several iterations of it: the scripted model debates, with a latency and little CPU of its
 own, while adapters of the embedded model are trained in two lanes on two cores, as if each side had devices of its own.
-Both variants stream; the variants take turns, each in a fresh process.
+With what is set, both sides take about as long. Both variants stream, and take turns, each in a fresh process.
 
 Told are the seconds of the whole loop and of an iteration, from the last adapter of one to the last adapter of the
 next: G, its debates, R, what its trainings take from there on, and T, the trainings where no row was waited for. With
@@ -94,7 +94,7 @@ def figures(spans: Sequence[Span]) -> dict[str, list[float]]:
         ],
         "G": [closed - end for span in by_turns for closed, end in zip(span.closed[1:], span.trained, strict=False)],
         "R": [end - closed for span in by_turns for closed, end in zip(span.closed, span.trained, strict=True)],
-        # the rows of an iteration are all there when its trainings begin, if its debates end before those of the last
+        # where an iteration's debates were over before the trainings of the one before were
         "T": [
             end - before
             for span in ahead
@@ -118,10 +118,10 @@ def table(found: dict[str, list[float]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=4)
+    parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("--debates", type=int, default=40, help="of each iteration")
-    parser.add_argument("--latency-s", type=float, default=4.0, help="median of a reply's latency")
-    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--latency-s", type=float, default=6.0, help="median of a reply's latency")
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=1.2)
     parser.add_argument("--json", type=Path)

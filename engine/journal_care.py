@@ -12,6 +12,7 @@ from engine.config.named_protocol import find_protocol
 from engine.config.recipe import Recipe
 from engine.config.recipe_file import build_recipe
 from engine.data.tasks import load_split
+from engine.debates.changes import changed_files
 from engine.live.progress import Progress
 from engine.record.attempts import split_id
 from engine.record.folder import Manifest, RunFolder
@@ -109,9 +110,9 @@ def _recipe(manifest: Manifest, progress: Progress) -> Recipe | None:
         return None
     try:
         recipe = build_recipe(manifest.recipe, where=manifest.recipe_path, folder=Path(manifest.recipe_path).parent)
-        if recipe.fingerprint == manifest.fingerprint:
+        if not (other := changed_files(manifest, recipe)):
             return recipe
-        why = "a file it names, or a prompt set of moot's, has changed"
+        why = f"{' and '.join(other)} changed"
     except ConfigError as err:
         why = str(err)
     progress.note(f"the recipe is not the run's any more, so nothing behind a lost event is kept: {why}")

@@ -11,9 +11,10 @@ journal, its feed and its last checkpoint.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class Loop:
         self._registry = Registry(folder.path / "adapters")
         self._serving: dict[str, AdapterRecord] = {}  # agent -> the version that answers now
         self._evaluations: list[tuple[str, Evaluation]] = []
-        self.warnings: list[str] = []
+        self._warnings: defaultdict[str, list[str]] = defaultdict(list)  # by stage
         self.set_aside = 0
 
     async def run(self) -> list[tuple[str, Evaluation]]:
@@ -178,7 +179,7 @@ class Loop:
             if training.jobs:
                 fitting.append(in_thread(lambda: training.fit(feed)))
             for warning in await all_fitted(fitting):
-                self._warn(warning)
+                self._warn(f"train-{number}", warning)
             await iteration.closed.wait()  # a training that was over before the driver died waits for its debates
             data = self._staleness(iteration)
             theirs = hosted.register(self._registry, recipe_hash=self._recipe.fingerprint, iteration=number, data=data)
@@ -218,14 +219,16 @@ class Loop:
         parents = await in_thread(lambda: self._before(version))
         rows = await in_thread(lambda: self._preferences(iteration))
         if bare := [agent for agent in rows if agent not in parents]:
-            self._warn(f"{stage}: {', '.join(bare)} could not be trained before, and preferences go on from an adapter")
+            told = f"{stage}: {', '.join(bare)} could not be trained before, and preferences go on from an adapter"
+            self._warn(stage, told)
         rows = {agent: found for agent, found in rows.items() if agent in parents}
         if not rows:
             self._warn(
+                stage,
                 f"{stage}: no round of debate-{iteration} has both a right and a wrong answer by "
-                f"train.label={self._recipe.train.label} for who learns; the adapters stay as they are"
+                f"train.label={self._recipe.train.label} for who learns; the adapters stay as they are",
             )
-            self._folder.mark_done(stage, {"adapters": []})
+            self._mark_done(stage, [], {})
             return
         self._progress.note(f"{stage}: pairs " + ", ".join(f"{agent} {len(found)}" for agent, found in rows.items()))
         training = preference_training(
@@ -240,7 +243,7 @@ class Loop:
             gpu_share_of(way_of(self._recipe)),
         )
         async with room_for_trainings(self._recipe, self._cluster.hosts, self._progress):
-            self._warn(await in_thread(lambda: training.fit(str(rows_of(training)))))
+            self._warn(stage, await in_thread(lambda: training.fit(str(rows_of(training)))))
         data = self._folder.manifest.done[f"train-{iteration}"].get("staleness", {})
         await self._register(stage, training, version, iteration, data)
 
@@ -249,10 +252,15 @@ class Loop:
         found, _ = recorded_preferences(self._folder, trees, [f"debate-{iteration}"])
         return {agent: rows for agent, rows in found.items() if agent in self._recipe.learners}
 
-    def _warn(self, warning: str) -> None:
+    def _warn(self, stage: str, warning: str) -> None:
         if warning:
-            self.warnings.append(warning)
+            self._warnings[stage].append(warning)
             self._progress.note(f"warning: {warning}")
+
+    def _mark_done(self, stage: str, adapters: list[str], data: dict[str, float]) -> None:
+        """With what it warned of, as whoever takes the run up later was not there."""
+        told = {"staleness": data, "warnings": self._warnings[stage]}
+        self._folder.mark_done(stage, {"adapters": adapters} | {key: value for key, value in told.items() if value})
 
     async def _register(
         self,
@@ -278,7 +286,7 @@ class Loop:
             )
         )
         names = [item.name for item in (*theirs, *trained)]
-        self._folder.mark_done(stage, {"adapters": names} | ({"staleness": data} if data else {}))
+        self._mark_done(stage, names, data)
 
     def _training(self, iteration: int) -> Training:
         return Training(
@@ -326,12 +334,12 @@ class Loop:
         return jobs
 
     async def _publish(self, version: int) -> None:
-        """The agents answer with this version from here on."""
+        """The agents answer with this version from here on; who could not be trained, with its newest one before."""
+        newest = await in_thread(lambda: self._before(version + 1))  # hashes their weights
         for agent in self._recipe.learners:
-            name = adapter_name(agent, self._folder.manifest.id, version)
-            if name not in {record.name for record in self._registry.list()}:
-                continue  # it could not be trained: a warning says so
-            record = await in_thread(partial(self._registry.get, name))  # hashes its weights
+            record = newest.get(agent)
+            if record is None or (record.version < version and record == self._serving.get(agent)):
+                continue  # a warning says so
             await publish(self._cluster, self._recipe, record, self._registry)
             self._serving[agent] = record
         shown = ", ".join(record.name for record in self._serving.values()) or "none"

@@ -15,14 +15,22 @@ from actors.limits.prices import NOTHING
 from actors.logs import log_to_file
 from engine.config.base_model import base_model_of, check_base
 from engine.config.named_protocol import find_protocol
-from engine.config.recipe import Recipe
+from engine.config.recipe import Recipe, iterations_of
 from engine.config.recipe_file import apply_override, build_recipe, load_recipe, telling_of
 from engine.config.sections import table
 from engine.config.servable import check_servable
 from engine.data.media import collect_media
 from engine.data.tasks import Split, load_split
 from engine.debates.attendant import Attendant
-from engine.debates.changes import check_same, check_unchanged, differences, goes_further, keep_changes, taken_up
+from engine.debates.changes import (
+    check_is_loop,
+    check_same,
+    check_unchanged,
+    differences,
+    goes_further,
+    keep_changes,
+    taken_up,
+)
 from engine.debates.cluster import Cluster, in_copy_of_a_job
 from engine.debates.stage import run_stage
 from engine.debates.terminal import check_people, with_people
@@ -101,9 +109,19 @@ def _again(
     if manifest.finished_at is not None and not goes_further(folder, recipe):
         folder.release()
         return _nothing_left(folder, progress)
-    manifest.finished_at = None
     manifest.recipe_path = str(recipe_path)  # a job's copy of it lies elsewhere each time
-    keep_changes(folder, recipe, differences(manifest.recipe, recipe.source))
+    return _taken_up(folder, recipe, tasks, progress)
+
+
+def _taken_up(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> Outcome:
+    """Carry out what is left of a run, by its recipe as it is now."""
+    folder.manifest.finished_at = None
+    if found := differences(folder.manifest.recipe, recipe.source):
+        keep_changes(folder, recipe, found)
+    folder.save()
+    for change in folder.manifest.changes:
+        progress.note(f"changed since it was started: {change}")
+    recipe = msgspec.structs.replace(recipe, known_as=folder.manifest.fingerprint)
     return carry_out(folder, recipe, tasks, progress)
 
 
@@ -117,6 +135,23 @@ def _check_is_run(folder: RunFolder, kind: str, recipe: Recipe, limit: int | Non
                 "choose another --run-dir"
             )
     check_unchanged(folder, recipe)
+    _check_names_free(folder, recipe)
+
+
+def _check_names_free(folder: RunFolder, recipe: Recipe) -> None:
+    """Raises: ConfigError: a loop that is done is to go further, and what it would train next is there already."""
+    if folder.manifest.finished_at is None or not goes_further(folder, recipe):
+        return
+    done, adapters = iterations_of(folder.manifest.recipe), folder.path / "adapters"
+    last = done * (1 + recipe.loop.preferences)  # version: each training makes one
+    there = {record.version for record in Registry(adapters).list()}
+    there |= {int(path.name[1:]) for path in adapters.glob("*/v*") if path.name[1:].isdigit()}
+    if there and max(there) > last:
+        raise ConfigError(
+            f"{folder.path}: `moot train` has made version {max(there)} of its adapters, and iteration {done + 1} would "
+            "make others of these names; begin a longer run by "
+            f"`moot fork {folder.path} --run-dir NEW loop.iterations={recipe.loop.iterations}`"
+        )
 
 
 def evaluate_run(
@@ -196,6 +231,7 @@ def resume(path: Path, *, budget: Sequence[str] = (), iterations: int | None = N
     Raises: ConfigError: not a run, or its recipe is another now. MootError: see the stages.
     """
     folder = RunFolder.open(path)
+    check_is_loop(folder, iterations)
     if folder.manifest.kind == "import":
         progress.note(f"{path} is an import; nothing to resume")
         return _outcome(folder)
@@ -215,16 +251,12 @@ def _go_on(folder: RunFolder, budget: Sequence[str], iterations: int | None, pro
     ):
         recipe = _recipe_of(manifest, source)
     check_same(folder, recipe)
+    _check_names_free(folder, recipe)
     tasks = limited(load_split(recipe.tasks), manifest.limit)
     if manifest.finished_at is not None and not goes_further(folder, recipe):
         return _nothing_left(folder, progress)
-    manifest.finished_at = None
     check_people(recipe, manifest.recipe_path)
-    if found := differences(manifest.recipe, source):
-        keep_changes(folder, recipe, found)
-    for change in manifest.changes:
-        progress.note(f"changed since it was started: {change}")
-    return carry_out(folder, recipe, tasks, progress)
+    return _taken_up(folder, recipe, tasks, progress)
 
 
 def carry_out(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> Outcome:
@@ -323,7 +355,8 @@ async def _debate(folder: RunFolder, recipe: Recipe, tasks: Split, cluster: Clus
 async def _loop(folder: RunFolder, recipe: Recipe, tasks: Split, cluster: Cluster, progress: Progress) -> Outcome:
     loop = Loop(recipe, cluster, folder, tasks, progress)
     evaluations = await loop.run()
-    outcome: Outcome = _totals(folder) | {"warnings": loop.warnings}
+    warnings = [text for done in folder.manifest.done.values() for text in done.get("warnings", ())]
+    outcome: Outcome = _totals(folder) | {"warnings": warnings}
     if recipe.loop.staleness:
         outcome["staleness"] = {
             stage.replace("train", "debate"): done["staleness"]
@@ -419,9 +452,10 @@ def _totals(folder: RunFolder) -> Outcome:
 
 def _nothing_left(folder: RunFolder, progress: Progress) -> Outcome:
     """Of a run that was done before: what came of it, and that nothing was added now."""
-    further = (
-        f"; `moot resume {folder.path} --iterations N` has it go further" if folder.manifest.kind == "loop" else ""
-    )
+    further = ""
+    if folder.manifest.kind == "loop":
+        number = iterations_of(folder.manifest.recipe)
+        further = f"; `moot resume {folder.path} --iterations {number + 1}` has it go further than {number}"
     progress.note(f"{folder.path} is done already; nothing to resume{further}")
     return _outcome(folder) | {"state": "done already", "new_replies": 0, "hosts": {}, "wall_s": 0.0}
 

@@ -120,16 +120,17 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     run: RunSettings
     prices: dict[str, Price]
     source: dict[str, Any]
+    known_as: str = ""  # the fingerprint of the run that goes on with it
 
     @property
     def fingerprint(self) -> str:
         """Identity of what is run: changes with anything that could change a result, prompts and task files too.
 
         A cache is left out: it decides who is asked, while the reply is one of the same model to the same words. So
-        are limits, which may change while a run goes on: they say how fast is asked and how often, not what. And so
-        are iterations: however many there are to be, the first ones come to the same.
+        are limits, which may change while a run goes on: they say how fast is asked and how often, not what. A loop
+        that goes further than it was to keeps the one that it began with, by which its journals know it.
         """
-        return digest(identity(self.source) | self.files)
+        return self.known_as or digest(identity(self.source) | self.files)
 
     @property
     def files(self) -> dict[str, str]:
@@ -183,14 +184,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
 FREE = ("run", "description", "prices")
 FREE_OF_MODELS = ("price", "cache", "replicas", "max_restarts", "limits")
-FREE_OF_LOOP = ("iterations",)  # it may only grow
+FREE_OF_LOOP = ("iterations",)  # however many there are to be, the first ones come to the same
 
 
 def identity(source: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a recipe that could change a result."""
-    told = {key: value for key, value in source.items() if key not in (*FREE, "loop")}
-    if loop := _without(source.get("loop"), *FREE_OF_LOOP):
-        told["loop"] = loop
+    told = {key: value for key, value in source.items() if key not in FREE}
     return told | {"models": {name: _without(value, *FREE_OF_MODELS) for name, value in source["models"].items()}}
 
 

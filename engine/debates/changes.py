@@ -15,7 +15,8 @@ from actors.limits.tries import Limits
 from engine.config.recipe import FREE, FREE_OF_LOOP, FREE_OF_MODELS, Recipe, iterations_of
 from engine.config.recipe_file import apply_override, build_recipe, read_yaml
 from engine.config.refusals import suggest
-from engine.record.folder import Change, RunFolder
+from engine.record.folder import Change, Manifest, RunFolder
+from engine.record.stage_names import iteration_of
 from protocols.errors import ConfigError
 
 WHERE = "moot ctl set"
@@ -51,6 +52,7 @@ def _shown(value: Any) -> str:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
     """Key by key, in the order of the old, what is only in the new last."""
+    old, new = ({**source, "loop": source.get("loop") or {}} for source in (old, new))  # iterations are told as such
     return [Difference(key, *pair) for key, pair in _differences(old, new, "")]
 
 
@@ -77,7 +79,8 @@ def changed(recipe: Recipe, settings: Sequence[str], folder: Path) -> tuple[Reci
     for setting in settings:
         key, equals, value = setting.partition("=")
         apply_override(source, f"{_long(recipe, key)}={value}" if equals else setting)
-    return build_recipe(source, where=WHERE, folder=folder), differences(recipe.source, source)
+    made = msgspec.structs.replace(build_recipe(source, where=WHERE, folder=folder), known_as=recipe.known_as)
+    return made, differences(recipe.source, source)
 
 
 def keep_changes(folder: RunFolder, recipe: Recipe, found: Sequence[Difference]) -> None:
@@ -110,10 +113,14 @@ def taken_up(folder: RunFolder, budget: Sequence[str], iterations: int | None = 
             raise ConfigError(f"--budget {given!r} must be usd=Y or tokens=N, for instance usd=10")
         apply_override(source, f"run.budget.{given}", named=f"--budget {given!r}")
     if iterations is not None:
-        if folder.manifest.kind != "loop":
-            raise ConfigError(f"--iterations {iterations}: {folder.path} is no loop; `moot loop` starts one")
-        apply_override(source, f"loop.iterations={iterations}")
+        apply_override(source, f"loop.iterations={iterations}", named=f"--iterations {iterations}")
     return source
+
+
+def check_is_loop(folder: RunFolder, iterations: int | None) -> None:
+    """Raises: ConfigError: something else is to have iterations."""
+    if iterations is not None and folder.manifest.kind != "loop":
+        raise ConfigError(f"--iterations {iterations}: {folder.path} is no loop; `moot loop` starts one")
 
 
 def goes_further(folder: RunFolder, recipe: Recipe) -> bool:
@@ -133,22 +140,30 @@ def check_unchanged(folder: RunFolder, recipe: Recipe) -> None:
 
 def check_same(folder: RunFolder, recipe: Recipe) -> None:
     """Raises: ConfigError: prompts or files of tasks that the recipe names have changed, or a loop is to be shorter."""
-    manifest = folder.manifest
-    if manifest.kind == "loop" and recipe.loop.iterations < (before := iterations_of(manifest.recipe)):
+    if other := changed_files(folder.manifest, recipe):
         raise ConfigError(
-            f"{folder.path}: loop.iterations={recipe.loop.iterations} are fewer than the {before} of the run; give as "
-            f"many or more, and end it earlier by `moot ctl drain {folder.path}`"
+            f"{folder.path}: {' and '.join(other)} changed since the run was started; put that back, or begin another "
+            f"run by `moot fork {folder.path} --run-dir NEW`, which takes over what stays valid"
         )
-    if recipe.fingerprint == manifest.fingerprint:
-        return
+    number, begun = recipe.loop.iterations, _iterations_begun(folder)
+    if number < begun:
+        raise ConfigError(
+            f"{folder.path}: loop.iterations={number} is fewer than the {begun} that the run has begun; "
+            "give as many or more"
+        )
+
+
+def changed_files(manifest: Manifest, recipe: Recipe) -> list[str]:
+    """What the recipe only names and is another than when the run was started, in words."""
+    if not manifest.files and recipe.fingerprint != manifest.fingerprint:  # of a moot that did not keep them
+        return ["a file that it names, or a prompt set of moot's,"]
     words = {"prompt_text": "the text of its prompts", "task_files": "its files of tasks"}
-    other = [words[key] for key, value in recipe.files.items() if manifest.files.get(key, value) != value]
-    what = " and ".join(other) or "a file that it names, or a prompt set of moot's,"
-    raise ConfigError(
-        f"{folder.path}: {what} changed since the run was started (fingerprint {manifest.fingerprint}, now "
-        f"{recipe.fingerprint}); put that back, or begin another run by `moot fork {folder.path} --run-dir NEW`, which "
-        "takes over what stays valid"
-    )
+    return [words[key] for key, value in recipe.files.items() if manifest.files.get(key, value) != value]
+
+
+def _iterations_begun(folder: RunFolder) -> int:
+    stages = {*folder.manifest.done, *(path.name for path in (folder.path / "journal").glob("debate-*"))}
+    return max((iteration_of(stage) for stage in stages if stage.startswith("debate-")), default=0)
 
 
 def _told(found: Sequence[Difference]) -> str:

@@ -22,7 +22,7 @@ from engine.live.progress import Progress
 from engine.record.folder import RunFolder
 from engine.record.journal import Journal, read_journal
 from engine.run import resume, start
-from protocols.errors import ConfigError
+from protocols.errors import ConfigError, TrainerError
 from protocols.graph import decode_debate
 from protocols.message import Ask
 from tests.actors.remote import Remote
@@ -44,10 +44,11 @@ class Trainer:
     """In the place of Ray Train, and of the processes that end with their driver.
 
     ``slow_until``: trainings of the iterations before this one are still under way when the next debates begin.
+    ``bare``: adapters that cannot be trained, as those cannot for which there is no row.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.slow_until = 0
+        self.slow_until, self.bare = 0, set[str]()
         self._feeds: list[FeedActor] = []
         self._journals: list[Journal] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -95,8 +96,12 @@ class Trainer:
                     time.sleep(0.005)
                     if loop.is_closed():
                         return
+            if job.name in self.bare:
+                continue
             parent = Path(job.parent, WEIGHTS_NAME).read_bytes() if job.parent else b""
             _write(job, hashlib.sha256(b"\n".join([parent, *rows])).digest(), len(rows))
+        if bare := sorted(job.name for job in jobs if job.name in self.bare):
+            raise TrainerError(f"{', '.join(bare)} could not be trained")
 
 
 async def _rows_of(feed: Any, agent: str) -> list[bytes]:
@@ -244,11 +249,64 @@ def test_a_loop_that_is_done_goes_further_and_comes_to_the_same(
         ("loop.iterations", 2, 3),
     ]
     assert resume(further, iterations=ITERATIONS, progress=silent)["state"] == "done already"
-    with pytest.raises(ConfigError, match=r"loop\.iterations=2 are fewer than the 3 of the run"):
-        resume(further, iterations=2, progress=silent)
-    with pytest.raises(ConfigError, match=r"^--iterations: loop\.iterations=0 must be a number from 1 to"):
-        resume(further, iterations=0, progress=silent)
     RunFolder.open(further).lock()  # nobody holds it
+
+
+def test_what_a_loop_cannot_go_further_to_is_refused(tmp_path: Path, trainer: Trainer) -> None:
+    path, _ = looped(recipe(tmp_path), "whole")
+    silent = Progress(live=False)
+    before = (path / "run.json").read_bytes()
+    with pytest.raises(
+        ConfigError, match=r"loop\.iterations=2 is fewer than the 3 that the run has begun; give as many"
+    ):
+        resume(path, iterations=2, progress=silent)
+    with pytest.raises(ConfigError, match=r"^--iterations: loop\.iterations=0 must be a number from 1 to"):
+        resume(path, iterations=0, progress=silent)
+    (path / "adapters" / "bo" / "v4").mkdir()  # of a training that was given between, and came to nothing
+    with pytest.raises(
+        ConfigError, match="`moot train` has made version 4 of its adapters, and iteration 4 would make"
+    ):
+        resume(path, iterations=4, progress=silent)
+    assert (path / "run.json").read_bytes() == before  # it is done still
+    (path / "adapters" / "bo" / "v4").rmdir()
+
+
+def test_more_iterations_can_be_taken_back_until_they_begin(tmp_path: Path, trainer: Trainer) -> None:
+    path, outcome = looped(recipe(tmp_path), "whole")
+    folder, file = RunFolder.open(path), path / "recipe.yaml"
+    data = yaml.safe_load(file.read_text())
+    data["loop"]["iterations"] = 50  # a slip, and the driver died at once
+    file.write_text(yaml.safe_dump(data))
+    folder.manifest.recipe, folder.manifest.finished_at = data, None
+    folder.save()
+    again = resume(path, iterations=ITERATIONS, progress=Progress(live=False))
+    assert again["after"] == outcome["after"] and RunFolder.open(path).manifest.finished_at is not None
+
+
+def test_a_loop_without_a_section_of_its_own_goes_further_by_an_edit(tmp_path: Path, trainer: Trainer) -> None:
+    plan = recipe(tmp_path)
+    data = yaml.safe_load(plan.read_text())
+    del data["loop"]
+    plan.write_text(yaml.safe_dump(data))
+    path, _ = looped(plan, "short")
+    (path / "recipe.yaml").write_text(yaml.safe_dump(data | {"loop": {"iterations": 2}}))
+    resume(path, progress=Progress(live=False))
+    assert {"train-1", "train-2"} <= set(RunFolder.open(path).manifest.done)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_who_could_not_be_trained_speaks_as_before_when_the_loop_goes_further(
+    tmp_path: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    monkeypatch.setattr("engine.loop.trains_whole", lambda _: whole)  # whole models take up the newest version alone
+    trainer.bare = {"bo@r-v2"}
+    path, outcome = looped(recipe(tmp_path, iterations=2), "short")
+    assert outcome["warnings"] == ["bo@r-v2 could not be trained"]
+    again = resume(path, iterations=3, progress=Progress(live=False))
+    assert again["warnings"] == outcome["warnings"]
+    assert spoke(path)["debate-3"] == {"1", "2"} and spoke(path)["eval-3"] == {"3"}
+    parents = {record["name"]: record["parent"] for record in adapters(path)}
+    assert parents["bo@r-v3"] == "bo@r-v1" and parents["ada@r-v3"] == "ada@r-v2"
 
 
 def _interrupt_everywhere(monkeypatch: pytest.MonkeyPatch) -> tuple[set[str], set[str]]:

@@ -350,14 +350,7 @@ def test_overrides_that_make_no_sense_are_one_sentence(override: str, said: str)
 
 @pytest.mark.parametrize(
     "override",
-    [
-        "run.num_arenas=4",
-        "run.sync=normal",
-        "run.runs_dir=there",
-        "description=hi",
-        "models.simulated.cache={}",
-        "loop.iterations=3",
-    ],
+    ["run.num_arenas=4", "run.sync=normal", "run.runs_dir=there", "description=hi", "models.simulated.cache={}"],
 )
 def test_how_the_work_is_spread_is_no_part_of_the_identity(override: str) -> None:
     assert built(override).fingerprint == built().fingerprint

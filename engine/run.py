@@ -148,8 +148,8 @@ def _check_names_free(folder: RunFolder, recipe: Recipe) -> None:
     there |= {int(path.name[1:]) for path in adapters.glob("*/v*") if path.name[1:].isdigit()}
     if there and max(there) > last:
         raise ConfigError(
-            f"{folder.path}: `moot train` has made version {max(there)} of its adapters, and iteration {done + 1} would "
-            "make others of these names; begin a longer run by "
+            f"{folder.path}: `moot train` has made version {max(there)} of its adapters, and iteration {done + 1} "
+            "would make others of these names; begin a longer run by "
             f"`moot fork {folder.path} --run-dir NEW loop.iterations={recipe.loop.iterations}`"
         )
 

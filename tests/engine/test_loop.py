@@ -263,9 +263,7 @@ def test_what_a_loop_cannot_go_further_to_is_refused(tmp_path: Path, trainer: Tr
     with pytest.raises(ConfigError, match=r"^--iterations: loop\.iterations=0 must be a number from 1 to"):
         resume(path, iterations=0, progress=silent)
     (path / "adapters" / "bo" / "v4").mkdir()  # of a training that was given between, and came to nothing
-    with pytest.raises(
-        ConfigError, match="`moot train` has made version 4 of its adapters, and iteration 4 would make"
-    ):
+    with pytest.raises(ConfigError, match="`moot train` has made version 4 of its adapters, and iteration 4"):
         resume(path, iterations=4, progress=silent)
     assert (path / "run.json").read_bytes() == before  # it is done still
     (path / "adapters" / "bo" / "v4").rmdir()

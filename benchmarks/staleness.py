@@ -16,22 +16,19 @@ Exit status 1: with 1 the iterations after the first are not --limit times faste
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.streaming import recipe_data, run_loop, spread  # noqa: E402
+from benchmarks.streaming import recipe_data, run_apart, run_here, run_loop, spread  # noqa: E402
 
 STALENESS = (0, 1)
 
@@ -50,7 +47,7 @@ class Span(msgspec.Struct, frozen=True):
         return [after - before for before, after in zip(self.trained, self.trained[1:], strict=False)]
 
 
-async def hold(staleness: int, recipe: dict[str, object], folder: Path) -> Span:
+async def hold(staleness: str, recipe: dict[str, Any], folder: Path) -> Span:
     """The loop in this process."""
     from trainers.record.registry import Registry
 
@@ -60,24 +57,11 @@ async def hold(staleness: int, recipe: dict[str, object], folder: Path) -> Span:
         number = int(record.metrics["iteration"])
         trained[number] = max(trained[number], record.created_at - began)
     return Span(
-        staleness=staleness,
+        staleness=int(staleness),
         closed=[max(iteration.closed_unix_s) - began for iteration in found.iterations],
         trained=[trained[iteration.iteration] for iteration in found.iterations],
         stale_share=found.iterations[-1].stale_share or 0.0,
     )
-
-
-def hold_apart(staleness: int, options: argparse.Namespace) -> Span:
-    data = recipe_data(options.debates, options.latency_s, options.epochs)
-    data["loop"] |= {"iterations": options.iterations, "staleness": staleness}
-    with tempfile.TemporaryDirectory(prefix="moot-bench-") as temporary:
-        folder = Path(temporary)
-        (folder / "recipe.json").write_text(json.dumps(data))
-        command = [sys.executable, __file__, "--variant", str(staleness), temporary]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=7200, check=False)
-        if done.returncode:
-            raise SystemExit(f"staleness {staleness} failed:\n{done.stderr[-3000:]}")
-        return msgspec.json.decode((folder / "span.json").read_bytes(), type=Span)
 
 
 def figures(spans: Sequence[Span]) -> dict[str, list[float]]:
@@ -128,16 +112,16 @@ def main() -> int:
     parser.add_argument("--variant", nargs=2, metavar=("STALENESS", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.variant:
-        staleness, folder = int(options.variant[0]), Path(options.variant[1])
-        span = asyncio.run(hold(staleness, json.loads((folder / "recipe.json").read_text()), folder / "run"))
-        (folder / "span.json").write_bytes(msgspec.json.encode(span))
+        run_here(options.variant, hold)
         return 0
     if options.iterations < 2:
         parser.error(f"--iterations {options.iterations} has none after the first: give 2 or more")
     spans = []
     for number in range(options.rounds):
         for staleness in STALENESS if number % 2 == 0 else STALENESS[::-1]:
-            spans.append(hold_apart(staleness, options))
+            data = recipe_data(options.debates, options.latency_s, options.epochs)
+            data["loop"] |= {"iterations": options.iterations, "staleness": staleness}
+            spans.append(run_apart(__file__, str(staleness), data, Span))
             print(f"staleness {staleness}: {spans[-1].trained[-1]:.0f} s", file=sys.stderr, flush=True)
     found = figures(spans)
     print(table(found))

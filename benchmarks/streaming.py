@@ -27,9 +27,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -133,15 +133,26 @@ async def iterate(variant: str, data: dict[str, Any], path: Path) -> Span:
     )
 
 
-def run_apart(variant: str, data: dict[str, Any]) -> Span:
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def run_apart(script: str, variant: str, data: dict[str, Any], kind: type[S]) -> S:
+    """What a variant came to in a fresh process: the script with ``--variant``, which calls ``run_here``."""
     with tempfile.TemporaryDirectory(prefix="moot-bench-") as temporary:
         folder = Path(temporary)
         (folder / "recipe.json").write_text(json.dumps(data))
-        command = [sys.executable, __file__, "--variant", variant, temporary]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
+        command = [sys.executable, script, "--variant", variant, temporary]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=7200, check=False)
         if done.returncode:
             raise SystemExit(f"{variant} failed:\n{done.stderr[-3000:]}")
-        return msgspec.json.decode((folder / "span.json").read_bytes(), type=Span)
+        return msgspec.json.decode((folder / "span.json").read_bytes(), type=kind)
+
+
+def run_here(given: tuple[str, str], hold: Callable[[str, dict[str, Any], Path], Coroutine[Any, Any, S]]) -> None:
+    """The other end of ``run_apart``. Args: given: of ``--variant``."""
+    variant, folder = given[0], Path(given[1])
+    span = asyncio.run(hold(variant, json.loads((folder / "recipe.json").read_text()), folder / "run"))
+    (folder / "span.json").write_bytes(msgspec.json.encode(span))
 
 
 def figures(spans: Sequence[Span], epochs: int) -> dict[str, Any]:
@@ -227,15 +238,14 @@ def main() -> int:
     parser.add_argument("--variant", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.variant:
-        variant, folder = options.variant[0], Path(options.variant[1])
-        span = asyncio.run(iterate(variant, json.loads((folder / "recipe.json").read_text()), folder / "run"))
-        (folder / "span.json").write_bytes(msgspec.json.encode(span))
+        run_here(options.variant, iterate)
         return 0
     spans = []
     for number in range(options.rounds):
         for epochs in options.epochs:
             for variant in VARIANTS if number % 2 == 0 else VARIANTS[::-1]:
-                spans.append(run_apart(variant, recipe_data(options.debates, options.latency_s, epochs)))
+                data = recipe_data(options.debates, options.latency_s, epochs)
+                spans.append(run_apart(__file__, variant, data, Span))
                 print(f"{variant}, {epochs} epochs: {spans[-1].end:.0f} s", file=sys.stderr, flush=True)
     rows = [figures(spans, epochs) for epochs in options.epochs]
     print("\n".join(table(rows)))

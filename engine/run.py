@@ -22,15 +22,7 @@ from engine.config.servable import check_servable
 from engine.data.media import collect_media
 from engine.data.tasks import Split, load_split
 from engine.debates.attendant import Attendant
-from engine.debates.changes import (
-    check_is_loop,
-    check_same,
-    check_unchanged,
-    differences,
-    goes_further,
-    keep_changes,
-    taken_up,
-)
+from engine.debates.changes import check_same, check_unchanged, differences, goes_further, keep_changes, taken_up
 from engine.debates.cluster import Cluster, in_copy_of_a_job
 from engine.debates.stage import run_stage
 from engine.debates.terminal import check_people, with_people
@@ -106,23 +98,29 @@ def _again(
     except ConfigError:
         folder.release()
         raise
-    if manifest.finished_at is not None and not goes_further(folder, recipe):
+    if _is_over(folder, recipe):
         folder.release()
         return _nothing_left(folder, progress)
     manifest.recipe_path = str(recipe_path)  # a job's copy of it lies elsewhere each time
-    return _taken_up(folder, recipe, tasks, progress)
+    return _carry_on(folder, recipe, tasks, progress)
 
 
-def _taken_up(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> Outcome:
+def _carry_on(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> Outcome:
     """Carry out what is left of a run, by its recipe as it is now."""
     folder.manifest.finished_at = None
     if found := differences(folder.manifest.recipe, recipe.source):
         keep_changes(folder, recipe, found)
-    folder.save()
+    else:
+        folder.save()
     for change in folder.manifest.changes:
         progress.note(f"changed since it was started: {change}")
     recipe = msgspec.structs.replace(recipe, known_as=folder.manifest.fingerprint)
     return carry_out(folder, recipe, tasks, progress)
+
+
+def _is_over(folder: RunFolder, recipe: Recipe) -> bool:
+    """Whether nothing is left to do."""
+    return folder.manifest.finished_at is not None and not goes_further(folder, recipe)
 
 
 def _check_is_run(folder: RunFolder, kind: str, recipe: Recipe, limit: int | None) -> None:
@@ -144,11 +142,11 @@ def _check_names_free(folder: RunFolder, recipe: Recipe) -> None:
         return
     done, adapters = iterations_of(folder.manifest.recipe), folder.path / "adapters"
     last = done * (1 + recipe.loop.preferences)  # version: each training makes one
-    there = {record.version for record in Registry(adapters).list()}
-    there |= {int(path.name[1:]) for path in adapters.glob("*/v*") if path.name[1:].isdigit()}
-    if there and max(there) > last:
+    begun = (int(path.name[1:]) for path in adapters.glob("*/v*") if path.name[1:].isdigit())  # registered or not
+    newest = max(Registry(adapters).next_version - 1, *begun, 0)
+    if newest > last:
         raise ConfigError(
-            f"{folder.path}: `moot train` has made version {max(there)} of its adapters, and iteration {done + 1} "
+            f"{folder.path}: `moot train` has made version {newest} of its adapters, and iteration {done + 1} "
             "would make others of these names; begin a longer run by "
             f"`moot fork {folder.path} --run-dir NEW loop.iterations={recipe.loop.iterations}`"
         )
@@ -231,7 +229,8 @@ def resume(path: Path, *, budget: Sequence[str] = (), iterations: int | None = N
     Raises: ConfigError: not a run, or its recipe is another now. MootError: see the stages.
     """
     folder = RunFolder.open(path)
-    check_is_loop(folder, iterations)
+    if iterations is not None and folder.manifest.kind != "loop":
+        raise ConfigError(f"--iterations {iterations}: {path} is no loop; `moot loop` starts one")
     if folder.manifest.kind == "import":
         progress.note(f"{path} is an import; nothing to resume")
         return _outcome(folder)
@@ -253,10 +252,10 @@ def _go_on(folder: RunFolder, budget: Sequence[str], iterations: int | None, pro
     check_same(folder, recipe)
     _check_names_free(folder, recipe)
     tasks = limited(load_split(recipe.tasks), manifest.limit)
-    if manifest.finished_at is not None and not goes_further(folder, recipe):
+    if _is_over(folder, recipe):
         return _nothing_left(folder, progress)
     check_people(recipe, manifest.recipe_path)
-    return _taken_up(folder, recipe, tasks, progress)
+    return _carry_on(folder, recipe, tasks, progress)
 
 
 def carry_out(folder: RunFolder, recipe: Recipe, tasks: Split, progress: Progress) -> Outcome:

@@ -16,7 +16,7 @@ from engine.config.recipe import FREE, FREE_OF_LOOP, FREE_OF_MODELS, Recipe, ite
 from engine.config.recipe_file import apply_override, build_recipe, read_yaml
 from engine.config.refusals import suggest
 from engine.record.folder import Change, Manifest, RunFolder
-from engine.record.stage_names import iteration_of
+from engine.record.stage_names import last_iteration
 from protocols.errors import ConfigError
 
 WHERE = "moot ctl set"
@@ -117,12 +117,6 @@ def taken_up(folder: RunFolder, budget: Sequence[str], iterations: int | None = 
     return source
 
 
-def check_is_loop(folder: RunFolder, iterations: int | None) -> None:
-    """Raises: ConfigError: something else is to have iterations."""
-    if iterations is not None and folder.manifest.kind != "loop":
-        raise ConfigError(f"--iterations {iterations}: {folder.path} is no loop; `moot loop` starts one")
-
-
 def goes_further(folder: RunFolder, recipe: Recipe) -> bool:
     """Whether a loop is to have more iterations than it was."""
     return folder.manifest.kind == "loop" and recipe.loop.iterations > iterations_of(folder.manifest.recipe)
@@ -145,7 +139,8 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
             f"{folder.path}: {' and '.join(other)} changed since the run was started; put that back, or begin another "
             f"run by `moot fork {folder.path} --run-dir NEW`, which takes over what stays valid"
         )
-    number, begun = recipe.loop.iterations, _iterations_begun(folder)
+    journals = (path.name for path in (folder.path / "journal").glob("debate-*"))
+    number, begun = recipe.loop.iterations, last_iteration([*folder.manifest.done, *journals])
     if number < begun:
         raise ConfigError(
             f"{folder.path}: loop.iterations={number} is fewer than the {begun} that the run has begun; "
@@ -159,11 +154,6 @@ def changed_files(manifest: Manifest, recipe: Recipe) -> list[str]:
         return ["a file that it names, or a prompt set of moot's,"]
     words = {"prompt_text": "the text of its prompts", "task_files": "its files of tasks"}
     return [words[key] for key, value in recipe.files.items() if manifest.files.get(key, value) != value]
-
-
-def _iterations_begun(folder: RunFolder) -> int:
-    stages = {*folder.manifest.done, *(path.name for path in (folder.path / "journal").glob("debate-*"))}
-    return max((iteration_of(stage) for stage in stages if stage.startswith("debate-")), default=0)
 
 
 def _told(found: Sequence[Difference]) -> str:

@@ -6,6 +6,8 @@ With staleness later debates come in between, and both trainings before both eva
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 BEFORE_PREFERENCES = "-sft"  # ends the name of an evaluation between an iteration's two trainings
 
 
@@ -13,6 +15,11 @@ def iteration_of(stage: str) -> int:
     """0 where the name tells none."""
     number = stage.removesuffix(BEFORE_PREFERENCES).rpartition("-")[2]
     return int(number) if number.isdigit() else 0
+
+
+def last_iteration(stages: Iterable[str]) -> int:
+    """The last one whose debates are among these; 0: none."""
+    return max((iteration_of(stage) for stage in stages if stage.startswith("debate-")), default=0)
 
 
 def order_of(stage: str) -> tuple[int, bool]:

@@ -9,7 +9,7 @@ import msgspec
 
 from engine.debates.stage import recorded
 from engine.record.folder import Manifest, RunFolder
-from engine.record.stage_names import iteration_of, label_of, order_of
+from engine.record.stage_names import label_of, last_iteration, order_of
 from engine.results.evaluate import Evaluation
 from engine.results.likelihoods import read_likelihoods
 from engine.results.report import report_text, write_report
@@ -104,7 +104,7 @@ def _statistics(folder: RunFolder, stages: list[str]) -> tuple[tuple[str, Statis
 
 def _iterations(folder: RunFolder) -> tuple[Iteration, ...]:
     found = []
-    for number in range(1, _num_iterations(folder) + 1):
+    for number in range(1, last_iteration(folder.manifest.done) + 1):
         closed = sorted(item.at for item in recorded(folder, f"debate-{number}"))
         results = [result for _, result in _training_results(folder, number)]
         firsts = [result.first_step_at for result in results if result.first_step_at is not None]
@@ -117,10 +117,6 @@ def _iterations(folder: RunFolder) -> tuple[Iteration, ...]:
             )
         )
     return tuple(found)
-
-
-def _num_iterations(folder: RunFolder) -> int:
-    return max((iteration_of(name) for name in folder.manifest.done if name.startswith("debate-")), default=0)
 
 
 class _Told(msgspec.Struct):
@@ -141,7 +137,7 @@ def _training_results(folder: RunFolder, iteration: int) -> list[tuple[str, _Tol
 
 def _trainings(folder: RunFolder) -> tuple[Training, ...]:
     found = []
-    for number in range(1, _num_iterations(folder) + 1):
+    for number in range(1, last_iteration(folder.manifest.done) + 1):
         for agent, result in _training_results(folder, number):
             points = tuple(
                 TrainingPoint(time_unix_s=at, step=step, loss=loss)

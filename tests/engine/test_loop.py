@@ -235,7 +235,7 @@ def test_a_loop_that_is_done_goes_further_and_comes_to_the_same(
     whole, outcome = looped(plan, "whole")
     further, silent = tmp_path / "further" / "r", Progress(live=False)
     start("loop", plan, ("loop.iterations=1",), run_dir=further, limit=None, progress=silent)
-    asked = {stage: spoke(further)[stage] for stage in spoke(further)}
+    asked = spoke(further)
     second = resume(further, iterations=2, progress=silent)
     assert len(adapters(further)) == 2 * 2 * (1 + preferences) and second["after"] != outcome["after"]
     again = start("loop", plan, (), run_dir=further, limit=None, or_resume=True, progress=silent)  # three, it says
